@@ -1,0 +1,38 @@
+"""Gen2Embed: a generative multimodal model as an embedding model, by prompt alone.
+
+``Gen2Embed`` is a ``SentenceTransformer``; ``HierarchicalPrompt`` is the two-level prompt it speaks. Both are imported
+on first use (PEP 562): importing this package loads neither torch nor transformers. It does make sure that
+sentence-transformers, whenever it is imported, knows the short names (see ``_gen2embed_hook``).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import _gen2embed_hook
+
+if TYPE_CHECKING:
+    from .model import Gen2Embed
+    from .prompts import HierarchicalPrompt
+
+__version__ = "0.1.0"
+
+__all__ = ["Gen2Embed", "HierarchicalPrompt", "__version__"]
+
+_LAZY = {"Gen2Embed": ".model", "HierarchicalPrompt": ".prompts"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use and keep it."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the lazy names too, so that completion offers them."""
+    return sorted({*globals(), *__all__})
+
+
+_gen2embed_hook.install()

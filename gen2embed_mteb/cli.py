@@ -1,0 +1,226 @@
+"""The command line: `gen2embed <command>`. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb import __version__
+
+BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
+DEFAULT_MODEL = "gen2embed"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Accepts `--data-dir` for `--data_dir`, and refuses abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Spell flags with underscores before argparse sees them."""
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([_underscored(word) for word in given], namespace)
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: the words after `gen2embed`; `None` takes them from the command line.
+
+    Returns:
+        The exit status: 0, 1 for a run with too many bad rows, 2 for input that cannot be used.
+    """
+    parser = _build_parser()
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("gen2embed_mteb").setLevel(logging.INFO if arguments.verbose else logging.WARNING)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except (ValueError, OSError) as error:
+        if arguments.verbose:
+            raise
+        sys.stderr.write(f"gen2embed {arguments.command}: error: {error}\n")
+        return 2
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="gen2embed", description="A generative multimodal LLM as an embedding model, by prompt alone.")
+    parser.add_argument("--version", action="version", version=f"gen2embed {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
+    for name, summary, add, run in (
+        ("demo", "the paper's effect on the embedded model, with a report to look at", _add_demo, _demo),
+        ("evaluate", "MMEB, MMEB-mini, SugarCrepe, SugarCrepe++", _add_evaluate, _evaluate),
+        ("export", "write a directory that plain SentenceTransformer loads", _add_export, _export),
+        ("doctor", "what is installed, what is missing, which extra mends it", lambda _: None, _doctor),
+    ):
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.add_argument("--verbose", action="store_true", help="log what is done, and show tracebacks")
+        add(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt_mode", default=None, help="strategy (default: hierarchical, or an export's own)")
+    parser.add_argument("--adapter", default=None, help="LoRA or DoRA adapter: directory or hub id")
+    parser.add_argument("--revision", default=None, help="revision of the model on the hub")
+    parser.add_argument("--max_length", type=int, default=None, help="longest input in tokens")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …")
+    parser.add_argument("--dtype", default=None, help="float32, bfloat16, float16, auto")
+
+
+def _load_model(name: str, arguments: argparse.Namespace, **options: Any) -> Any:
+    from gen2embed_mteb.model import Gen2Embed
+
+    return Gen2Embed(
+        name,
+        prompt_mode=arguments.prompt_mode,
+        adapter=arguments.adapter,
+        revision=arguments.revision,
+        max_length=arguments.max_length,
+        device=arguments.device,
+        model_kwargs={"dtype": arguments.dtype} if arguments.dtype else None,
+        **options,
+    )
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_name", "--model_name_or_path", default=DEFAULT_MODEL, help="hub id, directory, name")
+    _add_model(parser)
+    parser.add_argument("--benchmark", choices=BENCHMARKS, default="mmeb")
+    parser.add_argument("--data_dir", default=None, help="folder or hub id of the data; the -mini ones draw their own")
+    parser.add_argument("--image_dir", default="", help="folder or .zip of the images; default: beside the data")
+    parser.add_argument("--output_dir", default=None, help="default: results/<benchmark>/<model>/<prompt_mode>")
+    parser.add_argument("--eval_split", default="test")
+    parser.add_argument("--subsets", nargs="+", default=(), help="datasets to run (default: all)")
+    parser.add_argument("--meta_task", nargs="+", default=(), help="Classification, VQA, Retrieval, Grounding")
+    parser.add_argument("--limit", type=int, default=None, help="rows a dataset, from the first")
+    parser.add_argument("--layout", choices=("native", "official"), default="native", help="image layout in the prompt")
+    parser.add_argument("--resize", default="processor", help="processor, official, square-448")
+    parser.add_argument("--min_side", type=int, default=28, help="smaller images are enlarged; 0: never")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--num_workers", type=int, default=4, help="threads that open images")
+    parser.add_argument("--max_error_rate", type=float, default=0.001, help="share of bad rows that fails the run")
+    parser.add_argument("--overwrite", action="store_true", help="drop the vectors of another model in output_dir")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from gen2embed_mteb import evaluation
+    from gen2embed_mteb.fingerprint import fingerprint
+
+    run, data_dir, image_dir = _benchmark(arguments)
+    if not data_dir:
+        raise ValueError(f"--data_dir is needed for --benchmark {arguments.benchmark}")
+    mode = arguments.prompt_mode or "hierarchical"
+    label = Path(arguments.model_name).name
+    settings = {
+        "data_dir": str(data_dir),
+        "image_dir": str(image_dir),
+        "output_dir": arguments.output_dir or str(Path("results") / arguments.benchmark / label / mode),
+        "split": arguments.eval_split,
+        "subsets": tuple(arguments.subsets),
+        "meta_tasks": tuple(arguments.meta_task),
+        "model_name": arguments.model_name,
+        "prompt_mode": mode,
+    }
+    for name in ("limit", "batch_size", "resize", "min_side", "num_workers", "max_error_rate", "overwrite"):
+        settings[name] = getattr(arguments, name)
+    # Settings are checked before a model is loaded, which can take minutes.
+    evaluation.EvaluationConfig(**settings, fingerprint="not known yet")
+    model = _load_model(arguments.model_name, arguments, layout=arguments.layout)
+    settings |= {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
+    failed, table = run(evaluation.BatchedEncoder(model), evaluation.EvaluationConfig(**settings))
+    print(table)
+    print(f"\nWritten to {settings['output_dir']}")
+    return int(failed)
+
+
+def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str, str]:
+    """What runs the benchmark, and where its data and images are."""
+    name, data_dir, image_dir = arguments.benchmark, arguments.data_dir or "", arguments.image_dir
+    if name.startswith("sugarcrepe"):
+        from gen2embed_mteb import compositionality
+
+        plus = "++" in name
+        benchmark = compositionality.SUGARCREPE_PLUS_BENCHMARK if plus else compositionality.SUGARCREPE_BENCHMARK
+        if name.endswith("-mini"):
+            from gen2embed_mteb.mini.benchmark import ensure
+
+            root = ensure("crepe", arguments.data_dir)
+            data_dir, image_dir = str(root / ("SugarCrepe++" if plus else "SugarCrepe")), str(root / "val2017")
+
+        def run_captions(encoder: Any, config: Any) -> tuple[bool, str]:
+            captions = compositionality.evaluate_captions(encoder, benchmark, config)
+            return captions.too_many_errors, compositionality.text_table(captions)
+
+        return run_captions, data_dir, image_dir
+
+    from gen2embed_mteb.mmeb import MMEB
+    from gen2embed_mteb.mmeb.evaluate import evaluate
+    from gen2embed_mteb.mmeb.report import text_table
+
+    table = MMEB
+    if name == "mmeb-mini":
+        from gen2embed_mteb.mini.benchmark import MMEB_MINI, ensure
+
+        table, root = MMEB_MINI, ensure("eval", arguments.data_dir)
+        data_dir, image_dir = str(root / "MMEB-eval"), str(root / "images")
+
+    def run(encoder: Any, config: Any) -> tuple[bool, str]:
+        result = evaluate(encoder, table, config)
+        return result.too_many_errors, text_table(result, config)
+
+    return run, data_dir, image_dir
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="base model, adapter or export: hub id, directory or short name")
+    parser.add_argument("output", help="directory to write; must be empty or absent")
+    _add_model(parser)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from gen2embed_mteb.export import empty_directory
+
+    output = empty_directory(arguments.output)
+    _load_model(arguments.model, arguments).save_pretrained(str(output))
+    print(f'Written to {output}. Load it with SentenceTransformer("{output}").')
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="where results and the report go")
+    parser.add_argument("--data_dir", type=Path, default=None, help="where MMEB-mini is kept (default: user's cache)")
+    parser.add_argument("--limit", type=int, default=None, help="rows a dataset, for a quick look")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from gen2embed_mteb.mini.demo import run_demo
+
+    for line in run_demo(arguments.output_dir, arguments.data_dir, arguments.limit):
+        print(line, flush=True)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from gen2embed_mteb.doctor import diagnose
+
+    healthy, text = diagnose()
+    print(text)
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The reports of a run on SugarCrepe or SugarCrepe++: `results.json`, and a table with the paper's figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gen2embed_mteb.compositionality_scoring import CompositionalityResult
+from gen2embed_mteb.evaluation import EvaluationConfig, installed_versions
+from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
+from gen2embed_mteb.mmeb.paper import SUGARCREPE, SUGARCREPE_PLUS
+
+
+def results_json(result: CompositionalityResult, config: EvaluationConfig) -> dict[str, Any]:
+    """Builds the content of `results.json`, in the spirit of MMEB's.
+
+    Args:
+        result: The run's outcome.
+        config: Its settings.
+
+    Returns:
+        By set and overall `accuracy_itt` (and `accuracy_tot`) in [0, 1] by the official rule, ties being wrong;
+        `…_ties_right` is the same with ties counted as right.
+    """
+    tasks = result.benchmark.tasks
+    return {
+        "model": config.model_name,
+        "revision": config.revision,
+        "prompt_mode": config.prompt_mode,
+        "benchmark": result.benchmark.name,
+        "datasets": {
+            score.name: {
+                **{f"accuracy_{task}": score.accuracy(task) for task in tasks},
+                **{f"accuracy_{task}_ties_right": score.accuracy(task, ties_count=True) for task in tasks},
+                "num_queries": score.num_scored,
+                "num_errors": score.num_errors,
+            }
+            for score in result.scores
+        },
+        "overall": {f"accuracy_{task}": result.overall(task) for task in tasks},
+        "fingerprint": config.fingerprint,
+        "versions": installed_versions(),
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
+    """Builds `results.md`: our figures above the paper's, in percent; ends in a newline."""
+    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
+    note = f"Accuracy in percent, a tie is wrong. {result.num_scored} scored, {len(result.errors)} set aside."
+    return "\n\n".join([title, note, as_markdown(_table(result))]) + "\n"
+
+
+def text_table(result: CompositionalityResult) -> str:
+    """Builds the table of `results.md` for a terminal; no newline at the end."""
+    return as_text(_table(result))
+
+
+def _table(result: CompositionalityResult) -> Table:
+    """Rows are methods, columns are sets, as in the paper's Table VI."""
+    tasks = result.benchmark.tasks
+    ours = [percent(score.accuracy(task)) for score in result.scores for task in tasks]
+    head = [
+        f"{score.name} {task.upper()}" if len(tasks) > 1 else score.name for score in result.scores for task in tasks
+    ]
+    averages = [percent(result.overall(task)) for task in tasks]
+    names = ["Avg. " + task.upper() for task in tasks] if len(tasks) > 1 else ["Avg."]
+    table: Table = [["", *head, *names], ["ours", *ours, *averages]]
+    if len(tasks) == 1:
+        table += [[f"paper, VI: {label}", *["–"] * len(head), f"{mean:.1f}"] for label, mean in SUGARCREPE.items()]
+        return table
+    for label, figures in SUGARCREPE_PLUS.items():
+        cells = [f"{cell:.1f}" for score in result.scores for cell in figures[score.name]]
+        table.append([f"paper, VI: {label}", *cells, *["–"] * len(names)])
+    return table

@@ -1,0 +1,56 @@
+"""`gen2embed doctor`: what is installed, what is missing, and which extra mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+
+from gen2embed_mteb import short_names
+from gen2embed_mteb.formatting import as_text
+
+_NEEDED = ("torch", "transformers", "sentence-transformers", "peft", "datasets", "accelerate", "mteb", "pillow", "pyarrow")
+_OPTIONAL = {
+    "torchvision": "pip install 'gen2embed[image]' (optional: images go through Pillow without it)",
+    "faiss": "pip install 'gen2embed[cpu]' or 'gen2embed[gpu]' (optional: exact search in torch without it)",
+    "umap": "pip install 'gen2embed[analysis]' (optional: figures)",
+}
+
+
+def diagnose() -> tuple[bool, str]:
+    """Look at the installation.
+
+    Returns:
+        Whether everything needed is there, and a readable table.
+    """
+    rows: list[list[str]] = [["python", platform.python_version(), ""]]
+    healthy = sys.version_info >= (3, 11)
+    for name in ("gen2embed", *_NEEDED):
+        version = _version(name)
+        healthy = healthy and version is not None
+        rows.append([name, version or "missing", "" if version else "pip install gen2embed"])
+    for module, remedy in _OPTIONAL.items():
+        found = importlib.util.find_spec(module) is not None
+        rows.append([module, "installed" if found else "not installed", "" if found else remedy])
+    hook = "off" if os.environ.get("GEN2EMBED_NO_HOOK", "") not in ("", "0") else "on"
+    rows.append(["short names", hook, "unset GEN2EMBED_NO_HOOK" if hook == "off" else ""])
+    rows.append(["gen2embed stands for", short_names.resolve(short_names.DEFAULT) or "the folder of that name", ""])
+    rows.append(["accelerator", _accelerator(), ""])
+    return healthy, as_text([["what", "state", "remedy"], *rows])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _accelerator() -> str:
+    if _version("torch") is None:
+        return "unknown"
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (CPU)"

@@ -1,0 +1,192 @@
+"""What every evaluation run shares: configuration, where vectors are kept, rejected rows, provenance."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gen2embed_mteb.encoding import BulkEncoder, Encoder
+from gen2embed_mteb.image_source import ImageSource
+from gen2embed_mteb.images import RESIZE_POLICIES
+from gen2embed_mteb.store import EmbeddingStore, write_atomic
+
+VERSIONED = ("gen2embed", "torch", "transformers", "sentence-transformers", "numpy", "pillow", "pyarrow")
+
+
+def _help(text: str, **kwargs: Any) -> Any:
+    return field(metadata={"help": text}, **kwargs)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The settings of one evaluation run."""
+
+    data_dir: str = _help("folder (or Hub id) of the benchmark's tables")
+    output_dir: str = _help("folder for embeddings, scores and reports; made if missing")
+    image_dir: str = _help("folder or .zip archive of the images; empty: beside the tables", default="")
+    split: str = _help("split to evaluate", default="test")
+    subsets: tuple[str, ...] = _help("datasets to run; empty: all", default=())
+    meta_tasks: tuple[str, ...] = _help("meta-tasks to run; empty: all", default=())
+    limit: int | None = _help("rows a dataset, from the first; None: all", default=None)
+    batch_size: int = _help("inputs a call of the model", default=16)
+    resize: str = _help("how images are resized before the processor", default="processor")
+    min_side: int = _help("least image side in pixels; smaller images are enlarged, 0: never", default=28)
+    num_workers: int = _help("threads that open images", default=4)
+    max_error_rate: float = _help("share of rejected rows above which the run counts as failed", default=0.001)
+    overwrite: bool = _help("drop embeddings of another model or prompt in output_dir", default=False)
+    model_name: str = _help("the model, for the reports", default="")
+    revision: str = _help("its revision, for the reports", default="")
+    prompt_mode: str = _help("the prompt strategy, for the reports", default="hierarchical")
+    fingerprint: str = _help("digest of weights and prompts; embeddings are reused only where it is equal", default="")
+    leaderboard: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "metadata of the V2 leaderboard file, beyond the model's name"}
+    )
+
+    def __post_init__(self) -> None:
+        """Checks every value, so that a run never fails on one hours later.
+
+        Raises:
+            ValueError: A value is out of its range; the message names it and the remedy.
+        """
+        positive = {"batch_size": self.batch_size, "num_workers": self.num_workers, "limit": self.limit}
+        for name, value in positive.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; pass 1 or more")
+        if self.min_side < 0:
+            raise ValueError(f"min_side is {self.min_side}; pass 0 or more")
+        if not 0 <= self.max_error_rate <= 1:
+            raise ValueError(f"max_error_rate is {self.max_error_rate}; pass a share between 0 and 1")
+        if self.resize not in RESIZE_POLICIES:
+            raise ValueError(f"resize is {self.resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+        for name in ("data_dir", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; pass a folder")
+        if not self.fingerprint:
+            # Without it the vectors of one model could be taken for those of another.
+            raise ValueError("fingerprint is empty; pass a digest of the model's weights and prompts")
+
+
+class RowError(NamedTuple):
+    """A row that was set aside: counted and reported, not scored."""
+
+    dataset: str
+    row: int
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What every run's result tells besides its scores.
+
+    Attributes:
+        num_scored: The number of scored rows.
+        errors: The rows that were set aside, in order.
+        seconds: Wall-clock time of this run.
+        max_error_rate: The share of rejected rows that was allowed.
+    """
+
+    num_scored: int
+    errors: tuple[RowError, ...]
+    seconds: float
+    max_error_rate: float
+
+    @property
+    def error_rate(self) -> float:
+        """The share of rows that were set aside."""
+        return len(self.errors) / max(1, len(self.errors) + self.num_scored)
+
+    @property
+    def too_many_errors(self) -> bool:
+        """Whether the run counts as failed; a command line exits non-zero then."""
+        return self.error_rate > self.max_error_rate
+
+
+def image_source(config: EvaluationConfig) -> ImageSource:
+    """Opens the images of a run.
+
+    Args:
+        config: The run's settings.
+
+    Returns:
+        `image_dir` if given; otherwise `images.zip` beside the tables where it was never unpacked, or their folder.
+
+    Raises:
+        FileNotFoundError: There is nothing of that kind.
+    """
+    if config.image_dir:
+        return ImageSource(Path(config.image_dir).expanduser())
+    root = Path(config.data_dir).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{config.data_dir} is no local folder; pass the images as --image_dir")
+    archive = root / "images.zip"
+    return ImageSource(archive if archive.is_file() and not (root / "images").is_dir() else root)
+
+
+def open_bulk_encoder(encoder: Encoder, config: EvaluationConfig, images: ImageSource) -> BulkEncoder:
+    """Opens the embeddings of a run for resuming, or begins them.
+
+    Args:
+        encoder: The model.
+        config: The run's settings.
+        images: Where its images lie.
+
+    Returns:
+        The bulk encoder, on the store `output_dir/embeddings`.
+
+    Raises:
+        StoreMismatchError: `output_dir` holds embeddings of another model, prompt or image policy.
+    """
+    identity = {"fingerprint": config.fingerprint, "resize": config.resize, "min_side": str(config.min_side)}
+    store = EmbeddingStore(Path(config.output_dir) / "embeddings", identity, overwrite=config.overwrite)
+    return BulkEncoder(
+        encoder,
+        store,
+        images,
+        batch_size=config.batch_size,
+        resize_policy=config.resize,
+        min_side=config.min_side,
+        num_workers=config.num_workers,
+    )
+
+
+class BatchedEncoder:
+    """A `SentenceTransformer` as an `Encoder`: one call is one batch, without a progress bar of its own."""
+
+    def __init__(self, model: Any) -> None:
+        """Keeps the model."""
+        self._model = model
+
+    def encode_query(self, inputs: list[dict[str, Any]], /) -> Any:
+        """Encodes queries: (n, d) float32 unit rows."""
+        return self._model.encode_query(inputs, batch_size=max(1, len(inputs)), show_progress_bar=False)
+
+    def encode_document(self, inputs: list[dict[str, Any]], /) -> Any:
+        """Encodes candidates: (n, d) float32 unit rows."""
+        return self._model.encode_document(inputs, batch_size=max(1, len(inputs)), show_progress_bar=False)
+
+
+def write_errors(output_dir: Path, errors: list[RowError]) -> None:
+    """Writes `errors.jsonl`, one rejected row a line; empty when there are none.
+
+    Args:
+        output_dir: The run's folder.
+        errors: The rejected rows, in order.
+    """
+    lines = (json.dumps(error._asdict(), ensure_ascii=False) + "\n" for error in errors)
+    write_atomic(output_dir / "errors.jsonl", "".join(lines).encode())
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of the packages that results depend on; those not installed are left out."""
+    versions: dict[str, str] = {}
+    for name in VERSIONED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,134 @@
+"""Where a benchmark's images lie: a folder, or the zip archive it was shipped in; never anywhere else.
+
+MMEB ships `images.zip`. Unpacking it is a choice, not a duty: `ImageSource` reads either, with the same paths, the
+same limits and the same `ImageError`, from any thread and after a fork.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from gen2embed_mteb.images import MAX_PIXELS, ImageError, confined, decode, open_image
+
+MAX_MEMBER_BYTES = 256 * 2**20
+"""The largest unpacked size of one zip member; the biggest photo of MMEB is far below a tenth of it."""
+
+
+class ImageSource:
+    """A folder or a zip archive of images.
+
+    Args:
+        path: The folder, or a file that ends in `.zip`.
+        max_pixels: The largest width x height accepted.
+        max_member_bytes: The largest unpacked size of one zip member.
+
+    Raises:
+        FileNotFoundError: Neither a folder nor a zip archive lies at `path`.
+    """
+
+    def __init__(
+        self, path: str | Path, *, max_pixels: int = MAX_PIXELS, max_member_bytes: int = MAX_MEMBER_BYTES
+    ) -> None:
+        """Checks that `path` can be read; opens nothing yet."""
+        self.path = Path(path)
+        self.max_pixels = max_pixels
+        self.max_member_bytes = max_member_bytes
+        self.zipped = self.path.is_file()
+        if self.zipped and not zipfile.is_zipfile(self.path):
+            raise FileNotFoundError(f"{self.path}: not a zip archive; pass a folder or a .zip file as --image_dir")
+        if not self.zipped and not self.path.is_dir():
+            raise FileNotFoundError(f"{self.path}: no such folder or zip archive; pass an existing --image_dir")
+        self._reset()
+
+    def open(self, path: str) -> Image.Image:
+        """Opens one image as RGB.
+
+        Args:
+            path: Relative to the folder or to the root of the archive, with forward slashes.
+
+        Returns:
+            The first frame, mode RGB, fully decoded.
+
+        Raises:
+            ImageError: Missing, outside of the source, too large, of another format, or damaged.
+        """
+        if not self.zipped:
+            return open_image(path, self.path, max_pixels=self.max_pixels)
+        return decode(io.BytesIO(self._member_bytes(path)), path, max_pixels=self.max_pixels)
+
+    def stamp(self, path: str) -> str:
+        """A cheap mark of the file's content that changes when a file is repaired or replaced.
+
+        Args:
+            path: As for `open`.
+
+        Returns:
+            The size in bytes (with the checksum, in an archive), or `unusable` where `open` would not find a file.
+        """
+        try:
+            if not self.zipped:
+                return str(confined(path, self.path).stat().st_size)
+            member = self._member(path)
+        except (ImageError, OSError):
+            return "unusable"
+        return f"{member.file_size}:{member.CRC:08x}"
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leaves open handles and locks behind, so that a source can be sent to a spawned worker."""
+        return {key: value for key, value in vars(self).items() if key not in ("_archive", "_lock", "_pid")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Restores a source sent by another process."""
+        vars(self).update(state)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._archive: zipfile.ZipFile | None = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def _open_archive(self) -> zipfile.ZipFile:
+        with self._lock:
+            if self._archive is None:
+                self._archive = zipfile.ZipFile(self.path)
+            return self._archive
+
+    def _member(self, path: str) -> zipfile.ZipInfo:
+        if self._pid != os.getpid():
+            # After a fork the file position is shared with the parent, and a lock may be held by a thread that does
+            # not exist here: start afresh.
+            self._reset()
+        parts = PurePosixPath(path).parts
+        if not parts or parts[0] == "/" or ".." in parts:
+            raise ImageError(path, f"leads outside of {str(self.path)!r}", "correct the path in the data")
+        try:
+            return self._open_archive().getinfo("/".join(parts))
+        except KeyError as error:
+            raise ImageError(path, f"not found in {str(self.path)!r}", "check --image_dir") from error
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ImageError(path, f"{self.path}: unreadable archive ({error})", "download it again") from error
+
+    def _member_bytes(self, path: str) -> bytes:
+        member = self._member(path)
+        if member.file_size > self.max_member_bytes:
+            raise ImageError(
+                path, f"{member.file_size} bytes unpacked exceed the limit of {self.max_member_bytes}", "drop the row"
+            )
+        try:
+            # `ZipFile` guards its file position itself, so that threads inflate and decode side by side.
+            with self._open_archive().open(member) as file:
+                # The header may lie about the size, so the read is bounded as well.
+                data = file.read(self.max_member_bytes + 1)
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+            # RuntimeError: encrypted; NotImplementedError: a compression method that is not supported
+            raise ImageError(path, f"damaged in {str(self.path)!r} ({error})", "download the archive again") from error
+        if len(data) > self.max_member_bytes:
+            raise ImageError(path, f"unpacks to more than {self.max_member_bytes} bytes", "drop the row")
+        return data

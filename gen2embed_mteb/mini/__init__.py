@@ -1,0 +1,8 @@
+"""The embedded default: a tiny generative Qwen2-VL trained here from scratch, and MMEB-mini, its benchmark."""
+
+from pathlib import Path
+
+
+def model_dir() -> Path:
+    """The directory of `gen2embed-mini`, in the layout of a hub repository."""
+    return Path(__file__).parent / "model"

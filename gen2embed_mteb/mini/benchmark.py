@@ -1,0 +1,216 @@
+"""MMEB-mini on disk: MMEB's own form, drawn on first use, the same bytes for the same seed.
+
+    <root>/MMEB-eval/<dataset>/test-00000-of-00001.parquet        V1 columns
+    <root>/MMEB-eval-V2/<dataset>/test-00000-of-00001.parquet     V2 columns, the same rows
+    <root>/images/<dataset>/…png                                  the images of both
+    <root>/MMEB-train/<dataset>/{original,diverse_instruction}-00000-of-00001.parquet, and its images/
+    <root>/truth/<dataset>.json                                   what each training positive means, row by row
+    <root>/SugarCrepe/*.json, <root>/SugarCrepe++/*.json          and their images in val2017/
+
+A part is drawn into a temporary folder and renamed when it is whole, so an interrupted run leaves nothing half made.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from gen2embed_mteb.mini.digits import test_digits, train_digits
+from gen2embed_mteb.mini.tasks import MiniTask, Pair, Target, tasks
+from gen2embed_mteb.mmeb.composition import compose_candidates, compose_query
+from gen2embed_mteb.mmeb.datasets import Benchmark
+
+logger = logging.getLogger(__name__)
+
+Part = Literal["eval", "train", "crepe"]
+SEED = 7
+NUM_QUERIES = 300
+VERSION = "1"
+"""Changes with what is drawn, so that a cache of an older version is not taken for this one."""
+
+MMEB_MINI = Benchmark("mmeb-mini", "MMEB-mini", tuple(task.info for task in tasks(test_digits)))
+
+
+def default_root() -> Path:
+    """Where MMEB-mini is kept unless the user says otherwise: the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "gen2embed" / f"mmeb-mini-{VERSION}"
+
+
+def ensure(part: Part, root: str | Path | None = None, seed: int = SEED) -> Path:
+    """Draw a part of MMEB-mini unless it is there, and return its root.
+
+    Args:
+        part: `eval` (V1 and V2), `train`, or `crepe` (SugarCrepe-mini and SugarCrepe++-mini).
+        root: where; `None` is `default_root()`.
+        seed: of everything drawn. Another seed wants another root.
+
+    Raises:
+        ValueError: the root holds a part drawn with another seed.
+    """
+    base = Path(root) if root is not None else default_root()
+    marker = base / f"{part}.json"
+    stamp = {"version": VERSION, "seed": seed}
+    if marker.is_file():
+        found = json.loads(marker.read_text())
+        if found != stamp:
+            raise ValueError(f"{marker} says {found}, wanted {stamp}: choose another folder, or remove this one")
+        return base
+    base.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{part}-", dir=base))
+    try:
+        _WRITERS[part](scratch, seed)
+        for made in sorted(scratch.iterdir()):
+            target = base / made.name
+            shutil.rmtree(target, ignore_errors=True)  # of a run that was interrupted between two renames
+            made.replace(target)
+        pending = scratch / f"{part}.json"
+        pending.write_text(json.dumps(stamp))
+        pending.replace(marker)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return base
+
+
+class ImageFolder:
+    """Writes images under numbered names, each distinct image object once."""
+
+    def __init__(self, root: Path, prefix: str) -> None:
+        """`prefix` is what paths in the tables begin with, below `root`."""
+        self._root, self._prefix = root, prefix
+        self._paths: dict[int, tuple[np.ndarray, str]] = {}
+        (root / prefix).mkdir(parents=True, exist_ok=True)
+
+    def path(self, pixels: np.ndarray | None) -> str:
+        """The path of an image relative to the root, "" for no image; the file is written on first use."""
+        if pixels is None:
+            return ""
+        if id(pixels) not in self._paths:
+            name = f"{self._prefix}/{len(self._paths):05d}.png"
+            Image.fromarray(pixels).save(self._root / name, compress_level=1)
+            self._paths[id(pixels)] = (pixels, name)  # the array is kept, so that its id stays its own
+        return self._paths[id(pixels)][1]
+
+
+def _rng(seed: int, name: str, part: str) -> np.random.Generator:
+    """A stream of its own for each dataset and part, so that one can change without the others."""
+    return np.random.default_rng((seed, zlib.crc32(name.encode()), zlib.crc32(part.encode())))
+
+
+def _write_eval(root: Path, seed: int) -> None:
+    for task in _with_progress(tasks(test_digits), "MMEB-mini"):
+        rng = _rng(seed, task.info.name, "eval")
+        pairs = task.make(rng, NUM_QUERIES)
+        images = ImageFolder(root / "images", task.info.name)
+        v1: list[dict[str, Any]] = []
+        v2: list[dict[str, Any]] = []
+        for pair in pairs:
+            candidates = _candidates(rng, task, pair, pairs)
+            texts = [candidate.text for candidate in candidates]
+            paths = [images.path(candidate.pixels) for candidate in candidates]
+            instruction = task.query_instructions[0]
+            shared = {"qry_img_path": images.path(pair.pixels), "tgt_img_path": paths}
+            v1.append(
+                {
+                    "qry_text": compose_query(task.info.form, instruction, pair.text),
+                    "tgt_text": compose_candidates(task.info.form, task.target_instruction, texts),
+                    **shared,
+                }
+            )
+            v2.append(
+                {
+                    "qry_inst": instruction,
+                    "qry_text": pair.text,
+                    "tgt_inst": task.target_instruction,
+                    "tgt_text": texts,
+                    **shared,
+                }
+            )
+        _write_table(root / "MMEB-eval" / task.info.name / "test-00000-of-00001.parquet", v1)
+        _write_table(root / "MMEB-eval-V2" / task.info.name / "test-00000-of-00001.parquet", v2)
+
+
+def _candidates(rng: np.random.Generator, task: MiniTask, pair: Pair, pairs: list[Pair]) -> list[Target]:
+    """The positive, the hard candidates, then others of another truth, in random order."""
+    chosen = [pair.positive, *pair.hard]
+    taken = {target.truth for target in chosen}
+    if task.labels:
+        pool = [Target(label, None, label) for label in task.labels]
+    else:
+        pool = [other.positive for other in pairs]
+    for index in rng.permutation(len(pool)):
+        if len(chosen) == task.num_candidates:
+            break
+        if pool[index].truth not in taken:
+            chosen.append(pool[index])
+            taken.add(pool[index].truth)
+    return chosen
+
+
+def _write_train(root: Path, seed: int) -> None:
+    for task in _with_progress([task for task in tasks(train_digits) if task.num_train], "MMEB-mini training"):
+        name, form = task.info.name, task.info.form
+        rng = _rng(seed, name, "train")
+        pairs = task.make(rng, task.num_train)
+        images = ImageFolder(root / "MMEB-train", f"images/{name}/Train")
+        for split, instructions in (("original", task.query_instructions[:1]), ("diverse_instruction", None)):
+            rows = []
+            for pair in pairs:
+                chosen = instructions or task.query_instructions
+                instruction = chosen[int(rng.integers(len(chosen)))]
+                negative = pair.hard[0] if pair.hard else Target("", None, "")
+                positive_text, negative_text = compose_candidates(
+                    form, task.target_instruction, [pair.positive.text, negative.text]
+                )
+                rows.append(
+                    {
+                        "qry": compose_query(form, instruction, pair.text),
+                        "qry_image_path": images.path(pair.pixels),
+                        "pos_text": positive_text,
+                        "pos_image_path": images.path(pair.positive.pixels),
+                        "neg_text": negative_text if pair.hard else "",
+                        "neg_image_path": images.path(negative.pixels),
+                    }
+                )
+            _write_table(root / "MMEB-train" / name / f"{split}-00000-of-00001.parquet", rows)
+        truth = root / "truth" / f"{name}.json"
+        truth.parent.mkdir(exist_ok=True)
+        truth.write_text(json.dumps([pair.positive.truth for pair in pairs], indent=0) + "\n")
+
+
+def _write_crepe(root: Path, seed: int) -> None:
+    from gen2embed_mteb.mini.crepe import write_crepe
+
+    write_crepe(root, _rng(seed, "crepe", "eval"))
+
+
+_WRITERS: dict[Part, Callable[[Path, int], None]] = {
+    "eval": _write_eval,
+    "train": _write_train,
+    "crepe": _write_crepe,
+}
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def _with_progress(items: Any, label: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(items, desc=f"drawing {label}", unit="dataset", disable=not sys.stderr.isatty())

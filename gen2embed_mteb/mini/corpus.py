@@ -1,0 +1,189 @@
+"""The mini model's training conversations: (system, user, image) -> answer, drawn from a random stream.
+
+Two lessons. `first_lesson` comes first: image questions with one-word answers and plain lists of
+attributes, without which shapes are learned late or never. `conversation` is the whole mixture: captions, questions, labels, search requests, pointing and changing,
+asked for one word at system level, at user level, at both, or not at all. Asked for one word, the answer is drawn
+evenly from *all* the attributes that the input carries, which is what makes the last state carry all of them; a
+question keeps its own answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gen2embed_mteb.mini import language
+from gen2embed_mteb.mini.world import COLORS, DIGITS, SHAPES, Scene, Thing, crop_of, draw, random_scene
+
+ONE_WORD_LEVELS = ("system", "user", "both", "none")
+_LEVEL_WEIGHTS = np.cumsum((0.42, 0.12, 0.31, 0.15))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn image, (SIDE, SIDE, 3) uint8, with the scene it shows."""
+
+    pixels: np.ndarray
+    scene: Scene
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One training example. `user` is the text after the image, if there is one."""
+
+    system: str | None
+    user: str
+    pixels: np.ndarray | None
+    answer: str
+
+
+class Album:
+    """Pictures drawn once and reused: single things, pairs, and scikit-learn's handwritten digits.
+
+    Args:
+        rng: source of the scenes and of their drawing.
+        num_pictures: how many of each of singles and pairs.
+        digits: (n, SIDE, SIDE, 3) uint8 images and their (n,) labels 0-9; may be empty.
+    """
+
+    def __init__(self, rng: np.random.Generator, num_pictures: int, digits: tuple[np.ndarray, np.ndarray]) -> None:
+        """Draw the pictures; about half a millisecond each."""
+        self.singles = [_picture(rng, 1) for _ in range(num_pictures)]
+        self.pairs = [_picture(rng, 2) for _ in range(num_pictures)]
+        self.digit_images, self.digit_labels = digits
+
+
+def _picture(rng: np.random.Generator, num_things: int) -> Picture:
+    scene = random_scene(rng, num_things)
+    return Picture(draw(scene, rng, noise=float(rng.uniform(0, 9))), scene)
+
+
+def first_lesson(rng: np.random.Generator, album: Album) -> Conversation:
+    """An image with a short question and its one-word answer, or a list of all its attributes in a fixed order."""
+    picture = _any_picture(rng, album, pairs=0.25)
+    if rng.random() < 0.5:
+        listed = " ".join(word for thing in picture.scene.things for word in (thing.color, thing.shape, thing.size))
+        return Conversation(None, "List what you see.", picture.pixels, f"{listed} {picture.scene.background}")
+    text, words, _ = language.question(rng, picture.scene)
+    return Conversation(None, f"{text} {language.pick(rng, language.SHORT_ANSWER)}", picture.pixels, words[0])
+
+
+def conversation(rng: np.random.Generator, album: Album) -> Conversation:
+    """One example of the whole mixture."""
+    kind = rng.random()
+    for limit, make in _MIXTURE:
+        if kind < limit:
+            return make(rng, album)
+    raise AssertionError("the mixture's limits end at 1.0")
+
+
+def _any_picture(rng: np.random.Generator, album: Album, pairs: float) -> Picture:
+    pool = album.pairs if rng.random() < pairs else album.singles
+    return pool[int(rng.integers(len(pool)))]
+
+
+def _ask(
+    rng: np.random.Generator,
+    user: str,
+    pixels: np.ndarray | None,
+    words: tuple[str, ...],
+    sentence: str,
+) -> Conversation:
+    """Ask for one of the words, evenly, at one or both levels; or not, and get the sentence."""
+    level = ONE_WORD_LEVELS[int(np.searchsorted(_LEVEL_WEIGHTS, rng.random(), side="right"))]
+    if pixels is not None and user and rng.random() < 0.7:
+        user = "\n" + user
+    if user and rng.random() < 0.5:
+        user += "\n"
+    if level == "none":
+        system = language.other_system(rng) if rng.random() < 0.2 else None
+        return Conversation(system, user, pixels, sentence)
+    system = language.one_word_system(rng) if level in ("system", "both") else None
+    if level in ("user", "both"):
+        user += ("\n" if user and rng.random() < 0.8 else " " if user else "") + language.one_word_user(
+            rng, pixels is not None
+        )
+    return Conversation(system, user, pixels, language.pick(rng, words))
+
+
+def _about_image(rng: np.random.Generator, album: Album) -> Conversation:
+    picture = _any_picture(rng, album, pairs=0.35)
+    words, pixels = language.caption_words(picture.scene), picture.pixels
+    text = language.caption(rng, picture.scene)
+    if len(picture.scene.things) == 2 and rng.random() < 0.4:
+        thing = picture.scene.things[int(rng.integers(2))]
+        pixels, words = crop_of(picture.pixels, thing), (thing.shape, thing.color, picture.scene.background)
+        text = f"A {language.named(thing)} on a {picture.scene.background} background."
+    user = "" if rng.random() < 0.4 else language.image_request(rng)
+    return _ask(rng, user, pixels, words, language.reply(rng, text, True))
+
+
+def _about_caption(rng: np.random.Generator, album: Album) -> Conversation:
+    scene = random_scene(rng, 1 if rng.random() < 0.6 else 2)
+    text = language.caption(rng, scene)
+    user = text if rng.random() < 0.5 else language.find_request(rng, text)
+    return _ask(rng, user, None, language.caption_words(scene), language.reply(rng, text, False))
+
+
+def _about_label(rng: np.random.Generator, album: Album) -> Conversation:
+    text, words = language.partial_label(rng, random_scene(rng, 1))
+    if rng.random() < 0.08:
+        digit = language.pick(rng, DIGITS)
+        text, words = language.pick(rng, ("{}", "the digit {}", "The number {}.", "a handwritten {}")).format(digit), (
+            digit,
+        )
+    return _ask(rng, text, None, words, language.reply(rng, text, False))
+
+
+def _question(rng: np.random.Generator, album: Album) -> Conversation:
+    picture = _any_picture(rng, album, pairs=0.5)
+    text, words, sentence = language.question(rng, picture.scene)
+    if rng.random() < 0.3:
+        text = language.pick(rng, ("Question: {}", "Represent the image with this question: {}")).format(text)
+    if rng.random() < 0.12:
+        about = language.caption(rng, picture.scene)
+        return _ask(rng, f"{about} {text}", None, words, sentence)
+    return _ask(rng, text, picture.pixels, words, sentence)
+
+
+def _attributes(rng: np.random.Generator, album: Album) -> Conversation:
+    picture = _any_picture(rng, album, pairs=0.0)
+    text, words = language.attribute_request(rng, picture.scene)
+    return _ask(rng, text, picture.pixels, words, f"It is {' and '.join(words)}.")
+
+
+def _pointing(rng: np.random.Generator, album: Album) -> Conversation:
+    picture = _any_picture(rng, album, pairs=1.0)
+    text, thing = language.pointer(rng, picture.scene)
+    words = (thing.shape, thing.color, picture.scene.background)
+    return _ask(rng, text, picture.pixels, words, f"It is the {language.named(thing)}.")
+
+
+def _changing(rng: np.random.Generator, album: Album) -> Conversation:
+    picture = _any_picture(rng, album, pairs=0.0)
+    text, thing = language.change(rng, picture.scene.things[0], list(COLORS), SHAPES)
+    scene = Scene((Thing(thing.shape, thing.color, thing.place, thing.size),), picture.scene.background)
+    return _ask(rng, text, picture.pixels, scene.attributes, f"Then it is a {language.named(thing)}.")
+
+
+def _digit(rng: np.random.Generator, album: Album) -> Conversation:
+    if not len(album.digit_labels):
+        return _about_label(rng, album)
+    index = int(rng.integers(len(album.digit_labels)))
+    word = DIGITS[int(album.digit_labels[index])]
+    request = language.pick(rng, ("", "Which digit is it?", "Identify the digit.", "Name the number shown."))
+    pixels = album.digit_images[index]
+    return _ask(rng, request, pixels, (word,), language.reply(rng, f"A handwritten {word}.", True))
+
+
+_MIXTURE = (
+    (0.24, _about_image),
+    (0.42, _about_caption),
+    (0.56, _about_label),
+    (0.72, _question),
+    (0.80, _attributes),
+    (0.89, _pointing),
+    (0.94, _changing),
+    (1.00, _digit),
+)

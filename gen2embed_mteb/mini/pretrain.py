@@ -1,0 +1,310 @@
+"""Train `gen2embed-mini` from scratch by next-token prediction, and write it in the hub's layout.
+
+    python -m gen2embed_mteb.mini.pretrain --output_dir gen2embed_mteb/mini/model
+
+The loss is the cross-entropy of the assistant's next token and nothing else: no contrastive term, no pooling, no
+embedding is ever trained. That its last state embeds well under the two-level prompt is the paper's effect (Sec. III-B).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from gen2embed_mteb.mini.corpus import Album, Conversation, conversation, first_lesson
+from gen2embed_mteb.mini.digits import train_digits
+from gen2embed_mteb.mini.world import SIDE
+
+logger = logging.getLogger(__name__)
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+PATCH, MERGE = 8, 2
+NUM_IMAGE_TOKENS = (SIDE // PATCH // MERGE) ** 2
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides the weights, besides the versions."""
+
+    seed: int = 0
+    first_steps: int = 1200
+    steps: int = 5000
+    batch_size: int = 64
+    learning_rate: float = 1.5e-3
+    warmup_steps: int = 150
+    num_pictures: int = 8000
+    vocab_size: int = 1100
+    hidden_size: int = 192
+    num_layers: int = 4
+    vision_size: int = 96
+    vision_depth: int = 4
+    initializer_range: float = 0.05
+
+
+def build_tokenizer(texts: Iterator[str], vocab_size: int) -> Qwen2Tokenizer:
+    """A byte-level BPE with Qwen's pre-tokenizer and special tokens, learned from the texts."""
+    blank = Qwen2Tokenizer(vocab={}, merges=[])
+    tokenizer = blank.train_new_from_iterator(
+        texts, vocab_size=vocab_size, new_special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.model_max_length = 1024
+    return tokenizer
+
+
+def build_image_processor() -> Qwen2VLImageProcessorPil:
+    """Qwen2-VL's image processor for 8-pixel patches; larger images are reduced to at most 256 image tokens."""
+    cell = (PATCH * MERGE) ** 2
+    return Qwen2VLImageProcessorPil(
+        patch_size=PATCH,
+        merge_size=MERGE,
+        temporal_patch_size=2,
+        size={"shortest_edge": 4 * cell, "longest_edge": 256 * cell},
+    )
+
+
+def build_model(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Qwen2VLForConditionalGeneration:
+    """A random Qwen2-VL of a few million parameters."""
+    token = tokenizer.convert_tokens_to_ids
+    text_config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.hidden_size * 8 // 3,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {
+            "rope_type": "default",
+            # M-RoPE gives height and width the lower frequencies. Over a 4 x 4 grid the usual base would turn them by
+            # a thousandth of a radian a step, and places would never be learned.
+            "rope_theta": 20.0,
+            "mrope_section": [config.hidden_size // 24] * 3,
+        },
+        "tie_word_embeddings": True,
+        "initializer_range": config.initializer_range,
+        "bos_token_id": token("<|endoftext|>"),
+        "eos_token_id": token("<|im_end|>"),
+        "pad_token_id": token("<|endoftext|>"),
+    }
+    vision_config = {
+        "embed_dim": config.vision_size,
+        "hidden_size": config.hidden_size,
+        "depth": config.vision_depth,
+        "num_heads": 4,
+        "mlp_ratio": 4,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "in_channels": 3,
+        "initializer_range": config.initializer_range,
+    }
+    model_config = Qwen2VLConfig(
+        text_config=text_config,
+        vision_config=vision_config,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    return Qwen2VLForConditionalGeneration(model_config)
+
+
+def render_prompt(example: Conversation) -> str:
+    """The conversation up to and including the opened assistant turn, image tokens expanded."""
+    system = "" if example.system is None else f"<|im_start|>system\n{example.system}<|im_end|>\n"
+    image = ""
+    if example.pixels is not None:
+        image = f"<|vision_start|>{'<|image_pad|>' * NUM_IMAGE_TOKENS}<|vision_end|>"
+    return f"{system}<|im_start|>user\n{image}{example.user}<|im_end|>\n<|im_start|>assistant\n"
+
+
+class Collator:
+    """Conversations to model inputs, right-padded, with labels on the assistant's tokens only."""
+
+    def __init__(self, tokenizer: Qwen2Tokenizer, image_processor: Qwen2VLImageProcessorPil) -> None:
+        """Keep the tokenizer and the image processor; patches of an image are cut once and kept."""
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self._patches: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
+
+    def patches(self, pixels: np.ndarray) -> torch.Tensor:
+        """(64, 384) float32 patches of one image. The image is kept beside them, so that its id stays its own."""
+        kept = self._patches.get(id(pixels))
+        if kept is None:
+            cut = self.image_processor(images=[Image.fromarray(pixels)], return_tensors="pt")["pixel_values"]
+            kept = self._patches[id(pixels)] = (pixels, cut.to(torch.bfloat16))
+        return kept[1].float()
+
+    def __call__(self, batch: list[Conversation]) -> dict[str, torch.Tensor]:
+        """input_ids, attention_mask, labels, mm_token_type_ids: (n, length) int64; pixel_values, image_grid_thw."""
+        prompts = self.tokenizer([render_prompt(example) for example in batch])["input_ids"]
+        answers = self.tokenizer([f"{example.answer}<|im_end|>\n" for example in batch])["input_ids"]
+        length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+        input_ids = torch.full((len(batch), length), self.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+        attention_mask, labels = torch.zeros_like(input_ids), torch.full_like(input_ids, -100)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            end = len(prompt) + len(answer)
+            input_ids[row, :end] = torch.tensor(prompt + answer)
+            attention_mask[row, :end] = 1
+            labels[row, len(prompt) : end - 1] = torch.tensor(answer[:-1])
+        features = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        features["mm_token_type_ids"] = (input_ids == self.image_token).long()
+        images = [self.patches(example.pixels) for example in batch if example.pixels is not None]
+        if images:
+            side = SIDE // PATCH
+            features["pixel_values"] = torch.cat(images)
+            features["image_grid_thw"] = torch.tensor([[1, side, side]] * len(images))
+        return features
+
+
+def training_text(config: PretrainConfig, num_examples: int) -> Iterator[str]:
+    """The rendered conversations of the mixture, as the tokenizer (and the hold-out test) reads them."""
+    rng = np.random.default_rng((config.seed, 1))
+    album = Album(rng, 64, train_digits())
+    for _ in range(num_examples):
+        example = conversation(rng, album)
+        yield "\n".join(part for part in (example.system, example.user, example.answer) if part)
+
+
+def train(config: PretrainConfig, output_dir: Path) -> None:
+    """Run both lessons and save model, tokenizer, processor and the training record under `output_dir`."""
+    torch.manual_seed(config.seed)
+    torch.set_flush_denormal(True)
+    tokenizer = build_tokenizer(training_text(config, 20_000), config.vocab_size)
+    model = build_model(config, tokenizer)
+    logger.info("%d parameters, %d tokens", sum(p.numel() for p in model.parameters()), len(tokenizer))
+    collate = Collator(tokenizer, build_image_processor())
+    rng = np.random.default_rng((config.seed, 2))
+    album = Album(rng, config.num_pictures, train_digits())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, config))
+    started, losses, lengths = time.monotonic(), [], []
+    model.train()
+    batches = _batches(rng, album, config)
+    for step in tqdm(range(config.steps), unit="step", disable=not sys.stderr.isatty()):
+        features = collate(next(batches))
+        loss = next_token_loss(model, features)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        losses.append(loss.item())
+        lengths.append(features["input_ids"].shape[1])
+        if (step + 1) % 100 == 0:
+            logger.info(
+                "step %d loss %.3f width %.0f, %.2f s/step",
+                step + 1,
+                np.mean(losses[-100:]),
+                np.mean(lengths[-100:]),
+                (time.monotonic() - started) / (step + 1),
+            )
+        if (step + 1) % 500 == 0 or step + 1 == config.steps:
+            save(model, tokenizer, collate.image_processor, output_dir)
+            record = {
+                "config": asdict(config),
+                "steps_done": step + 1,
+                "loss_last_100": float(np.mean(losses[-100:])),
+                "seconds": round(time.monotonic() - started),
+                "command": "python -m gen2embed_mteb.mini.pretrain",
+                "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+            }
+            (output_dir / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def next_token_loss(model: Qwen2VLForConditionalGeneration, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy of the labelled tokens; logits are made only where there is a label."""
+    targets = features["labels"][:, 1:]
+    inputs = {name: value for name, value in features.items() if name != "labels"}
+    states = model.model(**inputs).last_hidden_state[:, :-1]
+    labelled = targets != -100
+    return torch.nn.functional.cross_entropy(model.lm_head(states[labelled]), targets[labelled])
+
+
+def _batches(rng: np.random.Generator, album: Album, config: PretrainConfig) -> Iterator[list[Conversation]]:
+    """Batches of similar length, 8 at a time in random order, so that little is padding."""
+    step = 0
+    while True:
+        make = first_lesson if step < config.first_steps else conversation
+        examples = [make(rng, album) for _ in range(8 * config.batch_size)]
+        examples.sort(key=lambda example: len(render_prompt(example)))
+        for index in rng.permutation(8):
+            yield examples[index * config.batch_size : (index + 1) * config.batch_size]
+        step += 8
+
+
+def _learning_rate(step: int, config: PretrainConfig) -> float:
+    warm = min(1.0, (step + 1) / config.warmup_steps)
+    progress = step / config.steps
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def save(
+    model: Qwen2VLForConditionalGeneration,
+    tokenizer: Qwen2Tokenizer,
+    image_processor: Qwen2VLImageProcessorPil,
+    output_dir: Path,
+) -> None:
+    """Write the hub's layout: config, weights, generation config, tokenizer, preprocessor config, chat template."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    model.generation_config.update(eos_token_id=model.config.text_config.eos_token_id, do_sample=False)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    settings: dict[str, Any] = image_processor.to_dict()
+    settings.update(image_processor_type="Qwen2VLImageProcessor", processor_class="Qwen2VLProcessor")
+    (output_dir / "preprocessor_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: every field of `PretrainConfig` is a flag."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    for name, value in asdict(PretrainConfig()).items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    arguments = vars(parser.parse_args(argv))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train(PretrainConfig(**{k: v for k, v in arguments.items() if k != "output_dir"}), arguments["output_dir"])
+
+
+if __name__ == "__main__":
+    main()

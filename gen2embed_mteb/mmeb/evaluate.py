@@ -1,0 +1,155 @@
+"""The evaluation run on a benchmark of MMEB's form.
+
+1. Open every table and check its columns before anything is encoded.
+2. Dataset by dataset: read the rows, encode what is new among their queries and candidates (across datasets, see
+   `encoding.py`), score each row, set rejected rows aside.
+3. Write the reports, also when too many rows were rejected; the caller learns of that from the result.
+
+Started again after a kill, the run finds its shards and ends in the same `results.json`, but for `seconds`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gen2embed_mteb.encoding import BulkEncoder, Encoder, Fault, Item, Side
+from gen2embed_mteb.evaluation import EvaluationConfig, RowError, image_source, open_bulk_encoder, write_errors
+from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
+from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval_rows
+from gen2embed_mteb.mmeb.report import write_reports
+from gen2embed_mteb.mmeb.scoring import DatasetScore, EvaluationResult, RowScore, score_row, warn_about_ties
+from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(encoder: Encoder, benchmark: Benchmark, config: EvaluationConfig) -> EvaluationResult:
+    """Runs a benchmark and writes its reports into `config.output_dir`.
+
+    Args:
+        encoder: The model.
+        benchmark: MMEB, or another of its form.
+        config: The run's settings.
+
+    Returns:
+        The result; look at `too_many_errors`.
+
+    Raises:
+        DataError: A dataset or a column is missing, or a file is damaged.
+        FileNotFoundError: The images are nowhere.
+        StoreMismatchError: The output folder belongs to another model or prompt.
+        ValueError: A dataset or meta-task is unknown.
+    """
+    start = time.monotonic()
+    chosen = benchmark.select(config.subsets, config.meta_tasks)
+    tables = open_subsets(config.data_dir, chosen.datasets, config.split)
+    for dataset, table in tables:
+        table.require(eval_columns(dataset, table.columns))
+    bulk = open_bulk_encoder(encoder, config, image_source(config))
+    scores: list[DatasetScore] = []
+    errors: list[RowError] = []
+    for dataset, table in tables:
+        score, rejected = _evaluate_dataset(bulk, dataset, table, config.limit)
+        scores.append(score)
+        errors.extend(rejected)
+        warn_about_ties(score)
+        logger.info(
+            "%s: P@1 %s (%d rows, %d set aside)", dataset.name, score.precision_at_1, len(score.rows), len(rejected)
+        )
+    result = EvaluationResult(
+        benchmark=chosen,
+        scores=tuple(scores),
+        num_scored=sum(len(score.rows) for score in scores),
+        errors=tuple(errors),
+        seconds=time.monotonic() - start,
+        max_error_rate=config.max_error_rate,
+    )
+    output_dir = Path(config.output_dir)
+    write_errors(output_dir, errors)
+    write_reports(result, config)
+    if errors:
+        logger.warning("%d rows were set aside; see %s", len(errors), output_dir / "errors.jsonl")
+    return result
+
+
+@dataclass(frozen=True)
+class _PlannedRow:
+    """A row in numbers: a dataset of MMEB holds a million candidates, most of them repeated."""
+
+    index: int
+    query: int
+    candidates: np.ndarray
+
+
+class _Plan:
+    """The rows of one dataset, and its distinct items by side."""
+
+    def __init__(self, dataset: DatasetInfo, table: SubsetTable, limit: int | None) -> None:
+        self.candidate_side: Side = "query" if dataset.candidates_as_queries else "document"
+        self.rows: list[_PlannedRow] = []
+        self.rejected: list[BadRow] = []
+        self._numbers: dict[Side, dict[Item, int]] = {"query": {}, "document": {}}
+        for row in read_eval_rows(table, dataset, limit):
+            if isinstance(row, BadRow):
+                self.rejected.append(row)
+            else:
+                self.rows.append(self._planned(row))
+        self.items: dict[Side, list[Item]] = {side: list(known) for side, known in self._numbers.items()}
+
+    def _planned(self, row: EvalRow) -> _PlannedRow:
+        queries, candidates = self._numbers["query"], self._numbers[self.candidate_side]
+        query = queries.setdefault(row.query, len(queries))
+        numbers = [candidates.setdefault(item, len(candidates)) for item in row.candidates]
+        return _PlannedRow(row.index, query, np.array(numbers, dtype=np.int64))
+
+
+def _evaluate_dataset(
+    bulk: BulkEncoder, dataset: DatasetInfo, table: SubsetTable, limit: int | None
+) -> tuple[DatasetScore, list[RowError]]:
+    plan = _Plan(dataset, table, limit)
+    for side, items in plan.items.items():
+        bulk.add(side, items, f"{dataset.name} {side}")
+    rejected = [RowError(dataset.name, bad.index, bad.file, bad.reason) for bad in plan.rejected]
+    scores: list[RowScore] = []
+    for row, outcome in _score_rows(bulk, plan):
+        if isinstance(outcome, Fault):
+            rejected.append(RowError(dataset.name, row.index, outcome.file or table.source, outcome.reason))
+        else:
+            scores.append(outcome)
+    rejected.sort(key=lambda error: error.row)
+    return DatasetScore(dataset, tuple(scores), len(rejected)), rejected
+
+
+def _score_rows(bulk: BulkEncoder, plan: _Plan) -> Iterator[tuple[_PlannedRow, RowScore | Fault]]:
+    """Scores every planned row; a row with an item that has no vector, on either side, yields that item's fault."""
+    faults: dict[Side, dict[int, Fault]] = {}
+    vectors: dict[Side, np.ndarray] = {}
+    places: dict[Side, np.ndarray] = {}
+    for side, items in plan.items.items():
+        found = [bulk.fault(side, item) for item in items]
+        faults[side] = {number: fault for number, fault in enumerate(found) if fault}
+        good = [number for number, fault in enumerate(found) if not fault]
+        vectors[side] = bulk.vectors(side, [items[number] for number in good])
+        places[side] = np.full(len(items), -1, dtype=np.int64)
+        places[side][good] = np.arange(len(good))
+    side = plan.candidate_side
+    for row in plan.rows:
+        bad = next((faults[side][number] for number in row.candidates.tolist() if number in faults[side]), None)
+        fault = faults["query"].get(row.query) or bad
+        if fault:
+            yield row, fault
+            continue
+        yield (
+            row,
+            score_row(
+                vectors["query"][places["query"][row.query]],
+                vectors[side][places[side][row.candidates]],
+                row.candidates == row.candidates[0],
+            ),
+        )

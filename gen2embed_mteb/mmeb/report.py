@@ -1,0 +1,181 @@
+"""The reports of a run: `results.json`, tables in Markdown and for the terminal, and the official score files.
+
+| file              | form                                                                                       |
+|-------------------|--------------------------------------------------------------------------------------------|
+| `results.json`    | everything, figures in [0, 1]; the same bytes for the same run, but for `seconds`           |
+| `results.md`      | tables with the paper's figures beside ours, in percent                                    |
+| `{S}_score.json`  | what VLM2Vec's V1 writes for dataset S: `acc`, `num_correct`, `num_pred`                    |
+| `leaderboard.json`| what VLM2Vec's V2 collects: `{"metadata": …, "metrics": {"image": {S: {"hit@1": …}}}}`       |
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb.evaluation import EvaluationConfig, installed_versions
+from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
+from gen2embed_mteb.mmeb.paper import rows_beside
+from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average, ranking_metrics
+from gen2embed_mteb.store import write_atomic, write_json
+
+LEADERBOARD_METADATA = (
+    "model_name",
+    "model_backbone",
+    "model_size",
+    "embedding_dimension",
+    "max_length_tokens",
+    "model_release_date",
+    "data_source",
+    "url",
+)
+"""The keys of a leaderboard entry's metadata; null where a run does not know them."""
+
+
+def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str, Any]:
+    """Builds the content of `results.json`.
+
+    Args:
+        result: The run's outcome.
+        config: Its settings.
+
+    Returns:
+        Figures in [0, 1], None where no row was scored; `num_queries` counts the scored rows, `num_errors` the ones
+        set aside.
+    """
+    official, strict = average(result.scores), average(result.scores, strict=True)
+    return {
+        "model": config.model_name,
+        "revision": config.revision,
+        "prompt_mode": config.prompt_mode,
+        "benchmark": result.benchmark.name,
+        "datasets": {
+            score.dataset.name: {
+                "precision_at_1": score.precision_at_1,
+                "precision_at_1_strict": score.precision_at_1_strict,
+                "num_queries": len(score.rows),
+                "num_errors": score.num_errors,
+            }
+            for score in result.scores
+        },
+        "meta_tasks": {
+            task: {
+                "precision_at_1": figure,
+                "precision_at_1_strict": strict.meta_tasks[task],
+                "num_datasets": sum(score.dataset.meta_task == task for score in result.scores),
+            }
+            for task, figure in official.meta_tasks.items()
+        },
+        "ind": official.ind,
+        "ood": official.ood,
+        "overall": official.overall,
+        "fingerprint": config.fingerprint,
+        "versions": installed_versions(),
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def write_reports(result: EvaluationResult, config: EvaluationConfig) -> None:
+    """Writes every report into `config.output_dir`, each atomically, `results.json` last.
+
+    Args:
+        result: The run's outcome.
+        config: Its settings.
+    """
+    folder = Path(config.output_dir)
+    for score in result.scores:
+        acc = score.precision_at_1 or 0.0
+        official = {"acc": acc, "num_correct": score.num_correct, "num_pred": len(score.rows)}
+        write_json(folder / f"{score.dataset.name}_score.json", official)
+    write_json(folder / "leaderboard.json", leaderboard_json(result, config))
+    write_atomic(folder / "results.md", markdown(result, config).encode())
+    write_json(folder / "results.json", results_json(result, config))
+
+
+def leaderboard_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str, Any]:
+    """Builds the entry that the MMEB leaderboard takes, in VLM2Vec V2's form.
+
+    Args:
+        result: The run's outcome.
+        config: Its settings; `config.leaderboard` fills or overrides the metadata.
+
+    Returns:
+        `metadata` and `metrics`, the latter by modality (`image`) and dataset.
+    """
+    known: dict[str, Any] = {"model_name": config.model_name, "data_source": "Self-Reported"}
+    metadata = {key: known.get(key) for key in LEADERBOARD_METADATA} | dict(config.leaderboard)
+    metadata["report_generated_date"] = datetime.datetime.now(datetime.UTC).isoformat()
+    metrics = {score.dataset.name: ranking_metrics(score) for score in result.scores}
+    return {"metadata": metadata, "metrics": {"image": metrics}}
+
+
+def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
+    """Builds `results.md`: averages beside the paper's, then every dataset.
+
+    Args:
+        result: The run's outcome.
+        config: Its settings.
+
+    Returns:
+        GitHub-flavoured Markdown that ends in a newline; figures in percent.
+    """
+    averages, datasets = _tables(result, config)
+    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
+    notes = [
+        "Precision@1 in percent. *strict*: a tie with the positive does not count as a hit.",
+        f"{sum(len(score.rows) for score in result.scores)} rows scored, {len(result.errors)} set aside.",
+    ]
+    if result.benchmark.name == "mmeb":
+        notes.append("The paper's rows are of all 36 datasets; compare them with a run on all of them.")
+    else:
+        notes.append("The paper's rows are of MMEB itself: compare the order of the strategies, not the figures.")
+    return "\n\n".join([title, " ".join(notes), as_markdown(averages), as_markdown(datasets)]) + "\n"
+
+
+def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
+    """Builds the tables of `results.md` for a terminal.
+
+    Args:
+        result: The run's outcome.
+        config: Its settings.
+
+    Returns:
+        Aligned columns, without a newline at the end.
+    """
+    averages, datasets = _tables(result, config)
+    return f"{as_text(datasets)}\n\n{as_text(averages)}"
+
+
+def _tables(result: EvaluationResult, config: EvaluationConfig) -> tuple[Table, Table]:
+    columns = [*result.benchmark.meta_tasks, "IND", "OOD", "Overall"]
+    averages: Table = [["", *columns]]
+    for label, strict in (("ours", False), ("ours, strict", True)):
+        figures = _by_column(average(result.scores, strict=strict))
+        averages.append([label, *(percent(figures[column]) for column in columns)])
+    for row in rows_beside(config.prompt_mode):
+        printed = {"IND": row.figures.get("ind"), "OOD": row.figures.get("ood"), "Overall": row.figures["overall"]}
+        figures = {**row.figures, **printed}
+        beside = (figures.get(column) for column in columns)
+        averages.append(
+            [f"paper, {row.table}: {row.label}", *("–" if cell is None else f"{cell:.1f}" for cell in beside)]
+        )
+    datasets: Table = [["dataset", "meta-task", "domain", "P@1", "strict", "rows", "set aside"]]
+    for score in result.scores:
+        dataset = score.dataset
+        datasets.append(
+            [
+                dataset.name,
+                dataset.meta_task,
+                "IND" if dataset.in_domain else "OOD",
+                percent(score.precision_at_1),
+                percent(score.precision_at_1_strict),
+                str(len(score.rows)),
+                str(score.num_errors),
+            ]
+        )
+    return averages, datasets
+
+
+def _by_column(averages: Averages) -> dict[str, float | None]:
+    return {**averages.meta_tasks, "IND": averages.ind, "OOD": averages.ood, "Overall": averages.overall}

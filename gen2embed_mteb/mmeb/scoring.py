@@ -1,0 +1,213 @@
+"""Precision@1 over each row's own candidates, by the official rule and by one that a tie does not please.
+
+Official (VLM2Vec and Gen2Embed): a hit when `argmax == 0`, the first maximum winning. Candidate 0 is the positive, so
+every tie counts for the model, and a model whose vectors are all alike scores 100 %. Strict: a hit when candidate 0
+scores higher than every *other* candidate. A candidate that repeats candidate 0 (same text, same images) is the right
+answer too and is left out of the strict comparison: it must tie, whatever the model does.
+
+Averages (paper, Table V): a meta-task's over its datasets, IND and OOD over the datasets in and out of domain, Overall
+over all of them; datasets count alike, whatever their size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gen2embed_mteb.evaluation import RunSummary
+from gen2embed_mteb.mmeb.datasets import META_TASKS, Benchmark, DatasetInfo
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """The outcome of one row.
+
+    Attributes:
+        rank: How many candidates score strictly higher than the positive; 0 is the official hit.
+        strict: Whether the positive scores strictly higher than every other candidate.
+    """
+
+    rank: int
+    strict: bool
+
+
+def score_row(
+    query: npt.NDArray[np.float32],
+    candidates: npt.NDArray[np.float32],
+    same_as_positive: npt.NDArray[np.bool_] | None = None,
+) -> RowScore:
+    """Scores one query against its candidates.
+
+    Args:
+        query: (d,) float32, unit length.
+        candidates: (n, d) float32, unit rows, n >= 1; row 0 is the positive.
+        same_as_positive: (n,) bool, true where a candidate is the same input as candidate 0; None if only that is.
+
+    Returns:
+        The rank of the positive and the strict outcome.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    if candidates.ndim != 2 or not len(candidates) or query.shape != candidates.shape[1:]:
+        raise ValueError(f"query {query.shape} and candidates {candidates.shape} do not fit: expected (d,) and (n, d)")
+    # einsum sums every row in the same order. A matrix product need not: equal candidates could come out one bit
+    # apart, depending on where they stand, and a tie would be decided by chance.
+    scores = np.einsum("nd,d->n", candidates, query, optimize=False)
+    others = np.ones(len(scores), bool)
+    others[0] = False
+    if same_as_positive is not None:
+        others &= ~same_as_positive
+    return RowScore(int((scores > scores[0]).sum()), not bool((scores[others] >= scores[0]).any()))
+
+
+@dataclass(frozen=True)
+class DatasetScore:
+    """The outcome of one dataset.
+
+    Attributes:
+        dataset: The dataset.
+        rows: One score a scored row, in order.
+        num_errors: The number of rows that were set aside.
+    """
+
+    dataset: DatasetInfo
+    rows: tuple[RowScore, ...]
+    num_errors: int = 0
+
+    @property
+    def num_correct(self) -> int:
+        """Official hits."""
+        return sum(row.rank == 0 for row in self.rows)
+
+    @property
+    def precision_at_1(self) -> float | None:
+        """Official Precision@1 in [0, 1] over the scored rows; None if there are none."""
+        return self.num_correct / len(self.rows) if self.rows else None
+
+    @property
+    def precision_at_1_strict(self) -> float | None:
+        """Tie-strict Precision@1 in [0, 1] over the scored rows; None if there are none."""
+        return sum(row.strict for row in self.rows) / len(self.rows) if self.rows else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult(RunSummary):
+    """The outcome of a run.
+
+    Attributes:
+        benchmark: What was run (the chosen datasets only).
+        scores: One score a dataset, in order.
+    """
+
+    benchmark: Benchmark
+    scores: tuple[DatasetScore, ...]
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Averages over datasets, in [0, 1]; None where there is nothing to average.
+
+    Attributes:
+        meta_tasks: By meta-task, in the paper's order; only those that occur.
+        ind: Over the in-domain datasets.
+        ood: Over the out-of-domain datasets.
+        overall: Over all datasets.
+    """
+
+    meta_tasks: dict[str, float | None]
+    ind: float | None
+    ood: float | None
+    overall: float | None
+
+
+def average(scores: Sequence[DatasetScore], *, strict: bool = False) -> Averages:
+    """Averages as the paper's Table V does; works with any part of the datasets.
+
+    Args:
+        scores: One score a dataset.
+        strict: Average the strict figure instead of the official one.
+
+    Returns:
+        The averages; datasets without a scored row are left out.
+    """
+    figures = [(item.dataset, item.precision_at_1_strict if strict else item.precision_at_1) for item in scores]
+    return Averages(
+        meta_tasks={
+            task: _mean(figure for dataset, figure in figures if dataset.meta_task == task)
+            for task in META_TASKS
+            if any(dataset.meta_task == task for dataset, _ in figures)
+        },
+        ind=_mean(figure for dataset, figure in figures if dataset.in_domain),
+        ood=_mean(figure for dataset, figure in figures if not dataset.in_domain),
+        overall=_mean(figure for _, figure in figures),
+    )
+
+
+def _mean(figures: Iterable[float | None]) -> float | None:
+    present = [figure for figure in figures if figure is not None]
+    return sum(present) / len(present) if present else None
+
+
+def warn_about_ties(score: DatasetScore) -> bool:
+    """Logs a warning when ties with the positive decide rows of a dataset.
+
+    Args:
+        score: The dataset's score.
+
+    Returns:
+        Whether the official and the strict figure differ.
+    """
+    tied = score.num_correct - sum(row.strict for row in score.rows)
+    if tied:
+        logger.warning(
+            "%s: %d of %d rows are hits only because a tie counts for the model (official rule); "
+            "compare precision_at_1_strict, and check the model if there are many: equal vectors tie everywhere",
+            score.dataset.name,
+            tied,
+            len(score.rows),
+        )
+    return bool(tied)
+
+
+RANKING_CUTOFFS = (1, 5, 10)
+RANKING_METRICS = ("hit", "ndcg_linear", "ndcg_exponential", "precision", "recall", "f1", "map", "mrr")
+
+
+def ranking_metrics(score: DatasetScore) -> dict[str, Any]:
+    """The figures that VLM2Vec's V2 evaluation reports for a dataset, under its own keys.
+
+    Every row has one relevant candidate, so each figure is a function of its rank: at a cutoff that the rank is
+    within, hit and recall are 1, precision is 1/k, both forms of nDCG are 1/log2(rank + 2), MAP and MRR 1/(rank + 1).
+
+    Args:
+        score: The dataset's score.
+
+    Returns:
+        `hit@k`, `ndcg_linear@k`, `ndcg_exponential@k`, `precision@k`, `recall@k`, `f1@k`, `map@k`, `mrr@k` for k of
+        `RANKING_CUTOFFS`, then `num_pred` and `num_data`; 0.0 where no row was scored, as VLM2Vec does.
+    """
+    ranks = np.array([row.rank for row in score.rows], dtype=np.int64)
+    figures: dict[str, Any] = {}
+    for name in RANKING_METRICS:
+        for k in RANKING_CUTOFFS:
+            gains = np.where(ranks < k, _gain(name, k, ranks), 0.0)
+            figures[f"{name}@{k}"] = float(gains.mean()) if len(ranks) else 0.0
+    return {**figures, "num_pred": len(ranks), "num_data": len(ranks)}
+
+
+def _gain(name: str, k: int, ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The figure of rows whose one relevant candidate, at these ranks, is within the cutoff."""
+    if name.startswith("ndcg"):
+        return np.asarray(1 / np.log2(ranks + 2), np.float64)
+    if name in ("map", "mrr"):
+        return np.asarray(1 / (ranks + 1), np.float64)
+    # f1 is the harmonic mean of the precision 1/k and the recall 1
+    return np.full(len(ranks), {"precision": 1 / k, "f1": 2 / (k + 1)}.get(name, 1.0))

@@ -1,0 +1,244 @@
+"""`Gen2Embed`: a generative multimodal LLM as a `SentenceTransformer`, by the two-level prompt (paper, Sec. III-B)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
+
+from gen2embed_mteb import adapters, export
+from gen2embed_mteb.families import Family, ImageLayout, chat_template, family_of, prompt_of
+from gen2embed_mteb.fitting import Fitter
+from gen2embed_mteb.images import RESIZE_POLICIES
+from gen2embed_mteb.inputs import Content, content_of
+from gen2embed_mteb.prompts import DEFAULT, HierarchicalPrompt, strategy
+from gen2embed_mteb.short_names import resolve
+
+logger = logging.getLogger(__name__)
+
+
+class Gen2Embed(SentenceTransformer):
+    """A multimodal embedding model made of a generative one by prompt alone.
+
+    Args:
+        name_or_path: a base model (hub id or local directory), an exported directory, an adapter (its base is loaded
+            too), or a short name (`gen2embed`, `gen2embed-mini`).
+        prompt_mode: a name in `prompts.STRATEGIES` or a `HierarchicalPrompt`; `None` keeps the prompt of an exported
+            directory, and is `hierarchical` for anything else.
+        adapter: a LoRA or DoRA adapter (hub id or directory) for the base model.
+        layout: `native`, images as the family's processor lays them out; `official`, bare image tokens with 1-D
+            positions, as the released checkpoints were trained.
+        max_length: longest input in tokens; longer text is cut, larger images are reduced. `None`: the tokenizer's.
+        image_root: folder that image paths are relative to and may not leave; `None` takes paths as they are.
+        resize: a name of `images.RESIZE_POLICIES`, applied before the processor.
+        kwargs: as for `SentenceTransformer`: `device`, `truncate_dim`, `revision`, `model_kwargs`, …
+
+    Raises:
+        ValueError: unknown prompt mode, layout, resize policy or model family, or an adapter that does not fit.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path,
+        *,
+        prompt_mode: str | HierarchicalPrompt | None = None,
+        adapter: str | Path | None = None,
+        layout: ImageLayout = "native",
+        max_length: int | None = None,
+        image_root: str | Path | None = None,
+        resize: str = "processor",
+        **kwargs: Any,
+    ) -> None:
+        if prompt_mode is not None:
+            prompt_mode = strategy(prompt_mode)
+        if resize not in RESIZE_POLICIES:
+            raise ValueError(f"unknown resize policy {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+        # Read by `_load_default_modules` while the parent class loads.
+        self._load_options = {"prompt_mode": prompt_mode or DEFAULT, "adapter": adapter, "layout": layout}
+        self._is_base = False
+        self._layout: ImageLayout = layout
+        self.image_root = image_root
+        self.resize = resize
+        export.compat.install()
+        name = resolve(name_or_path) or str(name_or_path)
+        super().__init__(name, **kwargs)
+        if not self._is_base:
+            hub = {key: kwargs[key] for key in ("token", "local_files_only") if key in kwargs}
+            hub["cache_dir"] = kwargs.get("cache_folder")
+            self._check_exported(name, {**hub, "revision": kwargs.get("revision")})
+            if adapter is not None:
+                adapters.load_adapter(self[0].model, adapter, **hub)
+        self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
+        if max_length is not None:
+            self.max_seq_length = max_length
+
+    def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[list[torch.nn.Module], dict]:
+        """What the parent class calls for a model that was not saved by sentence-transformers."""
+        self._is_base = True
+        if not kwargs.get("local_files_only") and not Path(model_name_or_path).is_dir():
+            self.model_card_data.set_base_model(model_name_or_path, revision=kwargs.get("revision"))
+        return export.modules_for(model_name_or_path, **self._load_options, **kwargs), {}
+
+    def _check_exported(self, name: str, hub: dict[str, Any]) -> None:
+        """An exported model must be a last-token embedder; an adapter in it is set again, every key checked."""
+        family_of(getattr(getattr(self[0], "config", None), "model_type", type(self[0]).__name__))
+        pooling = next((module for module in self if hasattr(module, "pooling_mode")), None)
+        mode = getattr(pooling, "pooling_mode", None)
+        if mode not in ("lasttoken", ("lasttoken",), ["lasttoken"]):
+            raise ValueError(
+                f"{name} pools by {mode!r}, not by last token: it was not exported by Gen2Embed. "
+                "Run `gen2embed export` on its base model."
+            )
+        if adapters.has_adapter(self[0].model):
+            adapters.reload_adapter(self[0].model, name, **hub)
+
+    @property
+    def prompt(self) -> HierarchicalPrompt:
+        """The two-level prompt in use."""
+        found = prompt_of(self.processor.chat_template or "")
+        return found if found is not None else strategy(DEFAULT)
+
+    @property
+    def prompt_mode(self) -> str:
+        """The name of the prompt in use, or "custom"."""
+        return self.prompt.name
+
+    @property
+    def layout(self) -> ImageLayout:
+        """How images are laid out in the prompt."""
+        return self._layout
+
+    @property
+    def revision(self) -> str:
+        """The hub commit that the weights came from, "" for a local directory."""
+        return getattr(self[0].config, "_commit_hash", None) or ""
+
+    @property
+    def _family(self) -> Family:
+        return family_of(self[0].config.model_type)
+
+    def _set_prompt(self, prompt: HierarchicalPrompt) -> None:
+        self.processor.chat_template = chat_template(self._family, prompt, self._layout)
+
+    def preprocess(self, inputs: list[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Inputs to model features: opened, cut to `max_seq_length`, rendered and tokenized.
+
+        Args:
+            inputs: what `inputs.content_of` accepts.
+            prompt: a system prompt of the caller's, in place of the strategy's.
+            kwargs: `task` ("query" or "document"), `max_length`, `processing_kwargs`, as in sentence-transformers.
+
+        Raises:
+            ImageError: an image cannot be opened.
+            ValueError: an input cannot be made to fit into `max_length`.
+        """
+        if not inputs:
+            return {}
+        # Truncation happens here, on the text alone; the tokenizer is never asked to truncate, so that no state of it
+        # is left in a saved tokenizer.
+        processing = {key: dict(value) for key, value in (kwargs.pop("processing_kwargs", None) or {}).items()}
+        asked = processing.get("text", {}).pop("max_length", None)
+        max_length = asked or kwargs.pop("max_length", None) or self.max_seq_length
+        kwargs.pop("max_length", None)
+        processing["text"] = {**processing.get("text", {}), "truncation": False}
+
+        contents = [self._content(sample) for sample in inputs]
+        if prompt:
+            contents = [Content(c.text, c.images, prompt if c.system is None else prompt + c.system) for c in contents]
+        if max_length is not None and max_length < 10**9:  # tokenizers without a limit state an astronomical one
+            role = kwargs.get("task")
+            fitter = Fitter(self.processor, lambda content: self._count_rendered(content, role))
+            contents = [fitter.fit(content, max_length) for content in contents]
+        messages = [content.as_messages() for content in contents]
+        features: dict[str, Any] = super().preprocess(messages, processing_kwargs=processing, **kwargs)
+        if self._layout == "official" and "mm_token_type_ids" in features:
+            # Image tokens count as text, which gives every token its plain 1-D position.
+            features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
+        return features
+
+    def render(self, sample: Any, task: str | None = None) -> str:
+        """The conversation as the model reads it, each image as its one marker.
+
+        Args:
+            sample: one input.
+            task: "query", "document", or `None`.
+        """
+        return str(
+            self.processor.apply_chat_template(
+                self._content(sample).as_messages(),
+                tokenize=False,
+                add_generation_prompt=True,
+                **({} if task is None else {"task": task}),
+            )
+        )
+
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """As in sentence-transformers, but vectors are float32 before they are normalised: bfloat16 rows drift 1e-3."""
+        for module in self:
+            if isinstance(module, Normalize):
+                input["sentence_embedding"] = input["sentence_embedding"].float()
+            input = module(input)
+        return input
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Write stock modules only: the directory loads with plain `SentenceTransformer`. Adapters are merged.
+
+        Raises:
+            ValueError: the layout is `official`, whose positions no stock module can express.
+        """
+        if path is None:
+            return
+        if self._layout == "official" and self._family.mrope:
+            raise ValueError(
+                "layout='official' cannot be saved: its 1-D image positions are not expressible in stock modules, and "
+                "a directory without them would give other vectors. Save the native layout, and pass layout= on load."
+            )
+        transformer = self[0]
+        export.prepare_tokenizer(transformer.tokenizer)
+        adapted = transformer.model
+        try:
+            if adapters.has_adapter(adapted):
+                transformer.model = adapters.merged_copy(adapted)
+            super().save(path, *args, **kwargs)
+        finally:
+            transformer.model = adapted
+        export.write_processor_files(transformer, Path(path))
+
+    def _content(self, sample: Any) -> Content:
+        content = content_of(sample, self.image_root, self.resize)
+        if not self._family.writes_special_tokens:
+            content = replace(content, text=self._broken_up(content.text))
+        return content
+
+    def _broken_up(self, text: str) -> str:
+        """The text with a space inside every control token, so that it is read as text."""
+        for token in self.processor.tokenizer.all_special_tokens:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _count_rendered(self, content: Content, role: str | None) -> int:
+        """Tokens of the rendered conversation, each image counted as its one marker."""
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer.apply_chat_template(
+            content.as_messages(),
+            chat_template=self.processor.chat_template,
+            return_dict=False,
+            **self._family.processing_kwargs["chat_template"],
+            **({} if role is None else {"task": role}),
+        )
+        return len(ids) + int(tokenizer.num_special_tokens_to_add())
+
+    def _input_length(self, sample: Any) -> int:  # type: ignore[override]
+        """Sort key for batches: about the number of tokens. Images count alike, for they are not opened yet."""
+        if isinstance(sample, str):
+            return len(sample) // 4
+        if isinstance(sample, dict) and "role" not in sample:
+            images = sample.get("image") or ()
+            count = len(images) if isinstance(images, (list, tuple)) else 1
+            return len(sample.get("text") or "") // 4 + 256 * count
+        return 256 if not isinstance(sample, list) else SentenceTransformer._input_length(sample) // 4

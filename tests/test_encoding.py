@@ -1,0 +1,230 @@
+"""Bulk encoding: once each, in sorted batches, faults kept apart from their neighbours, the contract enforced."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmeb_files import COLOURS, write_images
+from PIL import Image
+from plain_encoder import DIMENSIONS, PlainEncoder, vector
+
+from gen2embed_mteb.encoding import BATCHES_PER_SHARD, BulkEncoder, Fault, Item
+from gen2embed_mteb.image_source import ImageSource
+from gen2embed_mteb.store import EmbeddingStore
+
+
+class Recorder(PlainEncoder):
+    """Keeps the batches as they came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[dict[str, Any]]] = []
+
+    def _encode(self, side: str, inputs: list[dict[str, Any]]) -> np.ndarray:
+        self.batches.append(inputs)
+        return super()._encode(side, inputs)
+
+
+def bulk(folder: Path, encoder: Any, **kwargs: Any) -> BulkEncoder:
+    write_images(folder / "img")
+    return BulkEncoder(encoder, EmbeddingStore(folder / "e", {"f": "1"}), ImageSource(folder), **kwargs)
+
+
+def test_every_distinct_item_once_per_side(tmp_path: Path) -> None:
+    encoder = Recorder()
+    bulk_encoder = bulk(tmp_path, encoder)
+    items = [Item("a"), Item("b", ("img/red.png",)), Item("a"), Item("b", ("img/blue.png",)), Item("b")]
+    bulk_encoder.add("query", items)
+    bulk_encoder.add("query", [Item("b"), Item("c")])
+    bulk_encoder.add("document", [Item("a")])
+    assert encoder.given == {
+        ("query", "a", ()): 1,
+        ("query", "b", ()): 1,
+        ("query", "c", ()): 1,
+        ("query", "b", ((32, 32),)): 2,  # the red one and the blue one
+        ("document", "a", ()): 1,
+    }
+    assert bulk_encoder.num_encoded == 6  # a, b, b+red, b+blue, c; and a on the other side
+    assert bulk_encoder.num_reused == 0
+
+
+def test_vectors_are_the_encoders_in_the_order_asked(tmp_path: Path) -> None:
+    bulk_encoder = bulk(tmp_path, PlainEncoder(), batch_size=3)
+    items = [Item("long text here", ()), Item("x"), Item("", ("img/red.png",)), Item("red", ("img/red.png",)), Item("")]
+    bulk_encoder.add("query", items)
+    red = Image.new("RGB", (32, 32), COLOURS["red"])
+    expected = np.stack([vector(item.text, [red] * len(item.images)) for item in items])
+    assert bulk_encoder.vectors("query", items).shape == (5, DIMENSIONS)
+    assert np.allclose(bulk_encoder.vectors("query", items), expected, atol=1e-4)
+    assert np.array_equal(bulk_encoder.vectors("query", items[::-1]), bulk_encoder.vectors("query", items)[::-1])
+    assert bulk_encoder.vectors("query", []).shape == (0, 0)
+    with pytest.raises(KeyError):
+        bulk_encoder.vectors("document", items[:1])
+
+
+def test_batches_are_sorted_and_keys_are_left_out_when_empty(tmp_path: Path) -> None:
+    encoder = Recorder()
+    items = [
+        Item("three", ("img/red.png", "img/blue.png")),
+        Item("", ("img/red.png",)),
+        Item("four4"),
+        Item("1"),
+        Item(""),
+    ]
+    bulk(tmp_path, encoder, batch_size=2).add("query", items)
+    keys = [[sorted(entry) for entry in batch] for batch in encoder.batches]
+    assert keys == [[["text"], ["text"]], [["text"], ["image"]], [["image", "text"]]]
+    assert [entry.get("text") for batch in encoder.batches for entry in batch] == ["", "1", "four4", None, "three"]
+    assert [image.getpixel((0, 0)) for image in encoder.batches[2][0]["image"]] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_faults_stay_with_their_item(tmp_path: Path) -> None:
+    encoder = PlainEncoder()
+    bulk_encoder = bulk(tmp_path, encoder, batch_size=2)
+    (tmp_path / "img" / "cut.png").write_bytes((tmp_path / "img" / "red.png").read_bytes()[:60])
+    good, missing, cut = Item("a", ("img/red.png",)), Item("b", ("img/none.png",)), Item("c", ("img/cut.png",))
+    bulk_encoder.add("query", [good, missing, cut])
+    assert bulk_encoder.fault("query", good) is None
+    assert bulk_encoder.vectors("query", [good]).shape == (1, DIMENSIONS)
+    fault = bulk_encoder.fault("query", missing)
+    assert fault is not None
+    assert (fault.file, fault.reason.startswith("not found in")) == ("img/none.png", True)
+    fault = bulk_encoder.fault("query", cut)
+    assert fault is not None
+    assert fault.reason.startswith("damaged")
+    with pytest.raises(ValueError, match="has no vector"):
+        bulk_encoder.vectors("query", [good, cut])
+    # The faults come back from disk with the rest, and a repaired image is encoded.
+    again = bulk(tmp_path, encoder, batch_size=2)
+    again.add("query", [good, missing, cut])
+    assert again.fault("query", cut) == fault
+    assert again.num_encoded == 0
+    (tmp_path / "img" / "none.png").write_bytes((tmp_path / "img" / "blue.png").read_bytes())
+    repaired = bulk(tmp_path, encoder, batch_size=2)
+    repaired.add("query", [good, missing, cut])
+    assert repaired.fault("query", missing) is None
+    assert repaired.fault("query", cut) == fault
+
+
+def test_reuse_is_by_work_not_by_position(tmp_path: Path) -> None:
+    items = [Item(f"text {number:04}") for number in range(BATCHES_PER_SHARD * 2 + 3)]
+    first = bulk(tmp_path, PlainEncoder(), batch_size=1)
+    first.add("query", items)
+    again = bulk(tmp_path, PlainEncoder(), batch_size=1)
+    again.add("query", items)
+    assert (again.num_encoded, again.num_reused) == (0, len(items))
+    assert np.array_equal(again.vectors("query", items), first.vectors("query", items))
+    # Another batch size is other work: a padded model would give other bits.
+    other = bulk(tmp_path, PlainEncoder(), batch_size=2)
+    other.add("query", items)
+    assert other.num_reused == 0
+    # Only what the first shard holds is found when the list is cut short.
+    short = bulk(tmp_path, PlainEncoder(), batch_size=1)
+    short.add("query", items[: BATCHES_PER_SHARD + 1])
+    assert (short.num_encoded, short.num_reused) == (1, BATCHES_PER_SHARD)
+
+
+def test_sides_do_not_share_vectors(tmp_path: Path) -> None:
+    class TwoSided(PlainEncoder):
+        def _encode(self, side: str, inputs: list[dict[str, Any]]) -> np.ndarray:
+            return np.tile(np.eye(2)[int(side == "query")], (len(inputs), 1))
+
+    for _ in range(2):  # the second time from disk
+        bulk_encoder = bulk(tmp_path, TwoSided())
+        bulk_encoder.add("query", [Item("a")])
+        bulk_encoder.add("document", [Item("a")])
+        assert bulk_encoder.vectors("query", [Item("a")]).tolist() == [[0, 1]]
+        assert bulk_encoder.vectors("document", [Item("a")]).tolist() == [[1, 0]]
+
+
+class Scripted:
+    """An encoder that answers as told."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.sizes: list[int] = []
+
+    def encode_query(self, inputs: list[dict[str, Any]], /) -> Any:
+        self.sizes.append(len(inputs))
+        return self.answer(inputs)
+
+    encode_document = encode_query
+
+
+def test_an_input_that_the_encoder_refuses_is_a_fault(tmp_path: Path) -> None:
+    def answer(inputs: list[dict[str, Any]]) -> Any:
+        if any(entry["text"] == "bb" for entry in inputs):
+            raise ValueError("image does not fit max_length")
+        return np.eye(4)[: len(inputs)]
+
+    bulk_encoder = bulk(tmp_path, Scripted(answer))
+    bulk_encoder.add("query", [Item("a"), Item("bb"), Item("ccc")])
+    assert bulk_encoder.fault("query", Item("bb")) == Fault("", "refused by the encoder: image does not fit max_length")
+    assert np.array_equal(bulk_encoder.vectors("query", [Item("a"), Item("ccc")]), np.eye(4)[[0, 0]])
+
+
+def test_an_encoder_that_refuses_everything_ends_the_run(tmp_path: Path) -> None:
+    def answer(inputs: list[dict[str, Any]]) -> Any:
+        raise ValueError("not loaded")
+
+    with pytest.raises(ValueError, match="not loaded"):
+        bulk(tmp_path, Scripted(answer)).add("query", [Item("a"), Item("b")])
+
+
+def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
+    class OutOfMemoryError(RuntimeError):
+        """Named as torch's."""
+
+    def answer(inputs: list[dict[str, Any]]) -> Any:
+        if len(inputs) > 2:
+            raise OutOfMemoryError("CUDA out of memory")
+        return np.eye(8)[[len(entry["text"]) for entry in inputs]]
+
+    encoder = Scripted(answer)
+    bulk_encoder = bulk(tmp_path, encoder, batch_size=8)
+    items = [Item("x" * length) for length in range(5)]
+    bulk_encoder.add("query", items)
+    assert encoder.sizes == [5, 2, 3, 1, 2]
+    assert np.array_equal(bulk_encoder.vectors("query", items), np.eye(8)[:5])
+    with pytest.raises(RuntimeError, match="something else"):
+        bulk(tmp_path, Scripted(lambda inputs: (_ for _ in ()).throw(RuntimeError("something else")))).add(
+            "query", [Item("new")]
+        )
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda inputs: np.ones(4), r"shape \(4,\) for 2 inputs"),
+        (lambda inputs: np.eye(4)[:1], r"shape \(1, 4\) for 2 inputs"),
+        (lambda inputs: 2 * np.eye(4)[:2], r"norm 2\.0000; normalise"),
+        (lambda inputs: np.zeros((2, 4)), r"norm 0\.0000"),
+    ],
+)
+def test_the_encoder_keeps_its_contract(tmp_path: Path, answer: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        bulk(tmp_path, Scripted(answer)).add("query", [Item("a"), Item("b")])
+
+
+def test_nan_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    rows = np.eye(4)[:2]
+    rows[1] = np.nan
+    bulk_encoder = bulk(tmp_path, Scripted(lambda inputs: rows))
+    bulk_encoder.add("query", [Item("a"), Item("b")])
+    assert bulk_encoder.fault("query", Item("a")) is None
+    assert bulk_encoder.fault("query", Item("b")) == Fault("", "the encoder returned NaN or infinity")
+
+
+def test_resize_and_least_side_apply(tmp_path: Path) -> None:
+    encoder = Recorder()
+    write_images(tmp_path / "img", (10, 20))
+    source = ImageSource(tmp_path)
+    BulkEncoder(encoder, EmbeddingStore(tmp_path / "1", {}), source).add("query", [Item("", ("img/red.png",))])
+    BulkEncoder(encoder, EmbeddingStore(tmp_path / "2", {}), source, min_side=0).add(
+        "query", [Item("", ("img/red.png",))]
+    )
+    BulkEncoder(encoder, EmbeddingStore(tmp_path / "3", {}), source, resize_policy="official").add(
+        "query", [Item("", ("img/red.png",))]
+    )
+    assert [batch[0]["image"].size for batch in encoder.batches] == [(28, 56), (10, 20), (336, 672)]

@@ -1,0 +1,224 @@
+"""What an installation puts on a machine: wheel and editable, each in an environment of its own, asked from outside.
+
+The environments are real (``venv`` and ``pip install``) but borrow the heavy dependencies of the running one through a
+``.pth`` line, which keeps them cheap: nothing is downloaded.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import gen2embed_mteb
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = ("GEN2EMBED_", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
+
+LOADED = "import sys; print(*sorted(sys.modules))"
+HOOKED = "import sys; print('_Finder' in [type(f).__name__ for f in sys.meta_path])"
+ENCODE_MINI = """
+from sentence_transformers import SentenceTransformer
+print(SentenceTransformer("gen2embed-mini", device="cpu").encode_query(["a red circle"]).shape[0])
+"""
+
+
+class Environment:
+    """A virtual environment that sees the running one's dependencies, after its own packages."""
+
+    def __init__(self, path: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(path)], check=True)
+        self.python = path / "bin" / "python"
+        self.site = Path(self.run("import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
+        self.elsewhere = path / "elsewhere"
+        self.elsewhere.mkdir()
+        parent = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+        # Such a line extends sys.path only: start-up hooks of the running environment stay out. "zz": after our own.
+        (self.site / "zz_dependencies.pth").write_text("\n".join(sorted(parent)) + "\n", encoding="utf-8")
+
+    def install(self, *arguments: str) -> None:
+        """``pip install`` of local files."""
+        # fmt: off
+        command = ["-m", "pip", "--python", str(self.python), "install", "-qq", "--no-deps", "--no-index",
+                   "--no-build-isolation", "--ignore-installed", *arguments]
+        # fmt: on
+        subprocess.run([sys.executable, *command], check=True, cwd=self.elsewhere)
+
+    def run(
+        self, code: str, *flags: str, cwd: Path | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``code`` in a fresh interpreter, in a folder that has nothing to do with the checkout."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+        result = subprocess.run(
+            [str(self.python), *flags, "-c", code],
+            cwd=cwd or getattr(self, "elsewhere", None),
+            env={**kept, "HF_HUB_OFFLINE": "1", **variables},
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        return result
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    # fmt: off
+    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-index", "--no-build-isolation",
+               "--wheel-dir", str(folder), str(ROOT)]
+    # fmt: on
+    subprocess.run(command, check=True, cwd=folder)
+    (built,) = folder.glob("gen2embed-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
+    """An environment with Gen2Embed installed in one of the two ways."""
+    environment = Environment(tmp_path_factory.mktemp(request.param))
+    environment.install(*([str(wheel)] if request.param == "wheel" else ["--editable", str(ROOT)]))
+    return environment
+
+
+@pytest.fixture
+def from_wheel(wheel: Path, tmp_path: Path) -> Iterator[Environment]:
+    """An environment of one test's own, to be damaged."""
+    environment = Environment(tmp_path / "environment")
+    environment.install(str(wheel))
+    yield environment
+    shutil.rmtree(environment.site)
+
+
+def test_wheel_holds_what_is_needed_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"gen2embed_mteb", "trainers", "vlm2vec_adapter", "_gen2embed_hook.py", "gen2embed_hook.pth"}
+    data = [
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("gen2embed_mteb/templates/*.jinja", "gen2embed_mteb/mini/model/*", "*/py.typed")
+        for path in ROOT.glob(pattern)
+    ]
+    assert {Path(name).suffix for name in data} >= {".jinja", ".safetensors", ".json", ".typed"}
+    assert set(data) <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_version_and_pins_agree_with_the_metadata() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    assert pins["torch"] == "2.13.0"
+    assert "torch==2.13.0 " in (ROOT / "Makefile").read_text(encoding="utf-8")
+    for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+    version = gen2embed_mteb.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{version}]" in changes or f"What will be {version}." in changes
+
+
+def test_short_name_loads_from_any_folder(installed: Environment) -> None:
+    assert installed.run(ENCODE_MINI).stdout.split() == ["1"]
+
+
+def test_folder_of_that_name_wins(installed: Environment, tmp_path: Path) -> None:
+    (tmp_path / "gen2embed").mkdir()
+    code = """
+from sentence_transformers import SentenceTransformer
+try:
+    SentenceTransformer("gen2embed", device="cpu", local_files_only=True)
+except (OSError, ValueError) as error:  # an empty folder is no model, and it is the folder that is complained about
+    print("Qwen" in str(error), "gen2embed" in str(error))
+"""
+    assert installed.run(code, cwd=tmp_path).stdout.split() == ["False", "True"]
+
+
+def test_start_up_imports_the_hook_alone_and_takes_no_time(installed: Environment) -> None:
+    with_hook = set(installed.run(LOADED).stdout.split())
+    hook = installed.site / "gen2embed_hook.pth"
+    hidden = hook.rename(hook.with_suffix(".off"))
+    try:
+        without = set(installed.run(LOADED).stdout.split())
+    finally:
+        hidden.rename(hook)
+    assert with_hook - without == {"_gen2embed_hook"}
+
+    def microseconds() -> int:
+        lines = installed.run("", "-X", "importtime").stderr.splitlines()
+        (line,) = [line for line in lines if line.endswith("_gen2embed_hook")]
+        return int(line.split("|")[1])
+
+    # About 300 on a quiet machine with its byte code cached; the bound leaves room for a busy one without.
+    assert min(microseconds() for _ in range(5)) < 5_000
+
+
+def test_package_imports_fast_and_without_torch(installed: Environment) -> None:
+    code = """
+import sys, time
+start = time.perf_counter()
+import gen2embed_mteb
+seconds = time.perf_counter() - start
+heavy = {"torch", "transformers", "sentence_transformers", "numpy", "PIL", "mteb"} & set(sys.modules)
+print(seconds, *heavy)
+assert {"Gen2Embed", "HierarchicalPrompt", "__version__"} <= set(dir(gen2embed_mteb))
+"""
+    runs = [installed.run(code).stdout.split() for _ in range(3)]
+    assert all(len(run) == 1 for run in runs), runs
+    assert min(float(run[0]) for run in runs) < 0.3
+
+
+def test_public_names_are_found_and_others_refused(installed: Environment) -> None:
+    code = """
+from gen2embed_mteb import Gen2Embed, HierarchicalPrompt
+import gen2embed_mteb
+print(Gen2Embed.__name__, HierarchicalPrompt.__name__, hasattr(gen2embed_mteb, "Gen2Embedd"))
+"""
+    assert installed.run(code).stdout.split() == ["Gen2Embed", "HierarchicalPrompt", "False"]
+
+
+def test_opt_out_leaves_the_interpreter_untouched_until_the_package_is_imported(installed: Environment) -> None:
+    assert installed.run(HOOKED).stdout.split() == ["True"]
+    assert installed.run(HOOKED, GEN2EMBED_NO_HOOK="0").stdout.split() == ["True"]
+    assert installed.run(HOOKED, GEN2EMBED_NO_HOOK="1").stdout.split() == ["False"]
+    code = f"""
+from sentence_transformers import SentenceTransformer
+try:
+    SentenceTransformer("gen2embed-mini", device="cpu")
+except OSError:
+    print("unknown")
+import gen2embed_mteb
+{ENCODE_MINI}
+"""
+    assert installed.run(code, GEN2EMBED_NO_HOOK="1").stdout.split() == ["unknown", "1"]
+
+
+def test_python_starts_and_libraries_import_when_half_of_it_was_removed(from_wheel: Environment) -> None:
+    code = "import sentence_transformers; print('fine')"
+    shutil.rmtree(from_wheel.site / "gen2embed_mteb")
+    result = from_wheel.run(code)
+    assert (result.stdout.split(), "gen2embed" in result.stderr.lower()) == (["fine"], False)
+
+    (from_wheel.site / "_gen2embed_hook.py").write_text("def start(:\n", encoding="utf-8")  # a broken copy
+    assert from_wheel.run("print('fine')").stderr == ""
+    (from_wheel.site / "_gen2embed_hook.py").unlink()
+    assert from_wheel.run("print('fine')").stderr == ""
+
+
+def test_uninstalling_leaves_nothing_behind(from_wheel: Environment) -> None:
+    command = [sys.executable, "-m", "pip", "--python", str(from_wheel.python), "uninstall", "-qq", "-y", "gen2embed"]
+    subprocess.run(command, check=True)
+    left = {path.name for path in from_wheel.site.iterdir() if path.name != "__pycache__"}
+    assert left == {"zz_dependencies.pth"}
+    assert from_wheel.run(HOOKED).stdout.split() == ["False"]
