@@ -16,15 +16,13 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
-# Wrappers under which adapters were trained: peft's own, the generation head's, and older layouts of Qwen2-VL that kept
-# the language model at the root. Tried in this order until the keys are those of the model at hand.
+# Wrappers under which adapters were trained, taken off in this order: peft's own, the generation head's, and older
+# layouts of transformers that kept the language model at the root (Qwen2-VL) or in a wrapper of its own (LLaVA).
 _RENAMES: tuple[tuple[str, str], ...] = (
-    (r"^", ""),
     (r"^base_model\.model\.", ""),
-    (r"^base_model\.model\.model\.", ""),
-    (r"^base_model\.model\.model\.(?=layers\.)", "language_model."),
-    (r"^base_model\.model\.(?=layers\.)", "language_model."),
-    (r"^base_model\.model\.language_model\.model\.", "language_model."),
+    (r"^model\.", ""),
+    (r"^(?=layers\.)", "language_model."),
+    (r"^language_model\.model\.", "language_model."),
 )
 
 
@@ -72,7 +70,7 @@ def set_adapter_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], 
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     expected = get_peft_model_state_dict(model)
-    best = min((_renamed(state, rename) for rename in _RENAMES), key=lambda keys: len(set(keys) ^ set(expected)))
+    best = {_renamed(key): value for key, value in state.items()}
     missing, unexpected = sorted(set(expected) - set(best)), sorted(set(best) - set(expected))
     if missing or unexpected:
         raise ValueError(
@@ -104,9 +102,10 @@ def merged_copy(model: torch.nn.Module) -> torch.nn.Module:
     return merged
 
 
-def _renamed(state: dict[str, torch.Tensor], rename: tuple[str, str]) -> dict[str, torch.Tensor]:
-    pattern, replacement = rename
-    return {re.sub(pattern, replacement, key): value for key, value in state.items()}
+def _renamed(key: str) -> str:
+    for pattern, replacement in _RENAMES:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def _read_weights(adapter: str | Path, hub_options: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="gen2embed", description="A generative multimodal LLM as an embedding model, by prompt alone.")
+    parser = _Parser(prog="gen2embed", description="A generative LLM as an embedding model, by prompt alone.")
     parser.add_argument("--version", action="version", version=f"gen2embed {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
     for name, summary, add, run in (

@@ -1,4 +1,4 @@
-"""Where transformers stands in the way: Qwen processors without torchvision, and a needless warning.
+"""Where transformers stands in the way: Qwen processors without torchvision, and needless warnings.
 
 transformers builds a Qwen processor with a video processor, which needs torchvision even for text. Where torchvision is
 absent, `install` takes the video part out of the processor's list of parts; where it is present, it does nothing.
@@ -29,17 +29,24 @@ def install() -> None:
 
 
 @contextmanager
-def quiet_about_head() -> Iterator[None]:
-    """Hold back transformers' report of weights that were not loaded, if it names the unused `lm_head` alone."""
-    loading = logging.getLogger("transformers.modeling_utils")
-    loading.addFilter(_tells_more_than_the_head)
+def quiet_loading() -> Iterator[None]:
+    """Hold back what transformers says about choices made here: `lm_head` not loaded, and `use_fast` deprecated."""
+    loggers = [logging.getLogger(f"transformers.{name}") for name in _LOADING]
+    for logger in loggers:
+        logger.addFilter(_is_news)
     try:
         yield
     finally:
-        loading.removeFilter(_tells_more_than_the_head)
+        for logger in loggers:
+            logger.removeFilter(_is_news)
 
 
-def _tells_more_than_the_head(record: logging.LogRecord) -> bool:
-    report = record.getMessage()
-    rows = [line for line in report.splitlines() if "|" in line and not line.startswith("Key")]
-    return "LOAD REPORT" not in report or not rows or not all("lm_head" in r and "UNEXPECTED" in r for r in rows)
+_LOADING = ("modeling_utils", "models.auto.image_processing_auto")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    if "LOAD REPORT" in message:
+        rows = [line for line in message.splitlines() if "|" in line and not line.startswith("Key")]
+        return not rows or not all("lm_head" in row and "UNEXPECTED" in row for row in rows)
+    return not message.startswith("The `use_fast` parameter is deprecated")

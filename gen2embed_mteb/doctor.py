@@ -11,7 +11,16 @@ import sys
 from gen2embed_mteb import short_names
 from gen2embed_mteb.formatting import as_text
 
-_NEEDED = ("torch", "transformers", "sentence-transformers", "peft", "datasets", "accelerate", "mteb", "pillow", "pyarrow")
+_NEEDED = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "peft",
+    "datasets",
+    "accelerate",
+    "mteb",
+    "pillow",
+)
 _OPTIONAL = {
     "torchvision": "pip install 'gen2embed[image]' (optional: images go through Pillow without it)",
     "faiss": "pip install 'gen2embed[cpu]' or 'gen2embed[gpu]' (optional: exact search in torch without it)",

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 PIXELS = {"use_fast": False}
-"""Images are resized by Pillow, also where torchvision is installed: its resampling differs, and the vectors with it."""
+"""Images are resized by Pillow, also where torchvision is installed: that resamples differently, by 1e-3 in a vector.
+
+The newer `backend="pil"` of transformers says the same, but reaches the video processor too, which has no such thing."""
 
 
 def modules_for(
@@ -64,7 +66,9 @@ def modules_for(
     base_of = _base_of_adapter(name_or_path, hub | {"cache_dir": cache_folder})
     if base_of is not None:
         if adapter is not None:
-            raise ValueError(f"{name_or_path} is itself an adapter; pass its base model {base_of} with adapter={adapter}")
+            raise ValueError(
+                f"{name_or_path} is itself an adapter; pass its base model {base_of} with adapter={adapter}"
+            )
         adapter, name_or_path = name_or_path, base_of
         adapter_hub, hub = hub, {**hub, "revision": None}
     else:
@@ -72,12 +76,10 @@ def modules_for(
 
     compat.install()
     shared = {**hub, "trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(
-        name_or_path, cache_dir=cache_folder, **{**shared, **(config_kwargs or {})}
-    )
+    config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_folder, **{**shared, **(config_kwargs or {})})
     family = family_of(config.model_type)  # refuses unknown families before the weights are read
     template = chat_template(family, prompt, layout)
-    with compat.quiet_about_head():
+    with compat.quiet_loading():
         transformer = Transformer(
             name_or_path,
             cache_dir=cache_folder,
@@ -95,12 +97,7 @@ def modules_for(
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:
-    """Leave no truncation or padding state of earlier calls behind, as a tokenizer saved now would carry it along.
-
-    Nor the name of the image processor's backend: processors hand it to all their parts.
-    """
-    tokenizer.backend = "tokenizers"
-    tokenizer.init_kwargs.pop("backend", None)
+    """Leave no truncation or padding state of earlier calls behind, as a tokenizer saved now would carry it along."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
 
@@ -184,5 +181,7 @@ def _base_of_adapter(name_or_path: str, hub: dict[str, Any]) -> str | None:
     settings = json.loads(Path(found).read_text(encoding="utf-8"))
     base = settings.get("base_model_name_or_path")
     if not base:
-        raise ValueError(f"{Path(found).parent / CONFIG_FILE} names no base_model_name_or_path; pass the base model and adapter=")
+        raise ValueError(
+            f"{Path(found).parent / CONFIG_FILE} names no base_model_name_or_path; pass the base model and adapter="
+        )
     return str(base)

@@ -122,17 +122,14 @@ class Fitter:
         """The longest beginning of the text of at most `num_tokens` tokens; image markers stay and count nothing."""
         kept = []
         for piece in _MARKERS.split(text):
-            if _MARKERS.fullmatch(piece):
-                kept.append(piece)
-                continue
-            spans = self._plain(piece)["offset_mapping"]
-            if len(spans) > num_tokens:
-                # A character of several tokens is kept whole or not at all.
-                end = min(spans[num_tokens - 1][1], spans[num_tokens][0]) if num_tokens > 0 else 0
-                piece, num_tokens = piece[:end], 0
-            else:
-                num_tokens -= len(spans)
-            kept.append(piece)
+            end = len(piece)
+            if not _MARKERS.fullmatch(piece):
+                spans = self._plain(piece)["offset_mapping"]
+                if len(spans) > num_tokens:
+                    # A character of several tokens is kept whole or not at all.
+                    end = min(spans[num_tokens - 1][1], spans[num_tokens][0]) if num_tokens > 0 else 0
+                num_tokens = max(num_tokens - len(spans), 0)
+            kept.append(piece[:end])
         return "".join(kept)
 
     def _reduced(

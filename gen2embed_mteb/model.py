@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from gen2embed_mteb import adapters, export
+from gen2embed_mteb import adapters, compat, export
 from gen2embed_mteb.families import Family, ImageLayout, chat_template, family_of, prompt_of
 from gen2embed_mteb.fitting import Fitter
 from gen2embed_mteb.images import RESIZE_POLICIES
@@ -59,14 +59,19 @@ class Gen2Embed(SentenceTransformer):
         if resize not in RESIZE_POLICIES:
             raise ValueError(f"unknown resize policy {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
         # Read by `_load_default_modules` while the parent class loads.
-        self._load_options = {"prompt_mode": prompt_mode or DEFAULT, "adapter": adapter, "layout": layout}
+        self._load_options: dict[str, Any] = {
+            "prompt_mode": prompt_mode or DEFAULT,
+            "adapter": adapter,
+            "layout": layout,
+        }
         self._is_base = False
         self._layout: ImageLayout = layout
         self.image_root = image_root
         self.resize = resize
-        export.compat.install()
+        compat.install()
         name = resolve(name_or_path) or str(name_or_path)
-        super().__init__(name, **kwargs)
+        with compat.quiet_loading():
+            super().__init__(name, **kwargs)
         if not self._is_base:
             hub = {key: kwargs[key] for key in ("token", "local_files_only") if key in kwargs}
             hub["cache_dir"] = kwargs.get("cache_folder")
@@ -74,6 +79,9 @@ class Gen2Embed(SentenceTransformer):
             if adapter is not None:
                 adapters.load_adapter(self[0].model, adapter, **hub)
         self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
+        export.prepare_tokenizer(self.tokenizer)
+        # Said already, as far as the tokenizer knows: text that is too long is seen and cut here.
+        self.tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         if max_length is not None:
             self.max_seq_length = max_length
 

@@ -1,6 +1,72 @@
-"""Makes the helper modules beside the tests importable (pytest's importlib mode leaves `sys.path` alone)."""
+"""Fixtures shared by the tests: tiny random models of every family, written once, and kept once loaded.
+
+Also makes the helper modules beside the tests importable (pytest's importlib mode leaves `sys.path` alone).
+"""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_dir(family)`: the directory of a tiny random model of a family, in the hub's layout."""
+    import torch
+    from tiny_models import write_tiny
+
+    torch.set_num_threads(1)
+    written: dict[str, Path] = {}
+
+    def directory(family: str) -> Path:
+        if family not in written:
+            written[family] = write_tiny(family, tmp_path_factory.mktemp(family))
+        return written[family]
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_dir: Callable[[str], Path]) -> Callable[..., Any]:
+    """`tiny(family, prompt_mode=…, layout=…)`: such a model, loaded once; a test that changes it loads its own."""
+    from gen2embed_mteb import Gen2Embed
+
+    loaded: dict[Any, Gen2Embed] = {}
+
+    def model(family: str, **options: Any) -> Gen2Embed:
+        key = (family, *sorted(options.items()))
+        if key not in loaded:
+            loaded[key] = Gen2Embed(tiny_dir(family), device="cpu", **options)
+        return loaded[key]
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def exported(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`exported(family, prompt_mode=…)`: the directory to which that model was saved."""
+    saved: dict[Any, Path] = {}
+
+    def directory(family: str, **options: Any) -> Path:
+        key = (family, *sorted(options.items()))
+        if key not in saved:
+            saved[key] = tmp_path_factory.mktemp("exported") / "model"
+            tiny(family, **options).save_pretrained(str(saved[key]))
+        return saved[key]
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Any]:
+    """Four small pictures of noise: wide, tall, square, and one with a side below a patch."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    sizes = [(90, 60), (40, 100), (64, 64), (150, 12)]
+    return [Image.fromarray(random.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]

@@ -115,11 +115,11 @@ def _write_llava(_: str, directory: Path) -> None:
     (directory / "processor_config.json").write_text(json.dumps(processor))
 
 
-def _llama_tokenizer():  # noqa: ANN202  (transformers' class has no public name that fits every version)
+def _llama_tokenizer():
     """A Llama-style BPE: spaces as U+2581, byte fall-back, `<s>` in front."""
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))  # noqa: S106
+    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -128,7 +128,11 @@ def _llama_tokenizer():  # noqa: ANN202  (transformers' class has no public name
     core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=500, special_tokens=pieces, show_progress=False))
     core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"  # noqa: S106
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.model_max_length = 4096

@@ -145,10 +145,7 @@ def _candidates(rng: np.random.Generator, task: MiniTask, pair: Pair, pairs: lis
     """The positive, the hard candidates, then others of another truth, in random order."""
     chosen = [pair.positive, *pair.hard]
     taken = {target.truth for target in chosen}
-    if task.labels:
-        pool = [Target(label, None, label) for label in task.labels]
-    else:
-        pool = [other.positive for other in pairs]
+    pool = [Target(label, None, label) for label in task.labels] or [other.positive for other in pairs]
     for index in rng.permutation(len(pool)):
         if len(chosen) == task.num_candidates:
             break

@@ -1,10 +1,10 @@
 """The mini model's training conversations: (system, user, image) -> answer, drawn from a random stream.
 
-Two lessons. `first_lesson` comes first: image questions with one-word answers and plain lists of
-attributes, without which shapes are learned late or never. `conversation` is the whole mixture: captions, questions, labels, search requests, pointing and changing,
-asked for one word at system level, at user level, at both, or not at all. Asked for one word, the answer is drawn
-evenly from *all* the attributes that the input carries, which is what makes the last state carry all of them; a
-question keeps its own answer.
+Two lessons. `first_lesson` comes first: lists of an image's attributes and short questions about it, without which
+shapes are learned late or never. `conversation` is the whole mixture: captions, questions, labels, search requests,
+pointing and changing, asked for one word at system level, at user level, at both, or not at all. Asked for one word,
+the answer is drawn evenly from *all* the attributes that the input carries, which is what makes the last state carry
+all of them; a question keeps its own answer.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def _picture(rng: np.random.Generator, num_things: int) -> Picture:
 
 
 def first_lesson(rng: np.random.Generator, album: Album) -> Conversation:
-    """An image with a short question and its one-word answer, or a list of all its attributes in a fixed order."""
+    """An image with a list of all its attributes in a fixed order, or a short question and its one-word answer."""
     picture = _any_picture(rng, album, pairs=0.25)
-    if rng.random() < 0.5:
-        listed = " ".join(word for thing in picture.scene.things for word in (thing.color, thing.shape, thing.size))
-        return Conversation(None, "List what you see.", picture.pixels, f"{listed} {picture.scene.background}")
+    if rng.random() < 0.7:
+        listed = [word for t in picture.scene.things for word in (t.color, t.shape, t.size, t.place)]
+        return Conversation(None, "List what you see.", picture.pixels, " ".join([*listed, picture.scene.background]))
     text, words, _ = language.question(rng, picture.scene)
     return Conversation(None, f"{text} {language.pick(rng, language.SHORT_ANSWER)}", picture.pixels, words[0])
 
@@ -130,8 +130,9 @@ def _about_label(rng: np.random.Generator, album: Album) -> Conversation:
     text, words = language.partial_label(rng, random_scene(rng, 1))
     if rng.random() < 0.08:
         digit = language.pick(rng, DIGITS)
-        text, words = language.pick(rng, ("{}", "the digit {}", "The number {}.", "a handwritten {}")).format(digit), (
-            digit,
+        text, words = (
+            language.pick(rng, ("{}", "the digit {}", "The number {}.", "a handwritten {}")).format(digit),
+            (digit,),
         )
     return _ask(rng, text, None, words, language.reply(rng, text, False))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gen2embed_mteb.evaluation import BatchedEncoder, EvaluationConfig
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.formatting import as_text, percent
 from gen2embed_mteb.mini import benchmark, model_dir
+from gen2embed_mteb.mini.page import DemoResult, Neighbours, write_page
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.paper import TABLE_IV
 from gen2embed_mteb.mmeb.readers import EvalRow, read_eval_rows
@@ -33,40 +33,6 @@ SHOWN = ("Scenes_t2i", "Pointing", "AttributeQA", "Digits")
 ROWS_SHOWN, NEIGHBOURS = 3, 6
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """One query and its nearest candidates under one prompt.
-
-    Attributes:
-        dataset: where the row is from.
-        text: the query's text.
-        image: its image, if it has one.
-        candidates: (text, image, similarity, is the positive), nearest first.
-    """
-
-    dataset: str
-    text: str
-    image: Image.Image | None
-    candidates: tuple[tuple[str, Image.Image | None, float, bool], ...]
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the page shows.
-
-    Attributes:
-        table: figures in percent, ours beside the paper's; the first row is the header.
-        scores: by prompt mode, P@1 in [0, 1] of every dataset.
-        photos: (photo, caption, similarity by mode).
-        neighbours: by prompt mode, the shown rows.
-    """
-
-    table: list[list[str]]
-    scores: dict[str, dict[str, float]]
-    photos: list[tuple[str, str, dict[str, float]]]
-    neighbours: dict[str, list[Neighbours]]
-
-
 def run_demo(output_dir: Path, data_dir: Path | None = None, limit: int | None = None) -> Iterator[str]:
     """Run the demo and say how it goes, line by line.
 
@@ -75,7 +41,6 @@ def run_demo(output_dir: Path, data_dir: Path | None = None, limit: int | None =
         data_dir: where MMEB-mini is kept; `None` is the user's cache folder.
         limit: rows a dataset; `None` for all.
     """
-    from gen2embed_mteb.mini.page import write_page
     from gen2embed_mteb.model import Gen2Embed
 
     started = time.monotonic()
@@ -84,6 +49,7 @@ def run_demo(output_dir: Path, data_dir: Path | None = None, limit: int | None =
     results: dict[str, EvaluationResult] = {}
     similarities: dict[str, np.ndarray] = {}
     neighbours: dict[str, list[Neighbours]] = {}
+    photos = load_photos()
     for mode in MODES:
         yield f"Evaluating gen2embed-mini, prompt {mode!r}, on {len(benchmark.MMEB_MINI.datasets)} datasets …"
         model = Gen2Embed(str(model_dir()), prompt_mode=mode, device="cpu", local_files_only=True)
@@ -99,11 +65,12 @@ def run_demo(output_dir: Path, data_dir: Path | None = None, limit: int | None =
             fingerprint=fingerprint(model),
         )
         results[mode] = evaluate(BatchedEncoder(model), benchmark.MMEB_MINI, config)
-        similarities[mode] = _photo_similarities(model)
+        similarities[mode] = _photo_similarities(model, list(photos.values()))
         neighbours[mode] = _neighbours(model, root)
     demo = DemoResult(
         _table(results),
         {mode: {score.dataset.name: score.precision_at_1 or 0.0 for score in results[mode].scores} for mode in MODES},
+        photos,
         [
             (photo, caption, {mode: float(similarities[mode][i, j]) for mode in MODES})
             for i, photo in enumerate(PHOTOS)
@@ -114,7 +81,7 @@ def run_demo(output_dir: Path, data_dir: Path | None = None, limit: int | None =
     yield "\nPrecision@1 in percent; the paper's rows are Qwen2-VL-2B on MMEB (Table IV):\n"
     yield as_text(demo.table)
     yield "\nReal photographs (scikit-learn's) and captions, similarity:\n"
-    photo_rows = [[p, c, *(f"{values[mode]:.3f}" for mode in MODES)] for p, c, values in demo.photos]
+    photo_rows = [[p, c, *(f"{values[mode]:.3f}" for mode in MODES)] for p, c, values in demo.similarities]
     yield as_text([["photo", "caption", *MODES], *photo_rows])
     page = write_page(demo, output_dir / "report.html")
     yield f"\nReport with pictures: {page}  ({time.monotonic() - started:.0f} s)"
@@ -142,16 +109,16 @@ def _table(results: dict[str, EvaluationResult]) -> list[list[str]]:
     return rows
 
 
-def load_photos() -> list[Image.Image]:
-    """The two photographs that ship with scikit-learn, 640 x 427."""
+def load_photos() -> dict[str, Image.Image]:
+    """The two photographs that ship with scikit-learn, 640 x 427, by name."""
     from sklearn.datasets import load_sample_image
 
-    return [Image.fromarray(load_sample_image(name)) for name in PHOTOS]
+    return {name: Image.fromarray(load_sample_image(name)) for name in PHOTOS}
 
 
-def _photo_similarities(model: Any) -> np.ndarray:
+def _photo_similarities(model: Any, images: list[Image.Image]) -> np.ndarray:
     """(photos, captions) similarities; the photographs are the queries."""
-    photos = model.encode_query([{"image": photo} for photo in load_photos()], show_progress_bar=False)
+    photos = model.encode_query([{"image": image} for image in images], show_progress_bar=False)
     captions = model.encode_document([{"text": caption} for caption in CAPTIONS], show_progress_bar=False)
     return np.asarray(model.similarity(photos, captions))
 

@@ -1,6 +1,7 @@
 """scikit-learn's real handwritten digits, as images of the mini world's size.
 
-1,797 scans in the order they were written, by different people: the last 500 are for evaluation, the rest to learn from.
+1,797 scans in the order they were written, by different people: the last 500 are for evaluation, the rest to learn
+from.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def test_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _all_digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits  # noqa: PLC0415  (scikit-learn takes a second to import)
+    from sklearn.datasets import load_digits  # takes a second
 
     digits = load_digits()
     return np.stack([digit_image(scan) for scan in digits.images]), digits.target.astype(np.int64)

@@ -6,15 +6,12 @@ import base64
 import html
 import io
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from gen2embed_mteb.store import write_atomic
-
-if TYPE_CHECKING:
-    from gen2embed_mteb.mini.demo import DemoResult, Neighbours
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --none: #9a9a9a; --ours: #2a6fdb; --good: #1a9850; }
@@ -29,9 +26,46 @@ td:not(:first-child), th:not(:first-child) { text-align: right; } .left td { tex
 .query { display: flex; gap: 1rem; margin: 1.2rem 0 .3rem; align-items: center; }
 .cards { display: flex; gap: .5rem; flex-wrap: wrap; margin: .3rem 0; align-items: stretch; }
 .card { border: 2px solid var(--line); border-radius: 6px; padding: .3rem; width: 6.6rem; font-size: .75rem; }
-.card.right { border-color: var(--good); } .card img, .query img { width: 64px; height: 64px; image-rendering: pixelated; }
+.card.right { border-color: var(--good); }
+.card img, .query img { width: 64px; height: 64px; image-rendering: pixelated; }
 .mode { width: 6.5rem; font-size: .8rem; align-self: center; } .photo img { height: 7rem; }
 """
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """One query and its nearest candidates under one prompt.
+
+    Attributes:
+        dataset: where the row is from.
+        text: the query's text.
+        image: its image, if it has one.
+        candidates: (text, image, similarity, is the positive), nearest first.
+    """
+
+    dataset: str
+    text: str
+    image: Image.Image | None
+    candidates: tuple[tuple[str, Image.Image | None, float, bool], ...]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the page shows.
+
+    Attributes:
+        table: figures in percent, ours beside the paper's; the first row is the header.
+        scores: by prompt mode, P@1 in [0, 1] of every dataset.
+        photos: the photographs by name.
+        similarities: (photo, caption, similarity by mode).
+        neighbours: by prompt mode, the shown rows.
+    """
+
+    table: list[list[str]]
+    scores: dict[str, dict[str, float]]
+    photos: dict[str, Image.Image]
+    similarities: list[tuple[str, str, dict[str, float]]]
+    neighbours: dict[str, list[Neighbours]]
 
 
 def write_page(demo: DemoResult, path: Path) -> Path:
@@ -80,11 +114,9 @@ def _bars(scores: dict[str, dict[str, float]]) -> str:
 
 
 def _photos(demo: DemoResult) -> str:
-    from gen2embed_mteb.mini.demo import PHOTOS, load_photos
-
-    pictures = "".join(_image(photo, photo_name) for photo, photo_name in zip(load_photos(), PHOTOS, strict=True))
+    pictures = "".join(_image(photo, name) for name, photo in demo.photos.items())
     modes = list(demo.scores)
-    rows = [[name, caption, *(f"{values[mode]:.3f}" for mode in modes)] for name, caption, values in demo.photos]
+    rows = [[name, caption, *(f"{values[mode]:.3f}" for mode in modes)] for name, caption, values in demo.similarities]
     return f"<p class='photo'>{pictures}</p>" + _table([["photo", "caption", *modes], *rows], "left")
 
 

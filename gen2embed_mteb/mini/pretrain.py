@@ -3,7 +3,8 @@
     python -m gen2embed_mteb.mini.pretrain --output_dir gen2embed_mteb/mini/model
 
 The loss is the cross-entropy of the assistant's next token and nothing else: no contrastive term, no pooling, no
-embedding is ever trained. That its last state embeds well under the two-level prompt is the paper's effect (Sec. III-B).
+embedding is ever trained. That its last state embeds well under the two-level prompt is the paper's effect
+(Sec. III-B).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from gen2embed_mteb.mini.corpus import Album, Conversation, conversation, first_lesson
 from gen2embed_mteb.mini.digits import train_digits
@@ -116,7 +119,7 @@ def build_model(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Qwen2VLFor
             "rope_type": "default",
             # M-RoPE gives height and width the lower frequencies. Over a 4 x 4 grid the usual base would turn them by
             # a thousandth of a radian a step, and places would never be learned.
-            "rope_theta": 20.0,
+            "rope_theta": 8.0,
             "mrope_section": [config.hidden_size // 24] * 3,
         },
         "tie_word_embeddings": True,
@@ -212,6 +215,7 @@ def train(config: PretrainConfig, output_dir: Path) -> None:
     torch.set_flush_denormal(True)
     tokenizer = build_tokenizer(training_text(config, 20_000), config.vocab_size)
     model = build_model(config, tokenizer)
+    batch_vision_attention(model)
     logger.info("%d parameters, %d tokens", sum(p.numel() for p in model.parameters()), len(tokenizer))
     collate = Collator(tokenizer, build_image_processor())
     rng = np.random.default_rng((config.seed, 2))
@@ -259,6 +263,31 @@ def next_token_loss(model: Qwen2VLForConditionalGeneration, features: dict[str, 
     states = model.model(**inputs).last_hidden_state[:, :-1]
     labelled = targets != -100
     return torch.nn.functional.cross_entropy(model.lm_head(states[labelled]), targets[labelled])
+
+
+def batch_vision_attention(model: Qwen2VLForConditionalGeneration) -> None:
+    """Let the vision tower attend within all images of a batch at once.
+
+    transformers loops over images, as they may differ in size; here all are alike, and the loop would cost a third of
+    the time. The weights and the result are the same.
+    """
+
+    def forward(
+        self: torch.nn.Module,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **_: Any,
+    ) -> torch.Tensor:
+        count = len(cu_seqlens) - 1
+        query, key, value = self.qkv(hidden_states).reshape(len(hidden_states), 3, self.num_heads, -1).unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        query, key, value = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (query, key, value))
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=self.scaling)
+        return self.proj(attended.transpose(1, 2).reshape(len(hidden_states), -1))
+
+    for block in model.model.visual.blocks:
+        block.attn.forward = MethodType(forward, block.attn)
 
 
 def _batches(rng: np.random.Generator, album: Album, config: PretrainConfig) -> Iterator[list[Conversation]]:

@@ -7,7 +7,7 @@ false negatives be counted. `benchmark.py` draws candidates, composes the column
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -214,7 +214,7 @@ def digit_maker(digits: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Maker:
     return make
 
 
-def _joined(*words: Sequence[str], form: str) -> tuple[str, ...]:
+def _joined(*words: Iterable[str], form: str) -> tuple[str, ...]:
     return tuple(form.format(*chosen) for chosen in product(*words))
 
 

@@ -1,0 +1,126 @@
+"""The command line, as people type it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from mmeb_files import colour_rows, write_images, write_table
+
+from gen2embed_mteb import cli
+from gen2embed_mteb.mini import benchmark
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A small MMEB-mini: 12 rows a dataset."""
+    root = tmp_path_factory.mktemp("mini")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "NUM_QUERIES", 12)
+        benchmark.ensure("eval", root)
+    benchmark.ensure("crepe", root)
+    return root
+
+
+def evaluate(data, output, *more):
+    words = ["evaluate", "--model_name", "gen2embed-mini", "--benchmark", "mmeb-mini", "--data_dir", str(data)]
+    return cli.main([*words, "--output_dir", str(output), *more])
+
+
+def test_evaluate_writes_results_and_prints_the_table(data, tmp_path, capsys):
+    assert evaluate(data, tmp_path, "--prompt-mode", "hierarchical", "--subsets", "ColorShape", "Scenes_t2i") == 0
+    printed = capsys.readouterr().out
+    assert "ColorShape" in printed
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["datasets"]) == {"ColorShape", "Scenes_t2i"}
+    assert results["prompt_mode"] == "hierarchical"
+    assert results["datasets"]["ColorShape"]["num_queries"] == 12
+    assert json.loads((tmp_path / "ColorShape_score.json").read_text())["num_pred"] == 12
+
+
+def test_the_official_flags_run_on_mmebs_own_form(tmp_path, capsys):
+    """`--model_name_or_path`, `--data_dir`, `--eval_split` as the paper's README has them, V1 rows, a name of MMEB."""
+    data = tmp_path / "data"
+    write_table(data / "VOC2007" / "test-00000-of-00001.parquet", colour_rows(["red", "blue"]))
+    write_images(data / "img")
+    words = ["evaluate", "--model_name_or_path", "gen2embed-mini", "--prompt_mode", "none", "--eval_split", "test"]
+    words += ["--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--subsets", "VOC2007"]
+    assert cli.main(words) == 0
+    assert json.loads((tmp_path / "out" / "VOC2007_score.json").read_text())["num_pred"] == 2
+    assert "VOC2007" in capsys.readouterr().out
+
+
+def test_another_prompt_in_the_same_folder_is_refused(data, tmp_path, capsys):
+    only = ("--subsets", "Digits", "--limit", "3")
+    assert evaluate(data, tmp_path, "--prompt_mode", "none", *only) == 0
+    assert evaluate(data, tmp_path, "--prompt_mode", "system", *only) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert evaluate(data, tmp_path, "--prompt_mode", "system", *only, "--overwrite") == 0
+
+
+def test_a_missing_image_fails_the_run_past_the_rate_and_not_below(data, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(data, tmp_path / "copy")
+    (copy / "images" / "Digits" / "00000.png").unlink()
+    only = ("--subsets", "Digits")
+    assert evaluate(copy, tmp_path / "strict", *only) == 1
+    assert evaluate(copy, tmp_path / "lenient", *only, "--max_error_rate", "0.5") == 0
+    results = json.loads((tmp_path / "lenient" / "results.json").read_text())
+    assert results["datasets"]["Digits"]["num_errors"] == 1
+    assert results["datasets"]["Digits"]["num_queries"] == 11
+
+
+@pytest.mark.parametrize("name", ["sugarcrepe-mini", "sugarcrepe++-mini"])
+def test_sugarcrepe_mini_runs(data, tmp_path, name, capsys):
+    words = ["evaluate", "--model_name", "gen2embed-mini", "--benchmark", name, "--data_dir", str(data)]
+    assert cli.main([*words, "--output_dir", str(tmp_path), "--limit", "4"]) == 0
+    assert "replace_att" in capsys.readouterr().out
+
+
+WRONG = {
+    "--data_dir": ["evaluate", "--benchmark", "mmeb"],
+    "hierarchical": ["evaluate", "--benchmark", "mmeb-mini", "--prompt_mode", "hierarchic"],
+    "batch_size": ["evaluate", "--benchmark", "mmeb-mini", "--batch_size", "0"],
+    "not an empty directory": ["export", "gen2embed-mini", "."],
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_wrong_input_says_what_to_do_and_exits_with_2(said, capsys, data, tmp_path, monkeypatch):
+    words = WRONG[said]
+    monkeypatch.chdir(data)
+    if "evaluate" in words:
+        words = [*words, "--model_name", "gen2embed-mini", "--output_dir", str(tmp_path)]
+        words += ["--data_dir", str(data)] if "mmeb-mini" in words else []
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_export_then_plain_sentence_transformers(tmp_path):
+    out = tmp_path / "gen2embed"
+    assert cli.main(["export", "gen2embed-mini", str(out), "--prompt_mode", "system"]) == 0
+    code = (
+        "import gen2embed_mteb; from sentence_transformers import SentenceTransformer; "
+        "print(SentenceTransformer('gen2embed').encode(['a red circle']).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(1, 192)"
+
+
+def test_doctor_reports_what_is_installed(capsys):
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "sentence-transformers" in printed
+    assert "torchvision" in printed
+
+
+def test_the_demo_ends_in_a_page_with_everything_inside(data, tmp_path, capsys):
+    assert cli.main(["demo", "--data_dir", str(data), "--output_dir", str(tmp_path), "--limit", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "gen2embed-mini, hierarchical" in printed
+    assert "paper, hierarchical" in printed
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/") > 50
+    assert "http://" not in page
+    assert "https://" not in page

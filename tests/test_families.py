@@ -1,0 +1,80 @@
+"""The records of the families: what they state is what transformers' own classes do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+from tiny_models import FAMILIES as NAMES
+
+from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.families import FAMILIES, chat_template, family_of, prompt_of
+from gen2embed_mteb.prompts import STRATEGIES
+
+
+def test_the_four_families_are_known():
+    assert {family.model_type: family.name for family in FAMILIES.values()} == {
+        "qwen2_vl": "Qwen2-VL",
+        "qwen2_5_vl": "Qwen2.5-VL",
+        "qwen3_vl": "Qwen3-VL",
+        "llava_next": "LLaVA-NeXT",
+    }
+
+
+@pytest.mark.parametrize("layout", ["native", "official"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_prompt_can_be_read_back_from_a_template(name, layout):
+    for family in FAMILIES.values():
+        assert prompt_of(chat_template(family, STRATEGIES[name], layout)) == STRATEGIES[name]
+
+
+def test_no_prompt_is_read_from_another_s_template():
+    assert prompt_of("{% for message in messages %}{{ message['content'] }}{% endfor %}") is None
+    assert prompt_of("") is None
+
+
+def test_an_unknown_family_is_refused_with_what_a_new_one_needs(tiny_dir, tmp_path):
+    with pytest.raises(ValueError, match="model_type 'bert'") as error:
+        family_of("bert")
+    for known in ("Qwen2-VL (qwen2_vl)", "Qwen2.5-VL (qwen2_5_vl)", "Qwen3-VL (qwen3_vl)", "LLaVA-NeXT (llava_next)"):
+        assert known in str(error.value)
+    for need in ("native class in transformers", "Family record", "chat template"):
+        assert need in str(error.value)
+    # Refused before any weight is read: there is none in this directory.
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="unknown model family: model_type 'bert'"):
+        Gen2Embed(tmp_path)
+
+
+def test_an_unknown_layout_is_refused_with_the_known_ones(tiny_dir):
+    with pytest.raises(ValueError, match="unknown image layout 'both'; known: native, official"):
+        Gen2Embed(tiny_dir("qwen2_vl"), layout="both")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_native_marker_is_the_processors_own(tiny, name):
+    """Whatever the record says an image is, the processor must find exactly one image token in it."""
+    processor = tiny(name).processor
+    assert FAMILIES[name].image.count(processor.image_token) == 1
+    assert FAMILIES[name].bare_image == processor.image_token
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lora_targets_exist_in_the_language_model(tiny, name):
+    names = {key.rpartition(".")[2] for key, _ in tiny(name)[0].model.language_model.named_modules()}
+    assert set(FAMILIES[name].lora_targets) <= names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_positions_are_3d_where_the_record_says_so(tiny, name):
+    assert ("mm_token_type_ids" in tiny(name).preprocess([Image.new("RGB", (64, 64))])) is FAMILIES[name].mrope
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_template_files_may_be_missing_from_the_base(tiny_dir, tmp_path, name):
+    """A base model's own template, or the lack of one, makes no difference."""
+    shutil.copytree(tiny_dir(name), tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ raise_exception('the stock template was used') }}")
+    assert Gen2Embed(tmp_path / "base").render("a fox", "query") == Gen2Embed(tiny_dir(name)).render("a fox", "query")
