@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PIXELS = {"use_fast": False}
 """Images are resized by Pillow, also where torchvision is installed: that resamples differently, by 1e-3 in a vector.
 
-The newer `backend="pil"` of transformers says the same, but reaches the video processor too, which has no such thing."""
+The newer `backend="pil"` of transformers says the same, but reaches the video processor too, which has none."""
 
 
 def modules_for(

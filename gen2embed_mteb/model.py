@@ -73,7 +73,7 @@ class Gen2Embed(SentenceTransformer):
         with compat.quiet_loading():
             super().__init__(name, **kwargs)
         if not self._is_base:
-            hub = {key: kwargs[key] for key in ("token", "local_files_only") if key in kwargs}
+            hub: dict[str, Any] = {key: kwargs[key] for key in ("token", "local_files_only") if key in kwargs}
             hub["cache_dir"] = kwargs.get("cache_folder")
             self._check_exported(name, {**hub, "revision": kwargs.get("revision")})
             if adapter is not None:
@@ -193,7 +193,7 @@ class Gen2Embed(SentenceTransformer):
             input = module(input)
         return input
 
-    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+    def save(self, path: str | None, *args: Any, **kwargs: Any) -> None:
         """Write stock modules only: the directory loads with plain `SentenceTransformer`. Adapters are merged.
 
         Raises:
@@ -241,7 +241,7 @@ class Gen2Embed(SentenceTransformer):
         )
         return len(ids) + int(tokenizer.num_special_tokens_to_add())
 
-    def _input_length(self, sample: Any) -> int:  # type: ignore[override]
+    def _input_length(self, sample: Any) -> int:
         """Sort key for batches: about the number of tokens. Images count alike, for they are not opened yet."""
         if isinstance(sample, str):
             return len(sample) // 4

@@ -4,7 +4,7 @@ Two lessons. `first_lesson` comes first: lists of an image's attributes and shor
 shapes are learned late or never. `conversation` is the whole mixture: captions, questions, labels, search requests,
 pointing and changing, asked for one word at system level, at user level, at both, or not at all. Asked for one word,
 the answer is drawn evenly from *all* the attributes that the input carries, which is what makes the last state carry
-all of them; a question keeps its own answer.
+all of them; a question keeps its own answer. `reading_lesson` mixes lists of what a caption says into it.
 """
 
 from __future__ import annotations
@@ -67,6 +67,26 @@ def first_lesson(rng: np.random.Generator, album: Album) -> Conversation:
         return Conversation(None, "List what you see.", picture.pixels, " ".join([*listed, picture.scene.background]))
     text, words, _ = language.question(rng, picture.scene)
     return Conversation(None, f"{text} {language.pick(rng, language.SHORT_ANSWER)}", picture.pixels, words[0])
+
+
+def reading_lesson(rng: np.random.Generator, album: Album) -> Conversation:
+    """The whole mixture, with lists of what a caption or an image says among it: reading, practised on every word."""
+    kind = rng.random()
+    if kind < 0.7:
+        return conversation(rng, album)
+    if kind < 0.82:
+        return first_lesson(rng, album)
+    scene = random_scene(rng, 1 if rng.random() < 0.6 else 2)
+    if len(scene.things) == 1:
+        thing = scene.things[0]
+        listed = [thing.color, thing.shape, thing.size, thing.place, scene.background]
+    else:
+        listed = [word for thing in scene.things for word in (thing.color, thing.shape)] + [scene.background]
+    text = language.caption(rng, scene)
+    if rng.random() < 0.3:
+        text = language.find_request(rng, text)
+    system = language.one_word_system(rng) if rng.random() < 0.2 else None
+    return Conversation(system, f"{text}\nList what you read.", None, " ".join(listed))
 
 
 def conversation(rng: np.random.Generator, album: Album) -> Conversation:

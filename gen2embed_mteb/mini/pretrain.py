@@ -30,9 +30,10 @@ from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGen
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
-from gen2embed_mteb.mini.corpus import Album, Conversation, conversation, first_lesson
+from gen2embed_mteb.mini.corpus import Album, Conversation, conversation, first_lesson, reading_lesson
 from gen2embed_mteb.mini.digits import train_digits
 from gen2embed_mteb.mini.world import SIDE
+from gen2embed_mteb.store import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +65,42 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True)
+class Round:
+    """A stretch of training with an optimizer of its own.
+
+    Attributes:
+        lessons: (lesson, steps) in order; steps are multiples of 8.
+        batch_size: conversations a step.
+        learning_rate: its peak, after `warmup_steps`.
+        horizon: steps over which the learning rate falls as a cosine; longer than the round if it ends early.
+        rope_theta: base of the text model's rotary positions. M-RoPE gives height and width its lower frequencies: with
+            a small base, places on the 4 x 4 grid of image tokens are soon told apart; with a large one, a word is
+            found wherever it stands in a long prompt.
+    """
+
+    lessons: tuple[tuple[str, int], ...]
+    batch_size: int
+    learning_rate: float
+    horizon: int
+    rope_theta: float
+    warmup_steps: int = 150
+
+
+ROUNDS = (
+    Round((("first_lesson", 1200), ("conversation", 800)), 48, 1.2e-3, 5200, 8.0),
+    Round((("reading_lesson", 4000),), 32, 1.2e-3, 4000, 100.0),
+)
+"""Seeing first, then reading."""
+
+LESSONS = {"first_lesson": first_lesson, "conversation": conversation, "reading_lesson": reading_lesson}
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Everything that decides the weights, besides the versions."""
 
     seed: int = 0
-    first_steps: int = 1200
-    steps: int = 5000
-    batch_size: int = 64
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 150
+    rounds: tuple[Round, ...] = ROUNDS
     num_pictures: int = 8000
     vocab_size: int = 1100
     hidden_size: int = 192
@@ -117,9 +145,7 @@ def build_model(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Qwen2VLFor
         "max_position_embeddings": 2048,
         "rope_parameters": {
             "rope_type": "default",
-            # M-RoPE gives height and width the lower frequencies. Over a 4 x 4 grid the usual base would turn them by
-            # a thousandth of a radian a step, and places would never be learned.
-            "rope_theta": 8.0,
+            "rope_theta": config.rounds[0].rope_theta,
             "mrope_section": [config.hidden_size // 24] * 3,
         },
         "tie_word_embeddings": True,
@@ -210,50 +236,63 @@ def training_text(config: PretrainConfig, num_examples: int) -> Iterator[str]:
 
 
 def train(config: PretrainConfig, output_dir: Path) -> None:
-    """Run both lessons and save model, tokenizer, processor and the training record under `output_dir`."""
+    """Run all rounds and save model, tokenizer, processor and the training record under `output_dir` after each."""
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
     tokenizer = build_tokenizer(training_text(config, 20_000), config.vocab_size)
     model = build_model(config, tokenizer)
-    batch_vision_attention(model)
     logger.info("%d parameters, %d tokens", sum(p.numel() for p in model.parameters()), len(tokenizer))
     collate = Collator(tokenizer, build_image_processor())
     rng = np.random.default_rng((config.seed, 2))
     album = Album(rng, config.num_pictures, train_digits())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, config))
-    started, losses, lengths = time.monotonic(), [], []
-    model.train()
-    batches = _batches(rng, album, config)
-    for step in tqdm(range(config.steps), unit="step", disable=not sys.stderr.isatty()):
-        features = collate(next(batches))
-        loss = next_token_loss(model, features)
+    started = time.monotonic()
+    for number, plan in enumerate(config.rounds):
+        model = with_rope_theta(model, plan.rope_theta)
+        if number:
+            rng = np.random.default_rng((config.seed, 2, number))
+        loss = train_round(model, collate, _batches(rng, album, plan), plan)
+        save(model, tokenizer, collate.image_processor, output_dir)
+        record = {
+            "command": "python -m gen2embed_mteb.mini.pretrain --output_dir gen2embed_mteb/mini/model",
+            "config": asdict(config),
+            "rounds_done": number + 1,
+            "loss_last_100": loss,
+            "seconds": round(time.monotonic() - started),
+            "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+        }
+        write_json(output_dir / "pretrain.json", record)
+
+
+def with_rope_theta(model: Qwen2VLForConditionalGeneration, theta: float) -> Qwen2VLForConditionalGeneration:
+    """The same weights under another rotary base, ready for training."""
+    model.config.text_config.rope_parameters["rope_theta"] = theta
+    rebuilt = Qwen2VLForConditionalGeneration(model.config)
+    rebuilt.load_state_dict(model.state_dict())
+    batch_vision_attention(rebuilt)
+    return rebuilt.train()
+
+
+def train_round(
+    model: Qwen2VLForConditionalGeneration, collate: Collator, batches: Iterator[list[Conversation]], plan: Round
+) -> float:
+    """Run one round in place, and return the mean loss of its last 100 steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, plan))
+    started = time.monotonic()
+    losses: list[float] = []
+    steps = sum(count for _, count in plan.lessons)
+    for step in tqdm(range(steps), unit="step", disable=not sys.stderr.isatty()):
+        loss = next_token_loss(model, collate(next(batches)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         losses.append(loss.item())
-        lengths.append(features["input_ids"].shape[1])
         if (step + 1) % 100 == 0:
-            logger.info(
-                "step %d loss %.3f width %.0f, %.2f s/step",
-                step + 1,
-                np.mean(losses[-100:]),
-                np.mean(lengths[-100:]),
-                (time.monotonic() - started) / (step + 1),
-            )
-        if (step + 1) % 500 == 0 or step + 1 == config.steps:
-            save(model, tokenizer, collate.image_processor, output_dir)
-            record = {
-                "config": asdict(config),
-                "steps_done": step + 1,
-                "loss_last_100": float(np.mean(losses[-100:])),
-                "seconds": round(time.monotonic() - started),
-                "command": "python -m gen2embed_mteb.mini.pretrain",
-                "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
-            }
-            (output_dir / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n")
+            pace = (time.monotonic() - started) / (step + 1)
+            logger.info("step %d of %d, loss %.3f, %.2f s/step", step + 1, steps, np.mean(losses[-100:]), pace)
+    return float(np.mean(losses[-100:]))
 
 
 def next_token_loss(model: Qwen2VLForConditionalGeneration, features: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -290,22 +329,19 @@ def batch_vision_attention(model: Qwen2VLForConditionalGeneration) -> None:
         block.attn.forward = MethodType(forward, block.attn)
 
 
-def _batches(rng: np.random.Generator, album: Album, config: PretrainConfig) -> Iterator[list[Conversation]]:
+def _batches(rng: np.random.Generator, album: Album, plan: Round) -> Iterator[list[Conversation]]:
     """Batches of similar length, 8 at a time in random order, so that little is padding."""
-    step = 0
-    while True:
-        make = first_lesson if step < config.first_steps else conversation
-        examples = [make(rng, album) for _ in range(8 * config.batch_size)]
-        examples.sort(key=lambda example: len(render_prompt(example)))
-        for index in rng.permutation(8):
-            yield examples[index * config.batch_size : (index + 1) * config.batch_size]
-        step += 8
+    for lesson, steps in plan.lessons:
+        for _ in range(-(-steps // 8)):
+            examples = [LESSONS[lesson](rng, album) for _ in range(8 * plan.batch_size)]
+            examples.sort(key=lambda example: len(render_prompt(example)))
+            for index in rng.permutation(8):
+                yield examples[index * plan.batch_size : (index + 1) * plan.batch_size]
 
 
-def _learning_rate(step: int, config: PretrainConfig) -> float:
-    warm = min(1.0, (step + 1) / config.warmup_steps)
-    progress = step / config.steps
-    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+def _learning_rate(step: int, plan: Round) -> float:
+    warm = min(1.0, (step + 1) / plan.warmup_steps)
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / plan.horizon)))
 
 
 def save(
@@ -325,14 +361,13 @@ def save(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: every field of `PretrainConfig` is a flag."""
+    """Command line: where to write, and the seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    for name, value in asdict(PretrainConfig()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    arguments = vars(parser.parse_args(argv))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(PretrainConfig(**{k: v for k, v in arguments.items() if k != "output_dir"}), arguments["output_dir"])
+    train(PretrainConfig(seed=arguments.seed), arguments.output_dir)
 
 
 if __name__ == "__main__":
