@@ -196,7 +196,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from gen2embed_mteb.export import empty_directory
 
-    output = empty_directory(arguments.output)
+    output = empty_directory(arguments.output)  # said before the model is loaded
     _load_model(arguments.model, arguments).save_pretrained(str(output))
     print(f'Written to {output}. Load it with SentenceTransformer("{output}").')
 

@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from gen2embed_mteb import adapters, compat, export
+from gen2embed_mteb import adapters, compat, modules
 from gen2embed_mteb.families import Family, ImageLayout, chat_template, family_of, prompt_of
 from gen2embed_mteb.fitting import Fitter
 from gen2embed_mteb.images import RESIZE_POLICIES
@@ -79,7 +79,7 @@ class Gen2Embed(SentenceTransformer):
             if adapter is not None:
                 adapters.load_adapter(self[0].model, adapter, **hub)
         self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
-        export.prepare_tokenizer(self.tokenizer)
+        modules.prepare_tokenizer(self.tokenizer)
         # Said already, as far as the tokenizer knows: text that is too long is seen and cut here.
         self.tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         if max_length is not None:
@@ -90,7 +90,7 @@ class Gen2Embed(SentenceTransformer):
         self._is_base = True
         if not kwargs.get("local_files_only") and not Path(model_name_or_path).is_dir():
             self.model_card_data.set_base_model(model_name_or_path, revision=kwargs.get("revision"))
-        return export.modules_for(model_name_or_path, **self._load_options, **kwargs), {}
+        return modules.modules_for(model_name_or_path, **self._load_options, **kwargs), {}
 
     def _check_exported(self, name: str, hub: dict[str, Any]) -> None:
         """An exported model must be a last-token embedder; an adapter in it is set again, every key checked."""
@@ -207,7 +207,7 @@ class Gen2Embed(SentenceTransformer):
                 "a directory without them would give other vectors. Save the native layout, and pass layout= on load."
             )
         transformer = self[0]
-        export.prepare_tokenizer(transformer.tokenizer)
+        modules.prepare_tokenizer(transformer.tokenizer)
         adapted = transformer.model
         try:
             if adapters.has_adapter(adapted):
@@ -215,7 +215,7 @@ class Gen2Embed(SentenceTransformer):
             super().save(path, *args, **kwargs)
         finally:
             transformer.model = adapted
-        export.write_processor_files(transformer, Path(path))
+        modules.write_processor_files(transformer, Path(path))
 
     def _content(self, sample: Any) -> Content:
         content = content_of(sample, self.image_root, self.resize)

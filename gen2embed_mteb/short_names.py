@@ -2,7 +2,7 @@
 
 A short name stands for a *base* model, which sentence-transformers alone would load with mean pooling and no prompt. So
 two things happen, for these names only: the name is replaced by what it stands for, and if that has no ``modules.json``
-(it is not an exported model) the modules are built by :func:`gen2embed_mteb.export.modules_for`, with the hierarchical
+(it is not an exported model) the modules are built by :func:`gen2embed_mteb.modules.modules_for`, with the hierarchical
 prompt. Everything else, revisions, tokens, devices, device maps, is left to sentence-transformers.
 """
 
@@ -81,7 +81,7 @@ def install() -> None:
 
 def _load_default_modules(model: Any, name: str, **kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
     """Stand in for ``SentenceTransformer._load_default_modules``, which serves models without ``modules.json``."""
-    from .export import modules_for
+    from .modules import modules_for
 
     if model.backend != "torch":
         raise ValueError(

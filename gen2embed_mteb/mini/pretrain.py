@@ -227,7 +227,7 @@ class Collator:
 
 
 def training_text(config: PretrainConfig, num_examples: int) -> Iterator[str]:
-    """The rendered conversations of the mixture, as the tokenizer (and the hold-out test) reads them."""
+    """Conversations of the mixture as plain text, for the tokenizer to learn its words from."""
     rng = np.random.default_rng((config.seed, 1))
     album = Album(rng, 64, train_digits())
     for _ in range(num_examples):
@@ -243,14 +243,10 @@ def train(config: PretrainConfig, output_dir: Path) -> None:
     model = build_model(config, tokenizer)
     logger.info("%d parameters, %d tokens", sum(p.numel() for p in model.parameters()), len(tokenizer))
     collate = Collator(tokenizer, build_image_processor())
-    rng = np.random.default_rng((config.seed, 2))
-    album = Album(rng, config.num_pictures, train_digits())
     started = time.monotonic()
-    for number, plan in enumerate(config.rounds):
+    for number, (plan, batches) in enumerate(training_batches(config)):
         model = with_rope_theta(model, plan.rope_theta)
-        if number:
-            rng = np.random.default_rng((config.seed, 2, number))
-        loss = train_round(model, collate, _batches(rng, album, plan), plan)
+        loss = train_round(model, collate, batches, plan)
         save(model, tokenizer, collate.image_processor, output_dir)
         record = {
             "command": "python -m gen2embed_mteb.mini.pretrain --output_dir gen2embed_mteb/mini/model",
@@ -327,6 +323,16 @@ def batch_vision_attention(model: Qwen2VLForConditionalGeneration) -> None:
 
     for block in model.model.visual.blocks:
         block.attn.forward = MethodType(forward, block.attn)
+
+
+def training_batches(config: PretrainConfig) -> Iterator[tuple[Round, Iterator[list[Conversation]]]]:
+    """The rounds, each with its batches: exactly what the model is trained on, in order."""
+    rng = np.random.default_rng((config.seed, 2))
+    album = Album(rng, config.num_pictures, train_digits())
+    for number, plan in enumerate(config.rounds):
+        if number:
+            rng = np.random.default_rng((config.seed, 2, number))
+        yield plan, _batches(rng, album, plan)
 
 
 def _batches(rng: np.random.Generator, album: Album, plan: Round) -> Iterator[list[Conversation]]:

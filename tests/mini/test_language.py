@@ -73,8 +73,15 @@ def test_the_held_out_list_covers_every_instruction_of_every_strategy():
 
 
 def test_the_system_prompt_and_the_representation_prompts_are_nowhere_in_the_training_text():
-    text = "\n".join(pretrain.training_text(pretrain.PretrainConfig(), 20_000)).lower()
-    for sentence in prompt_sentences():
+    """Every conversation that the model in the tree was trained on, in order; the tokenizer's text as well."""
+    config, sentences = pretrain.PretrainConfig(), set(prompt_sentences())
+    texts = list(pretrain.training_text(config, 20_000))
+    for _, batches in pretrain.training_batches(config):
+        texts += [f"{c.system or ''}\n{c.user}\n{c.answer}" for batch in batches for c in batch]
+    steps = [(plan.batch_size, sum(count for _, count in plan.lessons)) for plan in config.rounds]
+    assert len(texts) == 20_000 + sum(size * count for size, count in steps)
+    text = "\n".join(texts).lower()
+    for sentence in sentences:
         assert sentence not in text
     # The words are known, though: the prompt is new as a sentence, not as vocabulary.
     for word in re.findall(r"[a-z]+", prompts.SYSTEM.lower()):

@@ -11,7 +11,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from gen2embed_mteb import Gen2Embed, compat
 from gen2embed_mteb.mini import language, model_dir
-from gen2embed_mteb.mini.pretrain import SPECIAL_TOKENS
+from gen2embed_mteb.mini.pretrain import SPECIAL_TOKENS, PretrainConfig
 from gen2embed_mteb.mini.world import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, draw, random_scene
 
 MEGABYTE = 2**20
@@ -100,5 +100,5 @@ def test_the_prompt_makes_it_an_embedder(pictures):
 def test_the_training_record_names_its_command_and_versions():
     record = json.loads((model_dir() / "pretrain.json").read_text())
     assert record["command"].startswith("python -m gen2embed_mteb.mini.pretrain")
-    assert record["steps_done"] == record["config"]["steps"]
+    assert record["rounds_done"] == len(record["config"]["rounds"]) == len(PretrainConfig().rounds)
     assert {"torch", "transformers"} <= set(record["versions"])

@@ -1,5 +1,7 @@
 """Training of the mini model: what the loss sees, and that its shortcuts change nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def collate(processor):
 @pytest.fixture(scope="module")
 def batch(album):
     rng = np.random.default_rng(5)
-    return [make(rng, album) for make in (corpus.conversation, corpus.first_lesson) for _ in range(12)]
+    return [make(rng, album) for make in pretrain.LESSONS.values() for _ in range(8)]
 
 
 def test_only_the_answer_and_its_end_are_predicted(collate, batch):
@@ -73,7 +75,8 @@ def test_the_loss_is_the_models_own_next_token_loss(collate, batch):
 
 
 def test_a_short_run_is_deterministic_and_writes_the_hubs_layout(tmp_path):
-    config = pretrain.PretrainConfig(steps=2, first_steps=1, batch_size=4, num_pictures=8)
+    plan = pretrain.Round((("first_lesson", 8),), 2, 1e-3, 16, 8.0)
+    config = pretrain.PretrainConfig(rounds=(plan, replace(plan, rope_theta=100.0)), num_pictures=8)
     for name in ("a", "b"):
         pretrain.train(config, tmp_path / name)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
