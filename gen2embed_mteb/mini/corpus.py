@@ -4,7 +4,8 @@ Two lessons. `first_lesson` comes first: lists of an image's attributes and shor
 shapes are learned late or never. `conversation` is the whole mixture: captions, questions, labels, search requests,
 pointing and changing, asked for one word at system level, at user level, at both, or not at all. Asked for one word,
 the answer is drawn evenly from *all* the attributes that the input carries, which is what makes the last state carry
-all of them; a question keeps its own answer. `reading_lesson` mixes lists of what a caption says into it.
+all of them; a question keeps its own answer. `reading_lesson` mixes lists of what a caption says into it, and
+`shape_lesson` dwells on single things.
 """
 
 from __future__ import annotations
@@ -87,6 +88,25 @@ def reading_lesson(rng: np.random.Generator, album: Album) -> Conversation:
         text = language.find_request(rng, text)
     system = language.one_word_system(rng) if rng.random() < 0.2 else None
     return Conversation(system, f"{text}\nList what you read.", None, " ".join(listed))
+
+
+def shape_lesson(rng: np.random.Generator, album: Album) -> Conversation:
+    """Mostly lists of one thing's attributes, seen or read: of all attributes the shape is learned last."""
+    kind = rng.random()
+    if kind < 0.2:
+        return conversation(rng, album)
+    scene, pixels, text = random_scene(rng), None, ""
+    if kind < 0.75:
+        picture = _any_picture(rng, album, pairs=0.0)
+        scene, pixels = picture.scene, picture.pixels
+    elif kind < 0.88:
+        label, words = language.partial_label(rng, scene)
+        return Conversation(language.one_word_system(rng), label, None, language.pick(rng, words))
+    else:
+        text = language.caption(rng, scene) + "\n"
+    thing = scene.things[0]
+    listed = f"{thing.color} {thing.shape} {thing.size} {thing.place} {scene.background}"
+    return Conversation(None, f"{text}List what you {'see' if text == '' else 'read'}.", pixels, listed)
 
 
 def conversation(rng: np.random.Generator, album: Album) -> Conversation:
