@@ -83,16 +83,9 @@ class MiniTask:
     num_train: int = 0
 
 
-def _singles(rng: np.random.Generator, count: int, noise: float = 6.0, distinct: bool = True) -> list[Picture]:
-    seen: set[Scene] = set()
-    pictures: list[Picture] = []
-    while len(pictures) < count:
-        scene = random_scene(rng)
-        if distinct and scene in seen and len(seen) < 2000:
-            continue
-        seen.add(scene)
-        pictures.append(Picture(draw(scene, rng, noise), scene))
-    return pictures
+def _singles(rng: np.random.Generator, count: int, noise: float = 6.0) -> list[Picture]:
+    scenes = [random_scene(rng) for _ in range(count)]
+    return [Picture(draw(scene, rng, noise), scene) for scene in scenes]
 
 
 def _pairs(rng: np.random.Generator, count: int) -> list[Picture]:
@@ -107,14 +100,14 @@ def scene_key(scene: Scene) -> str:
 
 def _labelled(label_of: Callable[[Scene], str], noise: float = 6.0) -> Maker:
     def make(rng: np.random.Generator, count: int) -> list[Pair]:
-        pictures = _singles(rng, count, noise, distinct=False)
+        pictures = _singles(rng, count, noise)
         return [Pair("", p.pixels, Target(label_of(p.scene), None, label_of(p.scene))) for p in pictures]
 
     return make
 
 
 def _attribute_questions(rng: np.random.Generator, count: int) -> list[Pair]:
-    return [_question(rng, picture) for picture in _singles(rng, count, distinct=False)]
+    return [_question(rng, picture) for picture in _singles(rng, count)]
 
 
 def _pair_questions(rng: np.random.Generator, count: int) -> list[Pair]:
@@ -137,15 +130,12 @@ def _relation_questions(rng: np.random.Generator, count: int) -> list[Pair]:
     return rows
 
 
-def _captions_to_images(pictures_of: Callable[[np.random.Generator, int], list[Picture]], repeats: int = 1) -> Maker:
+def _captions_to_images(pictures_of: Callable[[np.random.Generator, int], list[Picture]]) -> Maker:
     def make(rng: np.random.Generator, count: int) -> list[Pair]:
-        pictures = pictures_of(rng, -(-count // repeats))
-        rows = [
+        return [
             Pair(language.caption(rng, p.scene), None, Target("", p.pixels, scene_key(p.scene)))
-            for p in pictures
-            for _ in range(repeats)
+            for p in pictures_of(rng, count)
         ]
-        return rows[:count]
 
     return make
 

@@ -57,8 +57,9 @@ def test_a_change_changes_exactly_one_attribute():
 
 
 def prompt_sentences():
-    """Every sentence of every strategy, without its leading newline and closing mark."""
-    for prompt in prompts.STRATEGIES.values():
+    """Every sentence of the paper's strategies and of E5-V's, without its leading newline and closing mark."""
+    for name in (*prompts.TABLE_IV, "e5-v"):
+        prompt = prompts.STRATEGIES[name]
         for text in (prompt.query_system, prompt.query_text, prompt.query_image, prompt.document_image):
             for sentence in re.split(r"(?<=\.)\s+", text.strip()):
                 if sentence and "word" in sentence:
