@@ -30,7 +30,7 @@ def install() -> None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Hold back what transformers says about choices made here: `lm_head` not loaded, and `use_fast` deprecated."""
+    """Hold back what transformers says about choices made here: `lm_head`, `use_fast`, adapters' keys."""
     loggers = [logging.getLogger(f"transformers.{name}") for name in _LOADING]
     for logger in loggers:
         logger.addFilter(_is_news)
@@ -41,12 +41,14 @@ def quiet_loading() -> Iterator[None]:
             logger.removeFilter(_is_news)
 
 
-_LOADING = ("modeling_utils", "models.auto.image_processing_auto")
+_LOADING = ("modeling_utils", "integrations.peft", "models.auto.image_processing_auto")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     message = record.getMessage()
     if "LOAD REPORT" in message:
+        if record.name.endswith("peft"):  # adapters are set again, and every key of theirs is checked
+            return False
         rows = [line for line in message.splitlines() if "|" in line and not line.startswith("Key")]
         return not rows or not all("lm_head" in row and "UNEXPECTED" in row for row in rows)
     return not message.startswith("The `use_fast` parameter is deprecated")
