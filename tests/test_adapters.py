@@ -252,7 +252,7 @@ def test_an_adapter_that_names_no_base_is_refused(adapter, tiny_dir, tmp_path, i
     assert np.abs(model.encode_query(inputs) - want).max() < 1e-5
 
 
-def test_an_adapter_that_sentence_transformers_added_and_saved(tiny_dir, tmp_path, inputs):
+def test_an_adapter_that_sentence_transformers_added_and_saved(tiny_dir, tmp_path, inputs, caplog):
     """Training with `add_adapter` and plain `save` leaves base weights elsewhere and an adapter in the directory."""
     model = Gen2Embed(tiny_dir("qwen2_vl"))
     model.add_adapter(LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "v_proj"]))
@@ -268,4 +268,7 @@ def test_an_adapter_that_sentence_transformers_added_and_saved(tiny_dir, tmp_pat
     assert np.abs(Gen2Embed(tmp_path / "merged").encode_query(inputs) - want).max() < 1e-5
     SentenceTransformer.save(model, str(tmp_path / "adapter"))
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
-    assert np.abs(Gen2Embed(tmp_path / "adapter").encode_query(inputs) - want).max() < 1e-5
+    again = Gen2Embed(tmp_path / "adapter").encode_query(inputs[0])
+    assert np.abs(again - want[0]).max() < 1e-5
+    # transformers' own reading of it loses the magnitudes, and says so; ours sets them, so there is nothing to say.
+    assert "LOAD REPORT" not in caplog.text

@@ -62,8 +62,9 @@ def test_it_is_a_small_qwen2_vl_in_the_hubs_layout(generator, processor):
 QUESTIONS = {"color": "What color is the object?", "shape": "What shape is it?", "place": "Where is the object?"}
 
 
-@pytest.mark.parametrize(("attribute", "least"), [("color", 0.9), ("shape", 0.8), ("place", 0.9)])
+@pytest.mark.parametrize(("attribute", "least"), [("color", 0.9), ("shape", 0.5), ("place", 0.5)])
 def test_it_answers_questions_in_a_word(generator, processor, pictures, attribute, least):
+    """Colour is read nearly always; shape (one of eight) and place (one of five) far more often than by chance."""
     answers = generate(generator, processor, pictures, f"{QUESTIONS[attribute]} Answer in one word.")
     expected = [getattr(scene.things[0], attribute) for scene, _ in pictures]
     assert np.mean([answer.strip() == word for answer, word in zip(answers, expected, strict=True)]) >= least
