@@ -148,7 +148,7 @@ def test_the_kept_text_is_the_longest_beginning_that_fits(tiny, family):
         assert model.preprocess([kept], task="query")["input_ids"][0].tolist() == ids
         # With one character more, or a few, it would not have fitted; two tokens may be wasted.
         longer = [length(text[: len(kept) + more]) for more in range(1, 16) if len(kept) + more <= len(text)]
-        assert min(longer) > bare + extra - 2
+        assert min(longer) >= bare + extra - 2
 
     check()
 
