@@ -83,19 +83,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default=None, help="float32, bfloat16, float16, auto")
 
 
-def _load_model(name: str, arguments: argparse.Namespace, **options: Any) -> Any:
-    from gen2embed_mteb.model import Gen2Embed
-
-    return Gen2Embed(
-        name,
-        prompt_mode=arguments.prompt_mode,
-        adapter=arguments.adapter,
-        revision=arguments.revision,
-        max_length=arguments.max_length,
-        device=arguments.device,
-        model_kwargs={"dtype": arguments.dtype} if arguments.dtype else None,
-        **options,
-    )
+def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `_add_model` asked for, as `Gen2Embed` takes it."""
+    return {
+        "prompt_mode": arguments.prompt_mode,
+        "adapter": arguments.adapter,
+        "revision": arguments.revision,
+        "max_length": arguments.max_length,
+        "device": arguments.device,
+        "model_kwargs": {"dtype": arguments.dtype} if arguments.dtype else None,
+    }
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +138,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         settings[name] = getattr(arguments, name)
     # Settings are checked before a model is loaded, which can take minutes.
     evaluation.EvaluationConfig(**settings, fingerprint="not known yet")
-    model = _load_model(arguments.model_name, arguments, layout=arguments.layout)
+    from gen2embed_mteb.model import Gen2Embed
+
+    model = Gen2Embed(arguments.model_name, layout=arguments.layout, **_model_options(arguments))
     settings |= {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
     failed, table = run(evaluation.BatchedEncoder(model), evaluation.EvaluationConfig(**settings))
     print(table)
@@ -194,10 +193,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from gen2embed_mteb.export import empty_directory
+    from gen2embed_mteb.export import export
 
-    output = empty_directory(arguments.output)  # said before the model is loaded
-    _load_model(arguments.model, arguments).save_pretrained(str(output))
+    output = export(arguments.model, arguments.output, **_model_options(arguments))
     print(f'Written to {output}. Load it with SentenceTransformer("{output}").')
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from gen2embed_mteb.evaluation import BatchedEncoder, EvaluationConfig
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.formatting import as_text, percent
+from gen2embed_mteb.images import open_image
 from gen2embed_mteb.mini import benchmark, model_dir
 from gen2embed_mteb.mini.page import DemoResult, Neighbours, write_page
 from gen2embed_mteb.mmeb.evaluate import evaluate
@@ -145,6 +146,5 @@ def _neighbours(model: Any, root: Path) -> list[Neighbours]:
 def _opened(item: Any, images: Path) -> dict[str, Any]:
     opened: dict[str, Any] = {"text": item.text} if item.text or not item.images else {}
     if item.images:
-        with Image.open(images / item.images[0]) as image:
-            opened["image"] = image.convert("RGB")
+        opened["image"] = open_image(item.images[0], images)
     return opened
