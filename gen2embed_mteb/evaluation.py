@@ -107,10 +107,16 @@ class RunSummary:
 
 
 def image_source(config: EvaluationConfig) -> ImageSource:
-    """Opens the images of a run.
+    """Opens the images of a run; see `find_images`."""
+    return find_images(config.data_dir, config.image_dir)
+
+
+def find_images(data_dir: str, image_dir: str = "") -> ImageSource:
+    """Opens the images that tables name.
 
     Args:
-        config: The run's settings.
+        data_dir: The tables' folder.
+        image_dir: The images' folder or .zip archive, if it is said.
 
     Returns:
         `image_dir` if given; otherwise `images.zip` beside the tables where it was never unpacked, or their folder.
@@ -118,11 +124,11 @@ def image_source(config: EvaluationConfig) -> ImageSource:
     Raises:
         FileNotFoundError: There is nothing of that kind.
     """
-    if config.image_dir:
-        return ImageSource(Path(config.image_dir).expanduser())
-    root = Path(config.data_dir).expanduser()
+    if image_dir:
+        return ImageSource(Path(image_dir).expanduser())
+    root = Path(data_dir).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(f"{config.data_dir} is no local folder; pass the images as --image_dir")
+        raise FileNotFoundError(f"{data_dir} is no local folder; pass the images as --image_dir")
     archive = root / "images.zip"
     return ImageSource(archive if archive.is_file() and not (root / "images").is_dir() else root)
 
