@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.evaluation import BatchedEncoder, EvaluationConfig, installed_versions
+from gen2embed_mteb.evaluation import EvaluationConfig, installed_versions
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.formatting import as_text, percent
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, SEED, ensure
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.paper import TABLE_IV
 from gen2embed_mteb.mmeb.scoring import average
+from gen2embed_mteb.prefix import PrefixEncoder
 from gen2embed_mteb.store import write_json
 
 
@@ -44,12 +45,11 @@ def main() -> None:
             image_dir=str(root / "images"),
             output_dir=str(arguments.work_dir / row.prompt_mode),
             limit=arguments.limit,
-            batch_size=32,
             model_name=arguments.model_name,
             prompt_mode=row.prompt_mode,
             fingerprint=fingerprint(model),
         )
-        result = evaluate(BatchedEncoder(model), MMEB_MINI, config)
+        result = evaluate(PrefixEncoder(model), MMEB_MINI, config)
         official, strict = average(result.scores), average(result.scores, strict=True)
         strategies[row.prompt_mode] = {
             "label": row.label,

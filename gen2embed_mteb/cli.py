@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,8 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, summary, add, run in (
         ("demo", "the paper's effect on the embedded model, with a report to look at", _add_demo, _demo),
         ("evaluate", "MMEB, MMEB-mini, SugarCrepe, SugarCrepe++", _add_evaluate, _evaluate),
+        ("sample", "SaHa: clusters of hard negatives from training pairs, offline", _add_sample, _sample),
+        ("inspect", "a page on which a person can judge clusters", _add_inspect, _inspect),
         ("export", "write a directory that plain SentenceTransformer loads", _add_export, _export),
         ("doctor", "what is installed, what is missing, which extra mends it", lambda _: None, _doctor),
     ):
@@ -90,9 +93,19 @@ def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "adapter": arguments.adapter,
         "revision": arguments.revision,
         "max_length": arguments.max_length,
-        "device": arguments.device,
+        "device": arguments.device or _device_of_rank(),
         "model_kwargs": {"dtype": arguments.dtype} if arguments.dtype else None,
     }
+
+
+def _device_of_rank() -> str | None:
+    """The GPU of this process under torchrun; `None` leaves the choice to sentence-transformers."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None:
+        return None
+    import torch
+
+    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -109,10 +122,15 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", choices=("native", "official"), default="native", help="image layout in the prompt")
     parser.add_argument("--resize", default="processor", help="processor, official, square-448")
     parser.add_argument("--min_side", type=int, default=28, help="smaller images are enlarged; 0: never")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--num_workers", type=int, default=4, help="threads that open images")
+    _add_encoding(parser)
     parser.add_argument("--max_error_rate", type=float, default=0.001, help="share of bad rows that fails the run")
     parser.add_argument("--overwrite", action="store_true", help="drop the vectors of another model in output_dir")
+
+
+def _add_encoding(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch_tokens", type=int, default=8192, help="tokens a call of the model, padding included")
+    parser.add_argument("--batch_size", type=int, default=512, help="inputs a call of the model, at most")
+    parser.add_argument("--num_workers", type=int, default=4, help="threads that open images")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -134,17 +152,29 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "model_name": arguments.model_name,
         "prompt_mode": mode,
     }
-    for name in ("limit", "batch_size", "resize", "min_side", "num_workers", "max_error_rate", "overwrite"):
+    as_given = (
+        "limit",
+        "resize",
+        "min_side",
+        "batch_tokens",
+        "batch_size",
+        "num_workers",
+        "max_error_rate",
+        "overwrite",
+    )
+    for name in as_given:
         settings[name] = getattr(arguments, name)
     # Settings are checked before a model is loaded, which can take minutes.
     evaluation.EvaluationConfig(**settings, fingerprint="not known yet")
     from gen2embed_mteb.model import Gen2Embed
+    from gen2embed_mteb.prefix import PrefixEncoder
 
     model = Gen2Embed(arguments.model_name, layout=arguments.layout, **_model_options(arguments))
     settings |= {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
-    failed, table = run(evaluation.BatchedEncoder(model), evaluation.EvaluationConfig(**settings))
-    print(table)
-    print(f"\nWritten to {settings['output_dir']}")
+    failed, table = run(PrefixEncoder(model), evaluation.EvaluationConfig(**settings))
+    if evaluation.is_first_process():
+        print(table)
+        print(f"\nWritten to {settings['output_dir']}")
     return int(failed)
 
 
@@ -184,6 +214,86 @@ def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str, str]:
         return result.too_many_errors, text_table(result, config)
 
     return run, data_dir, image_dir
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_name", "--model_name_or_path", default=DEFAULT_MODEL, help="hub id, directory, name")
+    _add_model(parser)
+    parser.add_argument("--data_dir", required=True, help="training pairs: folder, file or hub id, or mmeb-mini")
+    parser.add_argument("--image_dir", default="", help="folder or .zip of the images; default: beside the data")
+    parser.add_argument("--output_dir", required=True, help="where the files go, one Parquet a subset")
+    parser.add_argument("--embedding_dir", default="", help="vectors, to share among runs; default: in output_dir")
+    parser.add_argument("--method", choices=("saha", "hn", "hn-beta", "in-batch"), default="saha")
+    parser.add_argument("--num_hard_negatives", type=int, default=7, help="k")
+    parser.add_argument("--pool_multiplier", type=int, default=6, help="m: saha's pool holds m k candidates")
+    parser.add_argument("--variant", choices=("paper", "official"), default="paper", help="of Algorithm 1")
+    parser.add_argument("--beta", type=float, default=0.02, help="margin of hn-beta")
+    parser.add_argument("--split", default="", help="default: original in MMEB-train's form, train elsewhere")
+    parser.add_argument("--subsets", nargs="+", default=(), help="subsets to sample (default: all)")
+    parser.add_argument("--columns", nargs=2, default=(), help="the query's and its positive's, in data of two columns")
+    parser.add_argument("--image_columns", nargs="+", default=(), help="those of the two that hold paths of images")
+    parser.add_argument("--limit", type=int, default=None, help="rows a subset, from the first")
+    parser.add_argument("--format", choices=("parquet", "official"), default="parquet", help="official: its JSON too")
+    parser.add_argument("--layout", choices=("native", "official"), default="native", help="image layout in the prompt")
+    parser.add_argument("--resize", default="processor", help="processor, official, square-448")
+    parser.add_argument("--min_side", type=int, default=28, help="smaller images are enlarged; 0: never")
+    _add_encoding(parser)
+    parser.add_argument("--max_error_rate", type=float, default=0.001, help="share of bad rows that fails the run")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_false", dest="overwrite", help="go on where a run stopped (default)")
+    again.add_argument("--overwrite", action="store_true", help="replace what was made with other settings or models")
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from gen2embed_mteb.evaluation import is_first_process
+    from trainers.data import open_training_data
+    from trainers.saha.sample import ModelRecord, SampleConfig, sample, text_table
+
+    names = {field.name for field in dataclasses.fields(SampleConfig)} - {"file_format"}
+    settings = {name: getattr(arguments, name) for name in names}
+    for name in ("subsets", "columns", "image_columns"):
+        settings[name] = tuple(settings[name])
+    config = SampleConfig(**settings, file_format=arguments.format)
+    # Settings and tables are checked before a model is loaded, which can take minutes.
+    data = open_training_data(config, config.images_cache)
+    encoder, record = None, ModelRecord()
+    if config.method != "in-batch":
+        from gen2embed_mteb.fingerprint import fingerprint
+        from gen2embed_mteb.model import Gen2Embed
+        from gen2embed_mteb.prefix import PrefixEncoder
+
+        model = Gen2Embed(arguments.model_name, layout=arguments.layout, **_model_options(arguments))
+        encoder = PrefixEncoder(model)
+        record = ModelRecord(arguments.model_name, model.revision, model.prompt_mode, fingerprint(model))
+    result = sample(encoder, record, data, config)
+    if is_first_process():
+        print(text_table(result))
+        found = f" ({len(result.errors)} rows set aside, see errors.jsonl)" if result.errors else ""
+        print(f"\nWritten to {config.output_dir}{found}")
+    return int(result.too_many_errors)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="SUBSET.parquet or .json that `sample` wrote, or SUBSET_hard_negatives.json")
+    parser.add_argument("--output", default=None, help="the page; default: SUBSET.html beside the file")
+    parser.add_argument("--data_dir", default="", help="the training pairs, where they are not where the file says")
+    parser.add_argument("--image_dir", default="", help="their images, likewise")
+    parser.add_argument("--num_clusters", type=int, default=20, help="clusters to show, at even distances")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from trainers.saha.viewer import inspect
+
+    page = inspect(
+        arguments.file,
+        arguments.output,
+        data_dir=arguments.data_dir,
+        image_dir=arguments.image_dir,
+        num_clusters=arguments.num_clusters,
+    )
+    print(f"Written to {page}")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

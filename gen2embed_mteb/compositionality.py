@@ -22,7 +22,14 @@ from gen2embed_mteb.compositionality_scoring import (
     score_record,
 )
 from gen2embed_mteb.encoding import BulkEncoder, Encoder, Item
-from gen2embed_mteb.evaluation import EvaluationConfig, RowError, image_source, open_bulk_encoder, write_errors
+from gen2embed_mteb.evaluation import (
+    EvaluationConfig,
+    RowError,
+    image_source,
+    is_first_process,
+    open_bulk_encoder,
+    write_errors,
+)
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.mmeb.tables import DataError
 from gen2embed_mteb.store import write_atomic, write_json
@@ -85,9 +92,10 @@ def evaluate_captions(
         max_error_rate=config.max_error_rate,
     )
     output_dir = Path(config.output_dir)
-    write_errors(output_dir, errors)
-    write_atomic(output_dir / "results.md", markdown(result, config).encode())
-    write_json(output_dir / "results.json", results_json(result, config))
+    if is_first_process():
+        write_errors(output_dir, errors)
+        write_atomic(output_dir / "results.md", markdown(result, config).encode())
+        write_json(output_dir / "results.json", results_json(result, config))
     if errors:
         logger.warning("%d records were set aside; see %s", len(errors), output_dir / "errors.jsonl")
     return result

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from gen2embed_mteb.encoding import BulkEncoder, Encoder
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import RESIZE_POLICIES
+from gen2embed_mteb.sharing import Share
 from gen2embed_mteb.store import EmbeddingStore, write_atomic
 
 VERSIONED = ("gen2embed", "torch", "transformers", "sentence-transformers", "numpy", "pillow", "pyarrow")
@@ -32,7 +33,8 @@ class EvaluationConfig:
     subsets: tuple[str, ...] = _help("datasets to run; empty: all", default=())
     meta_tasks: tuple[str, ...] = _help("meta-tasks to run; empty: all", default=())
     limit: int | None = _help("rows a dataset, from the first; None: all", default=None)
-    batch_size: int = _help("inputs a call of the model", default=16)
+    batch_tokens: int = _help("tokens a call of the model, padding included", default=8192)
+    batch_size: int = _help("inputs a call of the model, at most", default=512)
     resize: str = _help("how images are resized before the processor", default="processor")
     min_side: int = _help("least image side in pixels; smaller images are enlarged, 0: never", default=28)
     num_workers: int = _help("threads that open images", default=4)
@@ -52,8 +54,8 @@ class EvaluationConfig:
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.
         """
-        positive = {"batch_size": self.batch_size, "num_workers": self.num_workers, "limit": self.limit}
-        for name, value in positive.items():
+        for name in ("batch_tokens", "batch_size", "num_workers", "limit"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; pass 1 or more")
         if self.min_side < 0:
@@ -153,27 +155,18 @@ def open_bulk_encoder(encoder: Encoder, config: EvaluationConfig, images: ImageS
         encoder,
         store,
         images,
+        batch_tokens=config.batch_tokens,
         batch_size=config.batch_size,
         resize_policy=config.resize,
         min_side=config.min_side,
         num_workers=config.num_workers,
+        share=Share.from_environment(),
     )
 
 
-class BatchedEncoder:
-    """A `SentenceTransformer` as an `Encoder`: one call is one batch, without a progress bar of its own."""
-
-    def __init__(self, model: Any) -> None:
-        """Keeps the model."""
-        self._model = model
-
-    def encode_query(self, inputs: list[dict[str, Any]], /) -> Any:
-        """Encodes queries: (n, d) float32 unit rows."""
-        return self._model.encode_query(inputs, batch_size=max(1, len(inputs)), show_progress_bar=False)
-
-    def encode_document(self, inputs: list[dict[str, Any]], /) -> Any:
-        """Encodes candidates: (n, d) float32 unit rows."""
-        return self._model.encode_document(inputs, batch_size=max(1, len(inputs)), show_progress_bar=False)
+def is_first_process() -> bool:
+    """Whether this process writes the reports: the only one, or rank 0 of several (see `sharing.Share`)."""
+    return Share.from_environment().rank == 0
 
 
 def write_errors(output_dir: Path, errors: list[RowError]) -> None:

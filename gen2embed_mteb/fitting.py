@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from PIL import Image
 
+from gen2embed_mteb.images import Size
 from gen2embed_mteb.inputs import Content
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,33 @@ class Fitter:
 
     def image_tokens(self, images: tuple[Image.Image, ...]) -> list[int]:
         """The number of tokens each image becomes."""
-        if not images:
+        return self.image_tokens_of_sizes([image.size for image in images])
+
+    def image_tokens_of_sizes(self, sizes: Sequence[Size]) -> list[int]:
+        """The number of tokens that images of these (width, height) in pixels become."""
+        if not sizes:
             return []
-        sizes = [(image.height, image.width) for image in images]
-        return list(self._processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens)
+        swapped = [(height, width) for width, height in sizes]
+        return list(self._processor._get_num_multimodal_tokens(image_sizes=swapped).num_image_tokens)
+
+    def count_all(self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
+        """The number of tokens of many inputs, up to a token or two where text and prompt merge.
+
+        Args:
+            texts: n texts.
+            image_sizes: for each text, the sizes of its images.
+        """
+        bare = self._plain([_MARKERS.sub("", text) for text in texts])["input_ids"] if texts else []
+        blank = Image.new("RGB", (1, 1))
+        tokens_of = dict(self._distinct_sizes(image_sizes))
+        return [
+            len(ids) + sum(tokens_of[size] for size in sizes) + self._prompt_tokens(Content("", (blank,) * len(sizes)))
+            for ids, sizes in zip(bare, image_sizes, strict=True)
+        ]
+
+    def _distinct_sizes(self, image_sizes: Sequence[Sequence[Size]]) -> Iterable[tuple[Size, int]]:
+        sizes = list(dict.fromkeys(size for row in image_sizes for size in row))
+        return zip(sizes, self.image_tokens_of_sizes(sizes), strict=True)
 
     def count(self, content: Content) -> int:
         """The number of tokens that reach the model for this input."""
@@ -112,8 +136,8 @@ class Fitter:
     def _text_tokens(self, text: str) -> int:
         return len(self._plain(_MARKERS.sub("", text))["input_ids"])
 
-    def _plain(self, text: str) -> Any:
-        """The text as tokens, control tokens in it being plain text, as they are when it is rendered."""
+    def _plain(self, text: str | list[str]) -> Any:
+        """A text, or several, as tokens, control tokens in it being plain text, as they are when it is rendered."""
         return self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )

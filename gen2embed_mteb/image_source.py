@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from gen2embed_mteb.images import MAX_PIXELS, ImageError, confined, decode, open_image
+from gen2embed_mteb.images import MAX_PIXELS, ImageError, ImageFacts, confined, decode, facts_of, open_image
 
 MAX_MEMBER_BYTES = 256 * 2**20
 """The largest unpacked size of one zip member; the biggest photo of MMEB is far below a tenth of it."""
@@ -63,22 +63,22 @@ class ImageSource:
             return open_image(path, self.path, max_pixels=self.max_pixels)
         return decode(io.BytesIO(self._member_bytes(path)), path, max_pixels=self.max_pixels)
 
-    def stamp(self, path: str) -> str:
-        """A cheap mark of the file's content that changes when a file is repaired or replaced.
+    def facts(self, path: str) -> ImageFacts:
+        """Tells a file's digest and its image's size; the file is read, its pixels are not decoded.
 
         Args:
             path: As for `open`.
 
-        Returns:
-            The size in bytes (with the checksum, in an archive), or `unusable` where `open` would not find a file.
+        Raises:
+            ImageError: As for `open`, but for damage behind the header.
         """
+        if self.zipped:
+            return facts_of(self._member_bytes(path), path)
+        file = confined(path, self.path)
         try:
-            if not self.zipped:
-                return str(confined(path, self.path).stat().st_size)
-            member = self._member(path)
-        except (ImageError, OSError):
-            return "unusable"
-        return f"{member.file_size}:{member.CRC:08x}"
+            return facts_of(file.read_bytes(), path)
+        except OSError as error:
+            raise ImageError(path, f"cannot be read ({error})", "check its permissions") from error
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves open handles and locks behind, so that a source can be sent to a spawned worker."""

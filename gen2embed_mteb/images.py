@@ -9,7 +9,9 @@ a zip archive, never outside of it) is `image_source.py`.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +25,10 @@ MAX_PIXELS = 89_478_485
 
 MAX_ASPECT_RATIO = 200
 """The aspect ratio above which the Qwen processors raise (`smart_resize`)."""
+
+
+Size = tuple[int, int]
+"""Width and height of an image, in pixels."""
 
 
 class ImageError(ValueError):
@@ -136,6 +142,37 @@ def decode(file: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS) -> Image
         raise ImageError(name, f"damaged ({type(error).__name__}: {error})", "download it again") from error
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known of an image file without decoding its pixels.
+
+    Attributes:
+        digest: BLAKE2 of the file's bytes, 32 hexadecimal digits.
+        size: Width and height in pixels, from the header.
+    """
+
+    digest: str
+    size: Size
+
+
+def facts_of(data: bytes, name: str) -> ImageFacts:
+    """Digests an encoded image and reads its header.
+
+    Args:
+        data: The whole file.
+        name: What to call the image in errors.
+
+    Raises:
+        ImageError: The header is of none of `FORMATS`, or damaged.
+    """
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return ImageFacts(digest, image.size)
+    except Exception as error:  # as in `decode`: whatever a damaged header makes a decoder raise
+        raise ImageError(name, f"damaged ({type(error).__name__}: {error})", "download it again") from error
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts any mode to RGB as the reference client does (`.convert("RGB")`), in a copy that owns its pixels.
 
@@ -155,12 +192,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def ensure_min_side(image: Image.Image, min_side: int = 28) -> Image.Image:
-    """Enlarges an image until a patch-based processor accepts it.
-
-    Qwen's processors raise when a side is shorter than one merged patch (28 pixels; 32 in Qwen3-VL) or when the sides
-    differ by more than 200 to 1. Both occur in MMEB. The shorter side is first stretched to a 200th of the longer,
-    then the whole is scaled up in proportion until the shorter side reaches `min_side`; images that need neither are
-    returned as they are.
+    """Enlarges an image until a patch-based processor accepts it; see `min_side_size`.
 
     Args:
         image: Any PIL image.
@@ -172,24 +204,42 @@ def ensure_min_side(image: Image.Image, min_side: int = 28) -> Image.Image:
     Raises:
         ValueError: `min_side` is negative.
     """
+    size = min_side_size(image.size, min_side)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def min_side_size(size: Size, min_side: int = 28) -> Size:
+    """The size to which `ensure_min_side` enlarges an image.
+
+    Qwen's processors raise when a side is shorter than one merged patch (28 pixels; 32 in Qwen3-VL) or when the sides
+    differ by more than 200 to 1. Both occur in MMEB. The shorter side is first stretched to a 200th of the longer,
+    then the whole is scaled up in proportion until the shorter side reaches `min_side`.
+
+    Args:
+        size: Width and height in pixels.
+        min_side: The least side in pixels; 0 switches the guard off.
+
+    Raises:
+        ValueError: `min_side` is negative.
+    """
     if min_side < 0:
         raise ValueError(f"min_side is {min_side}; pass a number of pixels, or 0 to switch the guard off")
     if min_side == 0:
-        return image
-    least = -(-max(image.size) // MAX_ASPECT_RATIO)
-    width, height = (max(side, least) for side in image.size)
+        return size
+    least = -(-max(size) // MAX_ASPECT_RATIO)
+    width, height = (max(side, least) for side in size)
     short = min(width, height)
     if short < min_side:
         # Integer arithmetic, rounded to the nearest: the shorter side lands on min_side exactly.
         width, height = ((2 * side * min_side + short) // (2 * short) for side in (width, height))
-    return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BICUBIC)
+    return width, height
 
 
-def _official(image: Image.Image) -> Image.Image:
+def _official_size(size: Size) -> Size:
     """Inference sizes of the official Gen2Embed code (method: shorter side at least half the longer, 336 to 992)."""
     width: float
     height: float
-    width, height = image.size
+    width, height = size
     if max(width, height) > 2 * min(width, height):
         width, height = (width, width / 2) if width > height else (height / 2, height)
     scale = 1.0
@@ -197,34 +247,50 @@ def _official(image: Image.Image) -> Image.Image:
         scale = 992 / max(width, height)
     if min(width, height) < 336:  # the second rule wins
         scale = 336 / min(width, height)
-    return image.resize((int(width * scale), int(height * scale)), Image.Resampling.LANCZOS)
+    return int(width * scale), int(height * scale)
 
 
-RESIZE_POLICIES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "processor": lambda image: image,
-    "official": _official,
-    "square-448": lambda image: image.resize((448, 448), Image.Resampling.BICUBIC),
+RESIZE_POLICIES: dict[str, Callable[[Size], Size]] = {
+    "processor": lambda size: size,
+    "official": _official_size,
+    "square-448": lambda _: (448, 448),
 }
 """How images are resized before the model's processor sees them: `processor` (default) leaves all to the processor,
 as MMEB's V2 loader does; `official` is Gen2Embed's rule at inference; `square-448` its rule in training."""
 
 
 def resize(image: Image.Image, policy: str = "processor") -> Image.Image:
-    """Applies a resize policy by name.
+    """Applies a resize policy by name: `official` with Lanczos, as the official code, the others bicubic.
 
     Args:
         image: Any PIL image.
         policy: A key of `RESIZE_POLICIES`.
 
     Returns:
-        The resized image.
+        The resized image; `processor` returns it as it is.
+
+    Raises:
+        ValueError: The policy is unknown; the message lists the known ones.
+    """
+    size = resized_size(image.size, policy)
+    if policy == "processor":
+        return image
+    return image.resize(size, Image.Resampling.LANCZOS if policy == "official" else Image.Resampling.BICUBIC)
+
+
+def resized_size(size: Size, policy: str = "processor") -> Size:
+    """The size to which `resize` brings an image.
+
+    Args:
+        size: Width and height in pixels.
+        policy: A key of `RESIZE_POLICIES`.
 
     Raises:
         ValueError: The policy is unknown; the message lists the known ones.
     """
     if policy not in RESIZE_POLICIES:
         raise ValueError(f"unknown resize policy {policy!r}; known: {', '.join(RESIZE_POLICIES)}")
-    return RESIZE_POLICIES[policy](image)
+    return RESIZE_POLICIES[policy](size)
 
 
 def image_digest(image: Image.Image) -> str:

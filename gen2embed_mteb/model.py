@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from gen2embed_mteb import adapters, compat, modules
 from gen2embed_mteb.families import Family, ImageLayout, chat_template, family_of, prompt_of
 from gen2embed_mteb.fitting import Fitter
-from gen2embed_mteb.images import RESIZE_POLICIES
+from gen2embed_mteb.images import RESIZE_POLICIES, Size, resized_size
 from gen2embed_mteb.inputs import Content, content_of
 from gen2embed_mteb.prompts import DEFAULT, HierarchicalPrompt, strategy
 from gen2embed_mteb.short_names import resolve
@@ -130,6 +131,11 @@ class Gen2Embed(SentenceTransformer):
     def _family(self) -> Family:
         return family_of(self[0].config.model_type)
 
+    @property
+    def uses_mrope(self) -> bool:
+        """Whether positions are three-dimensional (M-RoPE)."""
+        return self._family.mrope
+
     def _set_prompt(self, prompt: HierarchicalPrompt) -> None:
         self.processor.chat_template = chat_template(self._family, prompt, self._layout)
 
@@ -168,6 +174,25 @@ class Gen2Embed(SentenceTransformer):
             # Image tokens count as text, which gives every token its plain 1-D position.
             features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
         return features
+
+    def count_tokens(
+        self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]], task: str | None = None
+    ) -> list[int]:
+        """Lengths of inputs in tokens, prompt and images included, without opening or rendering any of them.
+
+        Args:
+            texts: n texts.
+            image_sizes: for each text the (width, height) in pixels of its images.
+            task: "query", "document", or `None`.
+
+        Returns:
+            n lengths, at most `max_seq_length` each; a token or two off where text and prompt merge.
+        """
+        resized = [[resized_size(size, self.resize) for size in sizes] for sizes in image_sizes]
+        fitter = Fitter(self.processor, lambda content: self._count_rendered(content, task))
+        lengths = fitter.count_all(texts, resized)
+        longest = self.max_seq_length
+        return lengths if longest is None else [min(length, longest) for length in lengths]
 
     def render(self, sample: Any, task: str | None = None) -> str:
         """The conversation as the model reads it, each image as its one marker.

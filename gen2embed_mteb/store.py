@@ -1,22 +1,29 @@
-"""A resumable store of embeddings on disk: shards of vectors named by what they hold, and one manifest.
+"""A resumable store of embeddings on disk: shards of vectors named by what they hold, each with its completion marker.
 
-1. A shard is the result of one fixed piece of work. Its key is the digest of that work (side, texts, images, the
-   boundaries of the batches), so the same work finds its shard again, and other work cannot.
-2. A shard counts once the manifest lists it with its SHA-256. Both are written to a temporary file and renamed: a
-   process killed at any moment leaves a store that is valid, at worst without its last shard.
-3. The manifest also holds the identity of whatever made the vectors (model, prompt, resize policy). A store made by
-   something else is refused, never mixed.
+    <store>/manifest.json      the identity of whatever makes the vectors (model, prompt, image policy)
+    <store>/<key>.npy          one shard: (rows, d) float32
+    <store>/<key>.json         its marker: SHA-256 of the shard, rows, and the rows that failed
 
-Nothing is pickled: shards are plain `.npy` files. One process writes at a time.
+1. A shard is the result of one fixed piece of work. Its key is the digest of that work (side, texts, images by
+   content, the boundaries of the batches), so the same work finds its shard again, and other work cannot.
+2. A shard counts once its marker is there. Both are written to a temporary file and renamed, the marker last: a process
+   killed at any moment leaves a store that is valid, at worst without its last shard.
+3. A store made by something else is refused, never mixed.
+
+Nothing is pickled. Any number of processes, on one host or on several that share the folder, may write at once: the
+same work gives the same bytes, whoever does it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
 import os
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +34,10 @@ import numpy.typing as npt
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+STALE_SECONDS = 3600
+"""A temporary file this old belongs to a process that was killed: no shard takes an hour to write."""
 
 
 class StoreMismatchError(ValueError):
@@ -42,12 +51,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         path: The file; its folder must exist.
         data: The whole content.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    # A name of its own: two processes may write the same file at once.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -70,10 +84,13 @@ class Shard:
     Attributes:
         vectors: (rows, d) float32; rows that failed hold zeros.
         errors: Row number to [file, reason], for the rows that failed.
+        num_halvings: How often a batch was halved because memory ran out: such a shard was encoded in other batches
+            than its key says, which may show in the last bits.
     """
 
     vectors: npt.NDArray[np.float32]
     errors: dict[int, tuple[str, str]]
+    num_halvings: int = 0
 
 
 class EmbeddingStore:
@@ -93,13 +110,17 @@ class EmbeddingStore:
         self.directory = Path(directory)
         self.identity = dict(identity)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._shards: dict[str, dict[str, Any]] = {}
-        try:
-            self._shards = self._read_manifest()
-        except StoreMismatchError:
-            if not overwrite:
-                raise
-            self._clear()
+        manifest = self.directory / MANIFEST
+        if manifest.exists():
+            try:
+                self._check(manifest)
+            except StoreMismatchError:
+                if not overwrite:
+                    raise
+                self._clear()
+        if not manifest.exists():
+            write_json(manifest, {"format": FORMAT, "identity": self.identity})
+        self._remove_stale()
 
     def get(self, key: str) -> Shard | None:
         """Looks a shard up.
@@ -110,48 +131,62 @@ class EmbeddingStore:
         Returns:
             The shard, memory-mapped; None if it is not there or damaged (a warning says so; it is to be made again).
         """
-        entry = self._shards.get(key)
-        if entry is None:
-            return None
-        path = self.directory / entry["file"]
+        path = self._path(key)
         try:
-            if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-                raise ValueError("its checksum differs from the manifest")
-            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+            marker = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError) as error:
+            logger.warning("%s: damaged marker (%s); its rows are encoded again", path.with_suffix(".json"), error)
+            return None
+        try:
+            if marker["key"] != key:
+                raise ValueError("its marker names other work")
+            if hashlib.sha256(path.read_bytes()).hexdigest() != marker["sha256"]:
+                raise ValueError("its checksum differs from its marker's")
+            return self._shard(path, marker)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s: damaged shard (%s); its rows are encoded again", path, error)
             return None
-        return Shard(vectors, {int(row): (file, reason) for row, (file, reason) in entry["errors"].items()})
 
-    def put(self, key: str, shard: Shard) -> None:
-        """Writes a shard and lists it in the manifest.
+    def put(self, key: str, shard: Shard) -> Shard:
+        """Writes a shard, then its marker.
 
         Args:
-            key: The digest of the work; also (its beginning) the file's name.
+            key: The digest of the work; also (its beginning) the files' name.
             shard: The shard.
+
+        Returns:
+            The shard as it lies on disk, memory-mapped.
         """
         buffer = io.BytesIO()
         np.save(buffer, shard.vectors, allow_pickle=False)
-        data = buffer.getvalue()
-        name = f"{key[:32]}.npy"
-        write_atomic(self.directory / name, data)
-        self._shards[key] = {
-            "file": name,
+        data, path = buffer.getvalue(), self._path(key)
+        marker = {
+            "key": key,
             "rows": len(shard.vectors),
             "sha256": hashlib.sha256(data).hexdigest(),
             "errors": {str(row): list(fault) for row, fault in sorted(shard.errors.items())},
+            "num_halvings": shard.num_halvings,
         }
-        write_json(self.directory / MANIFEST, {"format": FORMAT, "identity": self.identity, "shards": self._shards})
+        write_atomic(path, data)
+        write_json(path.with_suffix(".json"), marker)
+        return self._shard(path, marker)
 
-    def _read_manifest(self) -> dict[str, dict[str, Any]]:
-        path = self.directory / MANIFEST
-        if not path.exists():
-            return {}
+    def _path(self, key: str) -> Path:
+        return self.directory / f"{key[:32]}.npy"
+
+    @staticmethod
+    def _shard(path: Path, marker: dict[str, Any]) -> Shard:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        errors = {int(row): (file, reason) for row, (file, reason) in marker["errors"].items()}
+        return Shard(vectors, errors, marker["num_halvings"])
+
+    def _check(self, path: Path) -> None:
         remedy = "pass another --output_dir, or --overwrite to drop these embeddings"
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             found, version = dict(manifest["identity"]), manifest["format"]
-            shards: dict[str, dict[str, Any]] = manifest["shards"]
         except (ValueError, KeyError, TypeError) as error:
             raise StoreMismatchError(f"{path}: not a manifest of embeddings ({error!r}); {remedy}") from error
         if version != FORMAT:
@@ -163,11 +198,17 @@ class EmbeddingStore:
         ]
         if differing:
             raise StoreMismatchError(f"{path}: made by another run ({'; '.join(differing)}); {remedy}")
-        return shards
 
     def _clear(self) -> None:
-        """Removes the manifest first, so that a kill in between leaves shards that nothing lists."""
+        """Removes markers before shards, so that a kill in between leaves shards that nothing vouches for."""
         logger.warning("%s: dropping embeddings made by another run", self.directory)
-        (self.directory / MANIFEST).unlink(missing_ok=True)
-        for path in self.directory.glob("*.npy"):
-            path.unlink()
+        for pattern in ("*.json", "*.npy"):
+            for path in self.directory.glob(pattern):
+                path.unlink(missing_ok=True)
+
+    def _remove_stale(self) -> None:
+        oldest = time.time() - STALE_SECONDS
+        for path in self.directory.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):  # another process cleans up, too
+                if path.stat().st_mtime < oldest:
+                    path.unlink()

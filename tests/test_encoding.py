@@ -1,5 +1,7 @@
 """Bulk encoding: once each, in sorted batches, faults kept apart from their neighbours, the contract enforced."""
 
+import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +65,66 @@ def test_vectors_are_the_encoders_in_the_order_asked(tmp_path: Path) -> None:
         bulk_encoder.vectors("document", items[:1])
 
 
-def test_batches_are_sorted_and_keys_are_left_out_when_empty(tmp_path: Path) -> None:
+def test_batches_are_sorted_longest_first_and_keys_are_left_out_when_empty(tmp_path: Path) -> None:
     encoder = Recorder()
     items = [
-        Item("three", ("img/red.png", "img/blue.png")),
-        Item("", ("img/red.png",)),
         Item("four4"),
+        Item("", ("img/red.png",)),
+        Item("three", ("img/red.png", "img/blue.png")),
         Item("1"),
         Item(""),
     ]
     bulk(tmp_path, encoder, batch_size=2).add("query", items)
     keys = [[sorted(entry) for entry in batch] for batch in encoder.batches]
-    assert keys == [[["text"], ["text"]], [["text"], ["image"]], [["image", "text"]]]
-    assert [entry.get("text") for batch in encoder.batches for entry in batch] == ["", "1", "four4", None, "three"]
-    assert [image.getpixel((0, 0)) for image in encoder.batches[2][0]["image"]] == [(255, 0, 0), (0, 0, 255)]
+    assert keys == [[["image", "text"], ["image"]], [["text"], ["text"]], [["text"]]]
+    assert [entry.get("text") for batch in encoder.batches for entry in batch] == ["three", None, "four4", "", "1"]
+    assert [image.getpixel((0, 0)) for image in encoder.batches[0][0]["image"]] == [(255, 0, 0), (0, 0, 255)]
+
+
+class Counting(Recorder):
+    """A staged encoder: a token a character and ten an image, and where it was called from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[str] = set()
+
+    def count_tokens(self, side: str, texts: Any, image_sizes: Any) -> list[int]:
+        return [len(text) + 10 * len(sizes) for text, sizes in zip(texts, image_sizes, strict=True)]
+
+    def prepare(self, side: str, inputs: list[dict[str, Any]]) -> Any:
+        self.threads.add(threading.current_thread().name)
+        return list(inputs)
+
+    def encode_prepared(self, side: str, batch: Any) -> np.ndarray:
+        assert threading.current_thread() is threading.main_thread()
+        return self._encode(side, batch)
+
+
+def test_batches_hold_as_many_inputs_as_their_tokens_allow_with_padding(tmp_path: Path) -> None:
+    encoder = Counting()
+    lengths = [25, 12, 11, 9, 6, 6, 5, 5, 3, 1]
+    bulk(tmp_path, encoder, batch_tokens=24, batch_size=4).add("query", [Item("x" * length) for length in set(lengths)])
+    sizes = [[len(entry["text"]) for entry in batch] for batch in encoder.batches]
+    assert sizes == [[25], [12, 11], [9, 6], [5, 3, 1]]  # one too long runs alone; 24 // 5 = 4 but three are left
+    encoder = Counting()
+    bulk(tmp_path / "2", encoder, batch_tokens=24).add("query", [Item("a", ("img/red.png",)), *map(Item, "bcdef")])
+    assert [len(batch) for batch in encoder.batches] == [2, 4]  # 11 tokens with the image: two rows of 11
+    assert encoder.threads == {"prepare_0"}
+
+
+def test_images_are_compared_by_content(tmp_path: Path) -> None:
+    encoder = Recorder()
+    bulk_encoder = bulk(tmp_path, encoder)
+    for name in ("img/copy.png", "img/other.png"):
+        (tmp_path / name).write_bytes((tmp_path / "img" / "red.png").read_bytes())
+    Image.new("RGB", (32, 32), COLOURS["blue"]).save(tmp_path / "img" / "other.png")
+    items = [Item("a", ("img/red.png",)), Item("a", ("img/copy.png",)), Item("a", ("img/other.png",))]
+    bulk_encoder.add("query", items)
+    bulk_encoder.add("query", [Item("a", ("img/copy.png",))])
+    assert sum(encoder.given.values()) == 2
+    red, copy, other = bulk_encoder.vectors("query", items)
+    assert np.array_equal(red, copy)
+    assert not np.allclose(red, other)
 
 
 def test_faults_stay_with_their_item(tmp_path: Path) -> None:
@@ -172,25 +220,40 @@ def test_an_encoder_that_refuses_everything_ends_the_run(tmp_path: Path) -> None
         bulk(tmp_path, Scripted(answer)).add("query", [Item("a"), Item("b")])
 
 
-def test_out_of_memory_halves_the_batch(tmp_path: Path) -> None:
-    class OutOfMemoryError(RuntimeError):
-        """Named as torch's."""
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
 
+
+def test_out_of_memory_halves_the_batch_and_is_remembered(tmp_path: Path) -> None:
     def answer(inputs: list[dict[str, Any]]) -> Any:
         if len(inputs) > 2:
             raise OutOfMemoryError("CUDA out of memory")
-        return np.eye(8)[[len(entry["text"]) for entry in inputs]]
+        return np.eye(16)[[len(entry["text"]) for entry in inputs]]
 
     encoder = Scripted(answer)
-    bulk_encoder = bulk(tmp_path, encoder, batch_size=8)
-    items = [Item("x" * length) for length in range(5)]
+    bulk_encoder = bulk(tmp_path, encoder, batch_size=5)
+    items = [Item("x" * length) for length in range(15)]
     bulk_encoder.add("query", items)
-    assert encoder.sizes == [5, 2, 3, 1, 2]
-    assert np.array_equal(bulk_encoder.vectors("query", items), np.eye(8)[:5])
+    # An input counts 1 + length // 4 tokens. 14 to 10 (18 tokens) fail: the limit is 9, two rows (7) run, three (11)
+    # are split untried. 9 to 5 (12) are split untried, then three rows (8) fail: the limit is 4, and two rows (6) are
+    # split. And so on.
+    assert encoder.sizes == [5, 2, 1, 2, 2, 3, 1, 1, 1, 2, 3, 1, 1, 1]
+    assert bulk_encoder.num_halvings == 2 + 3 + 3
+    assert np.array_equal(bulk_encoder.vectors("query", items), np.eye(16)[:15])
+    marker = json.loads(next(path for path in (tmp_path / "e").glob("*.json") if path.stem != "manifest").read_text())
+    assert marker["num_halvings"] == 8
     with pytest.raises(RuntimeError, match="something else"):
         bulk(tmp_path, Scripted(lambda inputs: (_ for _ in ()).throw(RuntimeError("something else")))).add(
             "query", [Item("new")]
         )
+
+
+def test_an_input_too_large_even_alone_ends_the_run(tmp_path: Path) -> None:
+    def answer(inputs: list[dict[str, Any]]) -> Any:
+        raise OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(OutOfMemoryError):
+        bulk(tmp_path, Scripted(answer)).add("query", [Item("a"), Item("b")])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """The embedding store: what it holds survives, what is damaged is made again, what is another run's is refused."""
 
+import hashlib
 import json
 import logging
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,11 @@ def test_round_trip(tmp_path: Path) -> None:
     assert shard.vectors.dtype == np.float32
     assert shard.errors == {1: ("a.png", "damaged")}
     assert EmbeddingStore(tmp_path / "e", {"fingerprint": "m"}).get("cd" * 32) is None
-    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == [f"{KEY[:32]}.npy", "manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == [
+        f"{KEY[:32]}.json",
+        f"{KEY[:32]}.npy",
+        "manifest.json",
+    ]
 
 
 def test_another_identity_is_refused_by_name(tmp_path: Path) -> None:
@@ -33,7 +40,7 @@ def test_another_identity_is_refused_by_name(tmp_path: Path) -> None:
     assert "fingerprint" not in str(caught.value)
     store = EmbeddingStore(tmp_path, {"fingerprint": "n"}, overwrite=True)
     assert store.get(KEY) is None
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_overwrite_keeps_what_fits(tmp_path: Path) -> None:
@@ -50,7 +57,7 @@ def test_unreadable_manifests_are_refused(tmp_path: Path, content: str) -> None:
     assert EmbeddingStore(tmp_path, {"fingerprint": "m"}).get(KEY) is not None
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "marker", "other work"])
 def test_damaged_shards_count_as_missing(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     EmbeddingStore(tmp_path, {"fingerprint": "m"}).put(KEY, Shard(VECTORS, {}))
     path = tmp_path / f"{KEY[:32]}.npy"
@@ -60,8 +67,13 @@ def test_damaged_shards_count_as_missing(tmp_path: Path, damage: str, caplog: py
         path.write_bytes(bytes(data))
     elif damage == "cut":
         path.write_bytes(bytes(data[:-4]))
-    else:
+    elif damage == "remove":
         path.unlink()
+    elif damage == "marker":
+        path.with_suffix(".json").write_text('{"key": ')
+    else:
+        marker = path.with_suffix(".json")
+        marker.write_text(marker.read_text().replace(KEY, KEY[:32] + "cd" * 16))
     with caplog.at_level(logging.WARNING):
         assert EmbeddingStore(tmp_path, {"fingerprint": "m"}).get(KEY) is None
     assert "encoded again" in caplog.text
@@ -72,12 +84,39 @@ def test_pickled_shards_are_not_loaded(tmp_path: Path) -> None:
     store.put(KEY, Shard(VECTORS, {}))
     path = tmp_path / f"{KEY[:32]}.npy"
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    import hashlib
-
-    manifest["shards"][KEY]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    marker = json.loads(path.with_suffix(".json").read_text())
+    marker["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(marker))
     assert EmbeddingStore(tmp_path, {"fingerprint": "m"}).get(KEY) is None
+
+
+def test_a_shard_without_its_marker_does_not_count(tmp_path: Path) -> None:
+    """What a kill between the two files leaves."""
+    store = EmbeddingStore(tmp_path, {"fingerprint": "m"})
+    store.put(KEY, Shard(VECTORS, {}))
+    (tmp_path / f"{KEY[:32]}.json").unlink()
+    assert store.get(KEY) is None
+
+
+def test_two_processes_may_write_the_same_store(tmp_path: Path) -> None:
+    one, other = (EmbeddingStore(tmp_path, {"fingerprint": "m"}) for _ in range(2))
+    one.put(KEY, Shard(VECTORS, {}))
+    other.put("cd" * 32, Shard(VECTORS + 1, {}))
+    other.put(KEY, Shard(VECTORS, {}))
+    for store in (one, other):
+        for key, vectors in ((KEY, VECTORS), ("cd" * 32, VECTORS + 1)):
+            shard = store.get(key)
+            assert shard is not None
+            assert np.array_equal(shard.vectors, vectors)
+
+
+def test_temporary_files_of_killed_processes_go_when_they_are_old(tmp_path: Path) -> None:
+    old, new = tmp_path / ".a.npy.1.tmp", tmp_path / ".b.npy.2.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    EmbeddingStore(tmp_path, {"fingerprint": "m"})
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,3 +133,4 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, b"new")
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"}
+    assert list(tmp_path.iterdir()) == [path]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gen2embed_mteb.evaluation import BatchedEncoder, EvaluationConfig
+from gen2embed_mteb.evaluation import EvaluationConfig
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.formatting import as_text, percent
 from gen2embed_mteb.images import open_image
@@ -43,6 +43,7 @@ def run_demo(output_dir: Path, data_dir: Path | None = None, limit: int | None =
         limit: rows a dataset; `None` for all.
     """
     from gen2embed_mteb.model import Gen2Embed
+    from gen2embed_mteb.prefix import PrefixEncoder
 
     started = time.monotonic()
     yield "Drawing MMEB-mini, unless it is there already …"
@@ -59,13 +60,12 @@ def run_demo(output_dir: Path, data_dir: Path | None = None, limit: int | None =
             image_dir=str(root / "images"),
             output_dir=str(output_dir / mode),
             limit=limit,
-            batch_size=32,
             overwrite=True,
             model_name="gen2embed-mini",
             prompt_mode=mode,
             fingerprint=fingerprint(model),
         )
-        results[mode] = evaluate(BatchedEncoder(model), benchmark.MMEB_MINI, config)
+        results[mode] = evaluate(PrefixEncoder(model), benchmark.MMEB_MINI, config)
         similarities[mode] = _photo_similarities(model, list(photos.values()))
         neighbours[mode] = _neighbours(model, root)
     demo = DemoResult(

@@ -19,7 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from gen2embed_mteb.encoding import BulkEncoder, Encoder, Fault, Item, Side
-from gen2embed_mteb.evaluation import EvaluationConfig, RowError, image_source, open_bulk_encoder, write_errors
+from gen2embed_mteb.evaluation import (
+    EvaluationConfig,
+    RowError,
+    image_source,
+    is_first_process,
+    open_bulk_encoder,
+    write_errors,
+)
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval_rows
 from gen2embed_mteb.mmeb.report import write_reports
@@ -71,8 +78,9 @@ def evaluate(encoder: Encoder, benchmark: Benchmark, config: EvaluationConfig) -
         max_error_rate=config.max_error_rate,
     )
     output_dir = Path(config.output_dir)
-    write_errors(output_dir, errors)
-    write_reports(result, config)
+    if is_first_process():
+        write_errors(output_dir, errors)
+        write_reports(result, config)
     if errors:
         logger.warning("%d rows were set aside; see %s", len(errors), output_dir / "errors.jsonl")
     return result

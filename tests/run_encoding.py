@@ -1,0 +1,28 @@
+"""Encodes a fixed list in a process of its own, as the environment's share: FOLDER [SECONDS_PER_BATCH]."""
+
+import sys
+from pathlib import Path
+
+
+def main(folder: Path, delay: float) -> None:
+    """Vectors go to FOLDER/<rank>.npy, the number of inputs encoded here to FOLDER/<rank>.txt."""
+    import numpy as np
+    from plain_encoder import PlainEncoder
+    from test_sharing import ITEMS
+
+    from gen2embed_mteb.encoding import BulkEncoder
+    from gen2embed_mteb.image_source import ImageSource
+    from gen2embed_mteb.sharing import Share
+    from gen2embed_mteb.store import EmbeddingStore
+
+    share = Share.from_environment()
+    store = EmbeddingStore(folder / "e", {"f": "1"})
+    bulk = BulkEncoder(PlainEncoder(delay), store, ImageSource(folder), batch_size=1, share=share)
+    bulk.add("query", ITEMS)
+    np.save(folder / f"{share.rank}.npy", bulk.vectors("query", ITEMS))
+    (folder / f"{share.rank}.txt").write_text(str(bulk.num_encoded))
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0)

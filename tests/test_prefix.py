@@ -1,0 +1,120 @@
+"""The shared beginning: vectors equal those of the full forward, and it is really run once."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import FAMILIES
+
+from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.encoding import StagedEncoder
+from gen2embed_mteb.prefix import PrefixEncoder
+
+SIDES = ("query", "document")
+
+
+@pytest.fixture(scope="module")
+def inputs(pictures: list[Any]) -> list[dict[str, Any]]:
+    """Texts and pictures of many lengths; some texts merge with the end of the prompt when they are tokenized."""
+    return [
+        {"text": "a red circle"},
+        {"text": "<|image_1|>\nWhat is it?\n", "image": pictures[0]},
+        {"image": pictures[1]},
+        {"text": "which of the two is larger, the first or the second one?", "image": pictures[1:3]},
+        {"text": "\n\nFind a page.\n"},
+        {"text": "x"},
+        {"text": ""},
+        {"text": "x" * 300},
+    ]
+
+
+@pytest.mark.parametrize("layout", ["native", "official"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vectors_are_those_of_the_full_forward(
+    tiny: Any, inputs: list[dict[str, Any]], family: str, layout: str
+) -> None:
+    model = tiny(family, layout=layout)
+    encoder = PrefixEncoder(model)
+    texts = [entry for entry in inputs if "image" not in entry]
+    for side in SIDES:
+        stock = getattr(model, f"encode_{side}")
+        for batch in (inputs, texts, inputs[:1], inputs[2:3]):
+            vectors = getattr(encoder, f"encode_{side}")(batch)
+            assert vectors.dtype == np.float32
+            assert np.abs(vectors - stock(batch)).max() < 1e-5
+            assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["none", "system", "unime"])
+def test_any_prompt_will_do(tiny: Any, inputs: list[dict[str, Any]], mode: str) -> None:
+    model = tiny("qwen2_vl", prompt_mode=mode)
+    for side in SIDES:
+        vectors = getattr(PrefixEncoder(model), f"encode_{side}")(inputs)
+        assert np.abs(vectors - getattr(model, f"encode_{side}")(inputs)).max() < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_prefix_is_the_system_turn_and_runs_once(tiny: Any, monkeypatch: Any, family: str) -> None:
+    model = tiny(family)
+    encoder = PrefixEncoder(model)
+    lengths: list[int] = []
+    stock = type(model[0].model).forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        lengths.append(kwargs["input_ids"].numel())
+        return stock(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model[0].model), "forward", forward)
+    system = len(model.tokenizer(model.prompt.document_system, add_special_tokens=False)["input_ids"])
+    texts = ("a cat", "a dog")
+    for text in texts:
+        encoder.encode_document([{"text": text}])
+    prefix, *rest = lengths
+    assert prefix > system > 10
+    full = [model.preprocess([{"text": text}], task="document")["input_ids"].shape[1] for text in texts]
+    assert rest == [length - prefix for length in full]
+
+
+def test_reuse_can_be_switched_off(tiny: Any) -> None:
+    model = tiny("qwen2_vl")
+    assert PrefixEncoder(model).prepare("query", [{"text": "a"}]).num_shared > 10
+    full = PrefixEncoder(model, reuse_prefix=False)
+    assert full.prepare("query", [{"text": "a"}]).num_shared == 0
+    assert np.abs(full.encode_query([{"text": "a"}]) - model.encode_query([{"text": "a"}])).max() < 1e-6
+
+
+def test_a_sliding_window_rules_reuse_out(tiny_dir: Any) -> None:
+    model = Gen2Embed(tiny_dir("llava_next"), device="cpu")
+    model[0].model.config.text_config.sliding_window = 16
+    assert PrefixEncoder(model).prepare("query", [{"text": "a"}]).num_shared == 0
+
+
+def test_truncated_vectors_are_units_again(tiny_dir: Any) -> None:
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", truncate_dim=8)
+    whole = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu").encode_query(["a"])[:, :8]
+    assert np.abs(PrefixEncoder(model).encode_query([{"text": "a"}]) - whole / np.linalg.norm(whole)).max() < 1e-6
+
+
+def test_half_precision_gives_float32_units(tiny_dir: Any) -> None:
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", model_kwargs={"dtype": torch.bfloat16})
+    vectors = PrefixEncoder(model).encode_document([{"text": "a fox"}, {"text": "b"}])
+    assert vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+    exact = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu").encode_document(["a fox", "b"])
+    assert (vectors * exact).sum(axis=1).min() > 0.99
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lengths_are_counted_within_two_tokens(tiny: Any, inputs: list[dict[str, Any]], family: str) -> None:
+    model = tiny(family)
+    encoder = PrefixEncoder(model)
+    assert isinstance(encoder, StagedEncoder)
+    pictures = [entry.get("image", []) for entry in inputs]
+    sizes = [[p.size for p in (given if isinstance(given, list) else [given])] for given in pictures]
+    for side in SIDES:
+        counted = encoder.count_tokens(side, [entry.get("text", "") for entry in inputs], sizes)
+        true = [model.preprocess([entry], task=side)["input_ids"].shape[1] for entry in inputs]
+        assert max(abs(one - other) for one, other in zip(counted, true, strict=True)) <= 2
+        assert sorted(range(8), key=true.__getitem__)[-1] == counted.index(max(counted))
+    assert encoder.count_tokens("query", [], []) == []
