@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from gen2embed_mteb.store import write_atomic
+from gen2embed_mteb import pages
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --none: #9a9a9a; --ours: #2a6fdb; --good: #1a9850; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; } td, th { padding: .25rem .7rem; border-bottom: 1px solid var(--line); }
-td:not(:first-child), th:not(:first-child) { text-align: right; } .left td { text-align: left !important; }
 .bars { display: grid; grid-template-columns: 11rem 1fr; gap: .35rem .8rem; align-items: center; }
 .bar { height: .7rem; border-radius: 2px; min-width: 1px; } .pair { display: grid; gap: 2px; }
 .row { display: flex; align-items: center; gap: .3rem; font-size: .8rem; }
@@ -71,33 +63,19 @@ class DemoResult:
 def write_page(demo: DemoResult, path: Path) -> Path:
     """Write the report atomically and return its path."""
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>Gen2Embed: the demo's report</title><style>{_STYLE}</style>",
         "<h1>A generator as an embedder, by prompt alone</h1>",
         "<p>One model, trained only to predict the next token (<code>gen2embed-mini</code>), on one benchmark "
         "(MMEB-mini), twice: <b>none</b>, its inputs as they are, and <b>hierarchical</b>, with the two-level prompt. "
         "Precision@1 in percent; the paper's rows are Qwen2-VL-2B on MMEB.</p>",
-        _table(demo.table),
+        pages.table(demo.table),
         "<h2>By dataset</h2>",
         _bars(demo.scores),
         "<h2>Real photographs and captions</h2>",
         _photos(demo),
         "<h2>Nearest candidates</h2><p>Green is the right one; the number is the similarity.</p>",
         *(_rows(demo.neighbours, index) for index in range(len(next(iter(demo.neighbours.values()))))),
-        "</html>\n",
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "\n".join(parts).encode())
-    return path
-
-
-def _table(rows: list[list[str]], kind: str = "") -> str:
-    def line(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "".join(line(cells, "td") for cells in rows[1:])
-    return f"<table class='{kind}'>{line(rows[0], 'th')}{body}</table>"
+    return pages.write_page(path, "Gen2Embed: the demo's report", _STYLE, parts)
 
 
 def _bars(scores: dict[str, dict[str, float]]) -> str:
@@ -114,35 +92,23 @@ def _bars(scores: dict[str, dict[str, float]]) -> str:
 
 
 def _photos(demo: DemoResult) -> str:
-    pictures = "".join(_image(photo, name) for name, photo in demo.photos.items())
+    pictures = "".join(pages.picture(photo, name) for name, photo in demo.photos.items())
     modes = list(demo.scores)
     rows = [[name, caption, *(f"{values[mode]:.3f}" for mode in modes)] for name, caption, values in demo.similarities]
-    return f"<p class='photo'>{pictures}</p>" + _table([["photo", "caption", *modes], *rows], "left")
+    return f"<p class='photo'>{pictures}</p>" + pages.table([["photo", "caption", *modes], *rows], "left")
 
 
 def _rows(neighbours: dict[str, list[Neighbours]], index: int) -> str:
     first = next(iter(neighbours.values()))[index]
-    image = "" if first.image is None else _image(first.image, "query")
-    parts = [f"<div class='query'>{image}<div><b>{html.escape(first.dataset)}</b> {_text(first.text)}</div></div>"]
+    image = "" if first.image is None else pages.picture(first.image, "query")
+    text = f"<b>{html.escape(first.dataset)}</b> {pages.plain(first.text)}"
+    parts = [f"<div class='query'>{image}<div>{text}</div></div>"]
     for mode, rows in neighbours.items():
-        cards = "".join(
-            f"<div class='card{' right' if right else ''}'>{'' if picture is None else _image(picture, 'candidate')}"
-            f"<div>{_text(text) if picture is None else ''}</div>{similarity:.3f}</div>"
-            for text, picture, similarity, right in rows[index].candidates
-        )
+        cards = "".join(_card(*candidate) for candidate in rows[index].candidates)
         parts.append(f"<div class='cards'><div class='mode'>{mode}</div>{cards}</div>")
     return "".join(parts)
 
 
-def _text(text: str) -> str:
-    """Text for people: without image markers."""
-    return html.escape(re.sub(r"<\|image_\d\|>", "", text).strip())
-
-
-def _image(image: Image.Image, alt: str) -> str:
-    buffer = io.BytesIO()
-    shown = image if max(image.size) <= 320 else image.resize((320, round(320 * image.height / image.width)))
-    shown.save(buffer, "PNG" if max(image.size) <= 64 else "JPEG")
-    kind = "png" if max(image.size) <= 64 else "jpeg"
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f"<img alt='{html.escape(alt)}' src='data:image/{kind};base64,{data}'>"
+def _card(text: str, image: Image.Image | None, similarity: float, right: bool) -> str:
+    shown = pages.plain(text) if image is None else pages.picture(image, "candidate")
+    return f"<div class='card{' right' if right else ''}'><div>{shown}</div>{similarity:.3f}</div>"
