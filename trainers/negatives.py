@@ -1,0 +1,91 @@
+"""The baselines that SaHa is compared with (paper, Table VII): plain hard negatives, with and without a margin.
+
+`hn` takes the k candidates most similar to a query, its own positive left out. `hn-beta` leaves out, before it takes
+them, every candidate n with sim(q, n) > sim(q, q+) + beta, on the suspicion that it is a positive nobody labelled.
+`in-batch` takes none: each row is alone, and its negatives are what else happens to be in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainers.saha.search import ExactSearch, as_tensor, pair_scores
+
+RESULTS_AT_ONCE = 2**22
+"""The bound on queries times depth of one search: 50 MB of indices and similarities."""
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Hard negatives of every query.
+
+    Attributes:
+        candidates: (N, k) int64, most similar first, ties by the smaller index; -1 where there are not enough.
+        similarities: (N, k) float32, NaN where the candidate is -1.
+    """
+
+    candidates: npt.NDArray[np.int64]
+    similarities: npt.NDArray[np.float32]
+
+
+def hard_negatives(
+    query_embeddings: npt.NDArray[np.float32],
+    candidate_embeddings: npt.NDArray[np.float32],
+    positives: npt.NDArray[np.int64],
+    num_hard_negatives: int = 7,
+    beta: float | None = None,
+) -> Negatives:
+    """Finds the global top-k of every query, exactly.
+
+    Args:
+        query_embeddings: (N, d) unit rows.
+        candidate_embeddings: (M, d) unit rows, distinct candidates.
+        positives: (N,) int64, the candidate that is each query's own.
+        num_hard_negatives: k.
+        beta: The margin of `hn-beta`; None for `hn`.
+
+    Returns:
+        The negatives. Memory beyond it is bounded: no N x M matrix is made, whatever the margin leaves out.
+
+    Raises:
+        ValueError: Shapes do not fit, or k is below 1.
+    """
+    if num_hard_negatives < 1:
+        raise ValueError(f"num_hard_negatives is {num_hard_negatives}; pass 1 or more")
+    if positives.shape != (len(query_embeddings),):
+        raise ValueError(f"positives has shape {positives.shape}; expected ({len(query_embeddings)},)")
+    search = ExactSearch(candidate_embeddings)
+    num_candidates = len(candidate_embeddings)
+    outside = np.flatnonzero((positives < 0) | (positives >= num_candidates))
+    if len(outside):
+        raise ValueError(f"positives[{outside[0]}] is {positives[outside[0]]}; there are {num_candidates} candidates")
+    candidates = np.full((len(positives), num_hard_negatives), -1, dtype=np.int64)
+    similarities = np.full(candidates.shape, np.nan, dtype=np.float32)
+    limits = np.full(len(positives), np.inf, dtype=np.float32)
+    if beta is not None:
+        own = pair_scores(as_tensor(query_embeddings), np.arange(len(positives)), search.candidates, positives)
+        limits = own + np.float32(beta)
+    waiting = np.arange(len(positives))
+    depth = min(num_hard_negatives + 1, num_candidates)
+    while len(waiting):
+        unfinished = []
+        block = max(1, RESULTS_AT_ONCE // depth)
+        for start in range(0, len(waiting), block):
+            numbers = waiting[start : start + block]
+            found, scores = search.top_k(query_embeddings[numbers], depth)
+            allowed = (found != positives[numbers, None]) & (scores <= limits[numbers, None])
+            done = (allowed.sum(axis=1) >= num_hard_negatives) | (depth == num_candidates)
+            # Stable: the allowed ones come first, in their order.
+            order = np.argsort(~allowed, axis=1, kind="stable")[:, :num_hard_negatives]
+            taken = np.take_along_axis(allowed, order, axis=1)[done]
+            kept = numbers[done], slice(order.shape[1])
+            candidates[kept] = np.where(taken, np.take_along_axis(found, order, axis=1)[done], -1)
+            similarities[kept] = np.where(taken, np.take_along_axis(scores, order, axis=1)[done], np.nan)
+            unfinished.append(numbers[~done])
+        waiting = np.concatenate(unfinished)
+        # Few queries have more than a handful of candidates above the margin; those are searched again, deeper.
+        depth = min(4 * depth, num_candidates)
+    return Negatives(candidates, similarities)
