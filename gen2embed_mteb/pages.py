@@ -30,6 +30,7 @@ td:first-child, th:first-child { padding-left: 0; text-align: left; }
 td:not(:first-child), th:not(:first-child) { text-align: right; }
 .left td, .left th { text-align: left !important; }
 img { max-width: 100%; border-radius: 3px; }
+@media (max-width: 40rem) { td, th { padding: .2rem .3rem; font-size: .75rem; } th { overflow-wrap: anywhere; } }
 """
 """The styles of every page; a page adds its own."""
 

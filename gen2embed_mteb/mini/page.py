@@ -20,7 +20,10 @@ _STYLE = """
 .card { border: 2px solid var(--line); border-radius: 6px; padding: .3rem; width: 6.6rem; font-size: .75rem; }
 .card.right { border-color: var(--good); }
 .card img, .query img { width: 64px; height: 64px; image-rendering: pixelated; }
-.mode { width: 6.5rem; font-size: .8rem; align-self: center; } .photo img { height: 7rem; }
+.mode { width: 6.5rem; font-size: .8rem; align-self: center; }
+.photo { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: center; margin: 1rem 0; }
+.photo img { width: 15rem; }
+@media (max-width: 40rem) { .bars { grid-template-columns: 8.5rem 1fr; } .mode { width: 100%; } }
 """
 
 
@@ -92,10 +95,14 @@ def _bars(scores: dict[str, dict[str, float]]) -> str:
 
 
 def _photos(demo: DemoResult) -> str:
-    pictures = "".join(pages.picture(photo, name) for name, photo in demo.photos.items())
     modes = list(demo.scores)
-    rows = [[name, caption, *(f"{values[mode]:.3f}" for mode in modes)] for name, caption, values in demo.similarities]
-    return f"<p class='photo'>{pictures}</p>" + pages.table([["photo", "caption", *modes], *rows], "left")
+    figures = []
+    for name, photo in demo.photos.items():
+        rows = [(caption, values) for shown, caption, values in demo.similarities if shown == name]
+        cells = [[caption, *(f"{values[mode]:.3f}" for mode in modes)] for caption, values in rows]
+        table = pages.table([["caption", *modes], *cells])
+        figures.append(f"<div class='photo'>{pages.picture(photo, name)}{table}</div>")
+    return "<p>Similarity of a photograph, as the query, to each caption.</p>" + "".join(figures)
 
 
 def _rows(neighbours: dict[str, list[Neighbours]], index: int) -> str:
