@@ -2,8 +2,8 @@
 
 1. Inputs already known, from this call or an earlier one, are dropped: a candidate shared by a thousand rows or by
    two datasets is encoded once per side. Images are compared by the bytes of their files, not by name.
-2. The rest is sorted by length in tokens, prompt and images included, longest first: batches pad little, and memory
-   that does not suffice shows at once. It is cut into batches of at most `batch_tokens` and the batches into shards.
+2. The rest is sorted by length in tokens, prompt and images included, longest first, so that memory that does not
+   suffice shows at once. It is cut into batches of like lengths and at most `batch_tokens`, the batches into shards.
    The cut is a pure function of the inputs: an interrupted run that is started again forms the same batches, hence
    the same vectors to the bit.
 3. Shards found in the store are reused. Of the others every process makes its share, batch by batch, while threads
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 Side = Literal["query", "document"]
 BATCHES_PER_SHARD = 16
+MAX_PADDING, NEGLIGIBLE_PADDING = 0.1, 128
+"""A batch ends where more than this share of it, and more than this number of tokens, would be padding."""
 LOOKAHEAD = 2  # batches that are opened and prepared while another one is encoded
 
 
@@ -296,10 +298,17 @@ class BulkEncoder:
         batches: list[_Batch] = []
         start = 0
         while start < len(works):
-            most = min(self._batch_size, max(1, self._batch_tokens // lengths[works[start]]))
-            rows = tuple(works[start : start + most])
-            batches.append(_Batch(rows, sum(lengths[work] for work in rows)))
-            start += most
+            longest = lengths[works[start]]
+            most = min(self._batch_size, max(1, self._batch_tokens // longest), len(works) - start)
+            tokens = rows = 0
+            while rows < most:
+                grown = tokens + lengths[works[start + rows]]
+                padding = (rows + 1) * longest - grown
+                if padding > max(NEGLIGIBLE_PADDING, MAX_PADDING * (rows + 1) * longest):
+                    break
+                tokens, rows = grown, rows + 1
+            batches.append(_Batch(tuple(works[start : start + rows]), tokens))
+            start += rows
         return batches
 
     def _final_size(self, path: str) -> Size:

@@ -78,7 +78,7 @@ class PrefixEncoder:
     def count_tokens(
         self, side: Side, texts: Sequence[str], image_sizes: Sequence[Sequence[tuple[int, int]]]
     ) -> list[int]:
-        """The lengths of inputs as the model reads them, prompt and image tokens included.
+        """How many tokens of each input are run: prompt and image tokens included, the shared beginning not.
 
         Args:
             side: `query` or `document`.
@@ -86,9 +86,10 @@ class PrefixEncoder:
             image_sizes: for each text the (width, height) of its images, in pixels.
 
         Returns:
-            n numbers of tokens, at most `max_seq_length` each.
+            n numbers of tokens, a token or two off where text and prompt merge.
         """
-        return self._model.count_tokens(texts, image_sizes, task=side)
+        shared = len(self._prefix(side).token_ids) if self._reuse_prefix else 0
+        return [max(1, count - shared) for count in self._model.count_tokens(texts, image_sizes, task=side)]
 
     def prepare(self, side: Side, inputs: list[dict[str, Any]]) -> Prepared:
         """Renders, tokenizes and lays out a batch; runs beside `encode_prepared` of another batch.

@@ -76,7 +76,7 @@ def test_batches_are_sorted_longest_first_and_keys_are_left_out_when_empty(tmp_p
     ]
     bulk(tmp_path, encoder, batch_size=2).add("query", items)
     keys = [[sorted(entry) for entry in batch] for batch in encoder.batches]
-    assert keys == [[["image", "text"], ["image"]], [["text"], ["text"]], [["text"]]]
+    assert keys == [[["image", "text"]], [["image"]], [["text"], ["text"]], [["text"]]]
     assert [entry.get("text") for batch in encoder.batches for entry in batch] == ["three", None, "four4", "", "1"]
     assert [image.getpixel((0, 0)) for image in encoder.batches[0][0]["image"]] == [(255, 0, 0), (0, 0, 255)]
 
@@ -106,6 +106,11 @@ def test_batches_hold_as_many_inputs_as_their_tokens_allow_with_padding(tmp_path
     bulk(tmp_path, encoder, batch_tokens=24, batch_size=4).add("query", [Item("x" * length) for length in set(lengths)])
     sizes = [[len(entry["text"]) for entry in batch] for batch in encoder.batches]
     assert sizes == [[25], [12, 11], [9, 6], [5, 3, 1]]  # one too long runs alone; 24 // 5 = 4 but three are left
+    encoder = Counting()
+    lengths = [1000, 990, 900, 700, 650, 600, 90, 80, 70]
+    bulk(tmp_path / "3", encoder, batch_tokens=10_000).add("query", [Item("x" * length) for length in lengths])
+    sizes = [[len(entry["text"]) for entry in batch] for batch in encoder.batches]
+    assert sizes == [[1000, 990, 900], [700, 650, 600], [90, 80, 70]]  # with 700 410 of 4,000 would be padding
     encoder = Counting()
     bulk(tmp_path / "2", encoder, batch_tokens=24).add("query", [Item("a", ("img/red.png",)), *map(Item, "bcdef")])
     assert [len(batch) for batch in encoder.batches] == [2, 4]  # 11 tokens with the image: two rows of 11

@@ -114,7 +114,7 @@ def test_lengths_are_counted_within_two_tokens(tiny: Any, inputs: list[dict[str,
     sizes = [[p.size for p in (given if isinstance(given, list) else [given])] for given in pictures]
     for side in SIDES:
         counted = encoder.count_tokens(side, [entry.get("text", "") for entry in inputs], sizes)
-        true = [model.preprocess([entry], task=side)["input_ids"].shape[1] for entry in inputs]
+        true = [encoder.prepare(side, [entry]).input_ids.shape[1] for entry in inputs]
         assert max(abs(one - other) for one, other in zip(counted, true, strict=True)) <= 2
         assert sorted(range(8), key=true.__getitem__)[-1] == counted.index(max(counted))
     assert encoder.count_tokens("query", [], []) == []
