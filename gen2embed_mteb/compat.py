@@ -7,6 +7,7 @@ absent, `install` takes the video part out of the processor's list of parts; whe
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,13 +31,23 @@ def install() -> None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Hold back what transformers says about choices made here: `lm_head`, `use_fast`, adapters' keys."""
+    """Hold back what transformers says about choices made here (`lm_head`, `use_fast`, adapters' keys), and its bars.
+
+    Bars stay on a terminal, where a large model takes its time; in a file or a pipe they are noise.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if bars:
+        transformers_logging.disable_progress_bar()
     loggers = [logging.getLogger(f"transformers.{name}") for name in _LOADING]
     for logger in loggers:
         logger.addFilter(_is_news)
     try:
         yield
     finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
         for logger in loggers:
             logger.removeFilter(_is_news)
 
