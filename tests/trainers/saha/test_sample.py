@@ -1,0 +1,434 @@
+"""Sampling end to end: what is mined, what is set aside, resuming, and every kind of training data."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mmeb_files import COLOURS, M, write_images, write_table
+from PIL import Image
+from plain_encoder import PlainEncoder, vector
+
+from gen2embed_mteb.mmeb.tables import DataError
+from gen2embed_mteb.store import StoreMismatchError
+from trainers.data import open_training_data
+from trainers.saha.clusters import mine_clusters
+from trainers.saha.files import SamplingError, read_official, read_sampling
+from trainers.saha.sample import ModelRecord, SampleConfig, SampleResult, sample, text_table
+
+NAMES = list(COLOURS)
+WORDS = ("cat", "dog", "cow", "fox", "owl")
+MODEL = ModelRecord("plain", "", "none", "plain-1")
+
+
+class Exact(PlainEncoder):
+    """The same vector for the same input, whatever else is in the batch."""
+
+    def _encode(self, side: str, inputs: list[dict[str, Any]]) -> np.ndarray:
+        super()._encode(side, inputs)
+        return np.stack(
+            [vector(entry.get("text", ""), [entry["image"]] if "image" in entry else []) for entry in inputs]
+        )
+
+
+def train_row(query: str, query_image: str, positive: str, positive_image: str = "") -> dict[str, str]:
+    row = {"qry": query, "qry_image_path": query_image, "pos_text": positive, "pos_image_path": positive_image}
+    return {**row, "neg_text": "", "neg_image_path": ""}
+
+
+def label_rows() -> list[dict[str, str]]:
+    """25 rows over five labels: every word with every colour's image, the colour being the label."""
+    return [train_row(f"{M}\nName it, {word}\n", f"images/{name}.png", name) for word in WORDS for name in NAMES]
+
+
+def caption_rows() -> list[dict[str, str]]:
+    """25 rows, each with a candidate of its own."""
+    return [
+        train_row(f"Find: {name} {word}", "", f"a {word}", f"images/{name}.png") for word in WORDS for name in NAMES
+    ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    write_images(root / "images")
+    write_table(root / "VOC2007" / "original-00000-of-00001.parquet", label_rows())
+    write_table(root / "MSCOCO_t2i" / "original-00000-of-00001.parquet", caption_rows())
+    return root
+
+
+BOTH = ("VOC2007", "MSCOCO_t2i")
+
+
+def settings(data: Path | str, output: Path, **changes: Any) -> SampleConfig:
+    values: dict[str, Any] = {"data_dir": str(data), "output_dir": str(output), "subsets": BOTH, "batch_size": 4}
+    values |= {"num_hard_negatives": 2, "pool_multiplier": 2}
+    return SampleConfig(**{**values, **changes})
+
+
+def run(config: SampleConfig, encoder: Any = None, model: ModelRecord = MODEL) -> SampleResult:
+    opened = open_training_data(config, config.images_cache)
+    return sample(encoder if encoder is not None else Exact(), model, opened, config)
+
+
+def vectors(rows: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries, distinct candidates, positives, computed without the library."""
+    colour = {f"images/{name}.png": Image.new("RGB", (32, 32), rgb) for name, rgb in COLOURS.items()}
+    distinct = list(dict.fromkeys((row["pos_text"], row["pos_image_path"]) for row in rows))
+    queries = [vector(row["qry"], [colour[path] for path in [row["qry_image_path"]] if path]) for row in rows]
+    candidates = [vector(text, [colour[path]] if path else []) for text, path in distinct]
+    positives = [distinct.index((row["pos_text"], row["pos_image_path"])) for row in rows]
+    return np.stack(queries), np.stack(candidates), np.array(positives)
+
+
+def test_saha_is_algorithm_1_on_the_rows(data: Path, tmp_path: Path) -> None:
+    result = run(settings(data, tmp_path / "out"))
+    assert result.made == BOTH
+    for name, rows in (("VOC2007", label_rows()), ("MSCOCO_t2i", caption_rows())):
+        expected = mine_clusters(*vectors(rows), num_hard_negatives=2, pool_multiplier=2)
+        sampling = read_sampling(tmp_path / "out" / f"{name}.parquet")
+        np.testing.assert_array_equal(sampling.clusters.anchors, expected.anchors)
+        np.testing.assert_array_equal(sampling.clusters.members, expected.members)
+        np.testing.assert_array_equal(sampling.clusters.phase, expected.phase)
+        np.testing.assert_array_equal(sampling.clusters.similarities, expected.similarities)
+        in_some = np.union1d(expected.anchors, expected.members[expected.members >= 0])
+        assert in_some.tolist() == list(range(25))
+        counts = sampling.record["counts"]
+        assert (counts["rows"], counts["queries"], counts["errors"]) == (25, 25, 0)
+        assert counts["candidates"] == (5 if name == "VOC2007" else 25)
+        assert counts["clusters"] == counts["phase_1"] + counts["phase_2"] == len(expected.anchors)
+        both = expected.anchors.tolist() + expected.members[expected.members >= 0].tolist()
+        assert counts["reused"] == sum(both.count(row) > 1 for row in set(both))
+        assert counts["short"] == int((expected.members == -1).any(axis=1).sum())
+    table = text_table(result)
+    assert table.splitlines()[-1].startswith("total")
+    assert max(map(len, table.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(("method", "beta"), [("hn", None), ("hn-beta", 0.02)])
+def test_hard_negatives_name_the_first_row_that_has_the_candidate(
+    data: Path, tmp_path: Path, method: str, beta: float | None
+) -> None:
+    run(settings(data, tmp_path / "out", method=method))
+    queries, candidates, positives = vectors(label_rows())
+    sampling = read_sampling(tmp_path / "out" / "VOC2007.json", methods=("hn", "hn-beta"))
+    assert sampling.clusters.anchors.tolist() == list(range(25))
+    dropped = 0
+    for query in range(25):
+        scores = candidates @ queries[query]
+        best = [c for c in np.argsort(-scores, kind="stable").tolist() if c != positives[query]]
+        if beta is not None:
+            kept = [c for c in best if scores[c] <= scores[positives[query]] + beta]
+            dropped += kept[:2] != best[:2]
+            best = kept
+        # Candidate c is the positive of row c first: the first five rows have the five labels in order.
+        assert [row for row in sampling.clusters.members[query].tolist() if row >= 0] == best[:2]
+    assert (dropped > 0) == (beta is not None)
+    assert "only its positive is meant" in sampling.record["meaning"]
+    assert sampling.record["settings"]["beta"] == beta
+
+
+def test_in_batch_needs_no_model(data: Path, tmp_path: Path) -> None:
+    config = settings(data, tmp_path / "out", method="in-batch")
+    sample(None, ModelRecord(), open_training_data(config, config.images_cache), config)
+    sampling = read_sampling(tmp_path / "out" / "VOC2007.parquet")
+    assert sampling.clusters.anchors.tolist() == list(range(25))
+    assert sampling.clusters.members.shape == (25, 0)
+    assert not (tmp_path / "out" / "embeddings").exists()
+    with pytest.raises(ValueError, match="saha needs an encoder"):
+        sample(None, ModelRecord(), open_training_data(config, config.images_cache), settings(data, tmp_path / "o"))
+
+
+def test_the_official_variant_collapses_queries_and_does_not_rerank_labels(data: Path, tmp_path: Path) -> None:
+    rows = label_rows()
+    rows[7] = {**rows[2], "pos_text": "blue green"}  # the query of row 2 again, with another positive
+    for name in BOTH:
+        write_table(data / name / "original-00000-of-00001.parquet", rows)
+    run(settings(data, tmp_path / "out", variant="official"))
+    kept = [0, 1, 7, *(number for number in range(3, 25) if number != 7)]
+    arrays = vectors([rows[number] for number in kept])
+    for name, labelled in (("VOC2007", True), ("MSCOCO_t2i", False)):
+        sampling = read_sampling(tmp_path / "out" / f"{name}.parquet")
+        expected = mine_clusters(*arrays, 2, 2, variant="official", labelled=labelled)
+        assert sampling.clusters.anchors.tolist() == [kept[query] for query in expected.anchors]
+        assert sampling.record["settings"]["labelled"] is labelled
+        assert sampling.record["counts"]["collapsed"] == 1
+        assert 2 not in sampling.clusters.members
+    run(settings(data, tmp_path / "paper"))
+    assert read_sampling(tmp_path / "paper" / "VOC2007.json").record["counts"]["collapsed"] == 0
+
+
+def test_rows_without_a_usable_image_are_set_aside(data: Path, tmp_path: Path) -> None:
+    rows = caption_rows()
+    rows[3]["pos_image_path"] = "images/none.png"
+    rows[9]["qry"] = ""
+    write_table(data / "MSCOCO_t2i" / "original-00000-of-00001.parquet", rows)
+    result = run(settings(data, tmp_path / "out"))
+    assert result.too_many_errors
+    assert not run(settings(data, tmp_path / "out", max_error_rate=0.1)).too_many_errors
+    errors = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert [(error["dataset"], error["row"]) for error in errors] == [("MSCOCO_t2i", 3), ("MSCOCO_t2i", 9)]
+    assert errors[0]["file"] == "images/none.png"
+    assert "neither text nor image" in errors[1]["reason"]
+    sampling = read_sampling(tmp_path / "out" / "MSCOCO_t2i.parquet")
+    clusters = sampling.clusters
+    rest = [number for number in range(25) if number not in (3, 9)]
+    assert np.union1d(clusters.anchors, clusters.members[clusters.members >= 0]).tolist() == rest
+    assert sampling.record["counts"]["errors"] == 2
+    assert sampling.record["counts"]["candidates"] == 23
+
+
+def files(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.glob("*.parquet")}
+
+
+def test_finished_subsets_are_left_alone(data: Path, tmp_path: Path) -> None:
+    rows = caption_rows()
+    rows[3]["pos_image_path"] = "images/none.png"
+    write_table(data / "MSCOCO_t2i" / "original-00000-of-00001.parquet", rows)
+    run(settings(data, tmp_path / "out"))
+    before, errors = files(tmp_path / "out"), (tmp_path / "out" / "errors.jsonl").read_bytes()
+    encoder = Exact()
+    again = run(settings(data, tmp_path / "out"), encoder)
+    assert not encoder.given
+    assert again.made == ()
+    assert len(again.errors) == 1
+    assert again.too_many_errors
+    (tmp_path / "out" / "VOC2007.json").unlink()
+    assert run(settings(data, tmp_path / "out")).made == ("VOC2007",)
+    assert files(tmp_path / "out") == before
+    assert (tmp_path / "out" / "errors.jsonl").read_bytes() == errors
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "num_hard_negatives was 2, now 3": {"num_hard_negatives": 3},
+    "method was 'saha', now 'hn'": {"method": "hn"},
+    "variant was 'paper', now 'official'": {"variant": "official"},
+    "data was": {"limit": 20},
+}
+
+
+@pytest.mark.parametrize("said", CHANGES)
+def test_files_made_otherwise_are_refused_or_replaced(data: Path, tmp_path: Path, said: str) -> None:
+    run(settings(data, tmp_path / "out"))
+    before = files(tmp_path / "out")
+    encoder = Exact()
+    with pytest.raises(SamplingError, match=f"VOC2007.json: made by another run .*{said}.*--overwrite"):
+        run(settings(data, tmp_path / "out", **CHANGES[said]), encoder)
+    assert not encoder.given
+    assert files(tmp_path / "out") == before
+    assert run(settings(data, tmp_path / "out", overwrite=True, **CHANGES[said])).made == BOTH
+    run(settings(data, tmp_path / "fresh", **CHANGES[said]))
+    assert files(tmp_path / "out") == files(tmp_path / "fresh")
+
+
+def test_another_model_is_refused_or_replaces(data: Path, tmp_path: Path) -> None:
+    run(settings(data, tmp_path / "out"))
+    other = ModelRecord("other", "", "none", "other-1")
+    with pytest.raises(SamplingError, match="model was 'plain-1', now 'other-1'"):
+        run(settings(data, tmp_path / "out"), model=other)
+    for path in (tmp_path / "out").glob("*.json"):
+        path.unlink()
+    with pytest.raises(StoreMismatchError, match="--overwrite"):
+        run(settings(data, tmp_path / "out"), model=other)
+    assert run(settings(data, tmp_path / "out", overwrite=True), model=other).made == BOTH
+
+
+def test_interrupted_anywhere_it_ends_in_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    class Interrupted(PlainEncoder):
+        def __init__(self, calls: int) -> None:
+            super().__init__()
+            self.calls = calls
+
+        def _encode(self, side: str, inputs: list[dict[str, Any]]) -> np.ndarray:
+            self.calls -= 1
+            if self.calls < 0:
+                raise KeyboardInterrupt
+            return super()._encode(side, inputs)
+
+    run(settings(data, tmp_path / "whole"), PlainEncoder())  # its vectors depend on the batch
+    for stop in (0, 3, 8, 11, 20):
+        output = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings(data, output), Interrupted(stop))
+        run(settings(data, output), PlainEncoder())
+        assert files(output) == files(tmp_path / "whole")
+    # With one subset alone, or with vectors that another method left, the bytes are the same too.
+    run(settings(data, tmp_path / "one", subsets=BOTH[1:]), PlainEncoder())
+    assert files(tmp_path / "one").items() <= files(tmp_path / "whole").items()
+    run(settings(data, tmp_path / "hn", method="hn", embedding_dir=str(tmp_path / "vectors")), PlainEncoder())
+    encoder = PlainEncoder()
+    run(settings(data, tmp_path / "shared", embedding_dir=str(tmp_path / "vectors")), encoder)
+    assert not encoder.given
+    assert files(tmp_path / "shared") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["saha", "hn"])
+def test_the_official_form_is_written_beside_and_read(data: Path, tmp_path: Path, method: str) -> None:
+    run(settings(data, tmp_path / "out", method=method, file_format="official", subsets=BOTH[1:]))
+    entries = json.loads((tmp_path / "out" / "MSCOCO_t2i_hard_negatives.json").read_text())
+    clusters = read_sampling(tmp_path / "out" / "MSCOCO_t2i.parquet").clusters
+    rows = caption_rows()
+    for entry, anchor, members in zip(entries, clusters.anchors, clusters.members, strict=True):
+        chosen = [rows[member] for member in members if member >= 0]
+        if method == "saha":
+            assert entry == {**rows[anchor], "neg_samples": chosen}
+        else:
+            assert entry["neg_image_path"] == [row["pos_image_path"] for row in chosen]
+    read_method, read = read_official(tmp_path / "out" / "MSCOCO_t2i_hard_negatives.json", rows)
+    assert read_method == method
+    np.testing.assert_array_equal(read.members[:, :2], clusters.members)
+    # A run without it does not leave an old one beside new clusters.
+    run(settings(data, tmp_path / "out", method=method, subsets=BOTH[1:], num_hard_negatives=1, overwrite=True))
+    assert not (tmp_path / "out" / "MSCOCO_t2i_hard_negatives.json").exists()
+
+
+def test_everything_is_checked_before_the_model_works(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no parquet file of ImageNet-1K.*usable: --subsets VOC2007 MSCOCO_t2i"):
+        open_training_data(settings(data, tmp_path / "out", subsets=()), tmp_path)
+    row = train_row("q", "", "p")
+    del row["pos_text"]
+    write_table(data / "VOC2007" / "original-00000-of-00001.parquet", [row])
+    with pytest.raises(DataError, match=r"VOC2007.*no column pos_text"):
+        open_training_data(settings(data, tmp_path / "out"), tmp_path)
+    with pytest.raises(ValueError, match="unknown subset 'VOC2006'; did you mean"):
+        open_training_data(settings(data, tmp_path / "out", subsets=("VOC2006",)), tmp_path)
+    with pytest.raises(DataError, match="no such folder or file"):
+        open_training_data(settings(tmp_path / "none", tmp_path / "out"), tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_splits_and_subsets_of_ones_own(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "VOC2007", data / "Mine")
+    (data / "Mine" / "original-00000-of-00001.parquet").rename(data / "Mine" / "diverse_instruction.parquet")
+    opened = open_training_data(settings(data, tmp_path, split="diverse_instruction", subsets=()), tmp_path)
+    assert [subset.name for subset in opened.subsets] == ["Mine"]
+    assert opened.split == "diverse_instruction"
+    (data / "ImageNet_1K").mkdir()
+    shutil.copy(data / "VOC2007" / "original-00000-of-00001.parquet", data / "ImageNet_1K")
+    opened = open_training_data(settings(data, tmp_path, subsets=("imagenet-1k",)), tmp_path)
+    assert [subset.name for subset in opened.subsets] == ["ImageNet_1K"]
+
+
+def png(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), COLOURS[colour]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pair_folder(root: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """The rows of `caption_rows`, image positives without text, in each kind of two-column data."""
+    queries = [row["qry"] for row in caption_rows()]
+    colours = [name for _ in WORDS for name in NAMES]
+    write_images(root / "images")
+    paths = [f"images/{name}.png" for name in colours]
+    structs = [{"bytes": png(name), "path": f"{name}.png"} for name in colours]
+    if kind == "parquet with bytes":
+        pq.write_table(pa.table({"anchor": queries, "positive": structs}), root / "pairs.parquet")
+        return root / "pairs.parquet", {}
+    if kind == "parquet with paths":
+        pq.write_table(pa.table({"query": queries, "positive": paths}), root / "pairs.parquet")
+        return root / "pairs.parquet", {"image_columns": ("positive",)}
+    if kind == "jsonl":
+        lines = [{"q": query, "p": {"image": path}} for query, path in zip(queries, paths, strict=True)]
+        (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return root / "pairs.jsonl", {"columns": ("q", "p")}
+    if kind == "folder of shards":
+        table = pa.table({"anchor": queries, "positive": [{"bytes": None, "path": path} for path in paths]})
+        pq.write_table(table.slice(0, 13), root / "pairs-00000-of-00002.parquet")
+        pq.write_table(table.slice(13), root / "pairs-00001-of-00002.parquet")
+        return root, {}
+    features = datasets.Features({"anchor": datasets.Value("string"), "positive": datasets.Image()})
+    made = datasets.Dataset.from_dict({"anchor": queries, "positive": structs}, features=features)
+    made.save_to_disk(root / "pairs")
+    return root / "pairs", {}
+
+
+@pytest.mark.parametrize(
+    "kind", ["parquet with bytes", "parquet with paths", "jsonl", "folder of shards", "save_to_disk"]
+)
+def test_two_columns_in_every_form(tmp_path: Path, kind: str) -> None:
+    path, options = pair_folder(tmp_path, kind)
+    result = run(settings(path, tmp_path / "out", subsets=(), **options))
+    assert result.made == ("pairs",)
+    assert not result.errors
+    rows = [{**row, "pos_text": ""} for row in caption_rows()]
+    expected = mine_clusters(*vectors(rows), num_hard_negatives=2, pool_multiplier=2)
+    sampling = read_sampling(tmp_path / "out" / "pairs.parquet")
+    np.testing.assert_array_equal(sampling.clusters.members, expected.members)
+    assert sampling.record["counts"]["candidates"] == 5
+    assert sampling.record["data"]["split"] == "train"
+    cached = [file for file in (tmp_path / "out" / "images-cache").rglob("*") if file.is_file()]
+    # Embedded images are kept once each; those that have a path are not copied.
+    assert len(cached) == (5 if kind in ("parquet with bytes", "save_to_disk") else 0)
+    encoder = Exact()
+    assert run(settings(path, tmp_path / "out", subsets=(), **options), encoder).made == ()
+
+
+def test_text_that_looks_like_a_path_stays_text(tmp_path: Path) -> None:
+    table = pa.table({"anchor": ["images/red.png", "b", None, ""], "positive": ["x.jpg", "y", "z", "w"]})
+    pq.write_table(table, tmp_path / "texts.parquet")
+    encoder = Exact()
+    result = run(settings(tmp_path / "texts.parquet", tmp_path / "out", subsets=()), encoder)
+    assert ("query", "images/red.png", ()) in encoder.given
+    assert [(error.row, error.reason.split(",")[0]) for error in result.errors] == [
+        (2, "anchor is null"),
+        (3, "anchor has neither text nor image"),
+    ]
+
+
+def test_two_columns_that_cannot_be_used(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), tmp_path / "pairs.parquet")
+    for path, options, said in (
+        ("pairs.parquet", {}, r"no columns anchor \(or query\) and positive; it has a, b.*--columns"),
+        ("pairs.parquet", {"columns": ("a", "c")}, "no columns a and c"),
+        ("pairs.parquet", {"columns": ("a", "b"), "image_columns": ("c",)}, "not among"),
+        ("empty", {}, "neither MMEB-train's form"),
+        ("bad.parquet", {}, "not a readable parquet file"),
+        ("bad.jsonl", {}, "line 2: no JSON"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        (tmp_path / "bad.parquet").write_bytes(b"no")
+        (tmp_path / "bad.jsonl").write_text('{"anchor": "a", "positive": "b"}\n{"anchor"\n')
+        with pytest.raises(DataError, match=said):
+            run(settings(tmp_path / path, tmp_path / "out", subsets=(), **options))
+    with pytest.raises(ValueError, match="--format parquet"):
+        changes = {"columns": ("a", "b"), "file_format": "official", "subsets": ()}
+        run(settings(tmp_path / "pairs.parquet", tmp_path / "out", **changes))
+
+
+def test_a_subset_without_a_usable_row(data: Path, tmp_path: Path) -> None:
+    write_table(data / "VOC2007" / "original-00000-of-00001.parquet", [train_row("", "", "p")])
+    run(settings(data, tmp_path / "out", max_error_rate=1.0))
+    assert read_sampling(tmp_path / "out" / "VOC2007.json").record["counts"]["clusters"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hard_negatives": 0}, "num_hard_negatives is 0"),
+        ({"pool_multiplier": 0}, "pool_multiplier is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"limit": 0}, "limit is 0"),
+        ({"min_side": -1}, "min_side is -1"),
+        ({"max_error_rate": 2}, "max_error_rate is 2"),
+        ({"beta": 3}, "beta is 3"),
+        ({"method": "best"}, "method is 'best'; known: saha, hn"),
+        ({"variant": "other"}, "variant is 'other'; known: paper, official"),
+        ({"resize": "big"}, "resize is 'big'; known: processor"),
+        ({"file_format": "json"}, "file_format is 'json'"),
+        ({"file_format": "official", "method": "in-batch"}, "--format parquet"),
+        ({"columns": ("a",)}, "pass two names"),
+        ({"data_dir": ""}, "data_dir is empty"),
+        ({"output_dir": ""}, "output_dir is empty"),
+    ],
+)
+def test_settings_are_checked_at_once(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SampleConfig(**{"data_dir": "d", "output_dir": str(tmp_path), **change})
