@@ -339,4 +339,8 @@ def read_official(path: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[str, S
 
 
 def _row_key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(row[column] for column in ("qry", "qry_image_path", "pos_text", "pos_image_path"))
+    columns = ("qry", "qry_image_path", "pos_text", "pos_image_path")
+    missing = [column for column in columns if column not in row]
+    if missing:
+        raise ValueError(f"a row has no {missing[0]}")
+    return tuple(row[column] for column in columns)

@@ -1,0 +1,155 @@
+"""How many chosen hard negatives are positives that nobody labelled: `hn`, `hn-beta` and `saha` on MMEB-mini.
+
+python benchmarks/false_negatives.py --output benchmarks/results/false_negatives.json
+
+MMEB-mini knows what every training positive means (its truth): two pairs of equal truth are positives of each other,
+labelled so or not. The three methods run as `gen2embed sample` runs them, k = 7, m = 6, and their files are read back.
+
+- A chosen negative is a pair (anchor a, member n): the positive of row n is pushed away from the query of row a. It is
+  false when truth(a) = truth(n). The rate is the share of false ones among all chosen negatives of a subset.
+- `saha, all pairs`: training on clusters pushes every positive of a cluster away from every other query of it, so this
+  counts all ordered pairs of distinct rows in a cluster, not only those with the anchor first.
+- `random`: the same share for a candidate drawn evenly from the distinct ones other than the query's own; what
+  in-batch negatives have on average.
+
+Subsets whose candidates are labels or answers have no unlabelled positives: equal meaning is equal text there, hence the
+same candidate, which no method gives as a negative. Their rates are zero by construction and shown as a check.
+
+Vectors and files are kept in --work_dir, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.evaluation import installed_versions
+from gen2embed_mteb.fingerprint import fingerprint
+from gen2embed_mteb.formatting import as_markdown
+from gen2embed_mteb.mini.benchmark import MMEB_MINI, SEED, ensure
+from gen2embed_mteb.mmeb.readers import TrainRow
+from gen2embed_mteb.prefix import PrefixEncoder
+from gen2embed_mteb.store import write_json
+from trainers.data import TrainingSubset, open_training_data
+from trainers.saha.files import SampledClusters, read_sampling
+from trainers.saha.sample import ModelRecord, SampleConfig, sample
+
+METHODS = ("hn", "hn-beta", "saha")
+COLUMNS = ("random", *METHODS, "saha, all pairs")
+
+
+def main() -> None:
+    """Sample with each method, count, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name", default="gen2embed-mini")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--work_dir", type=Path, default=Path("results/false_negatives"))
+    parser.add_argument("--data_dir", type=Path, default=None, help="where MMEB-mini is kept (default: user's cache)")
+    parser.add_argument("--limit", type=int, default=None, help="rows a subset (default: all)")
+    parser.add_argument("--num_hard_negatives", type=int, default=7)
+    parser.add_argument("--pool_multiplier", type=int, default=6)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+
+    started = time.monotonic()
+    root = ensure("train", arguments.data_dir)
+    model = Gen2Embed(arguments.model_name, prompt_mode="hierarchical")
+    record = ModelRecord(arguments.model_name, model.revision, model.prompt_mode, fingerprint(model))
+    encoder = PrefixEncoder(model)
+    counts: dict[str, dict[str, Counter[str]]] = {}
+    for method in METHODS:
+        config = SampleConfig(
+            data_dir=str(root / "MMEB-train"),
+            output_dir=str(arguments.work_dir / method),
+            embedding_dir=str(arguments.work_dir / "embeddings"),
+            method=method,
+            num_hard_negatives=arguments.num_hard_negatives,
+            pool_multiplier=arguments.pool_multiplier,
+            limit=arguments.limit,
+        )
+        data = open_training_data(config, config.images_cache)
+        sample(encoder, record, data, config)
+        print(f"{method}: {time.monotonic() - started:.0f} s", flush=True)
+        for subset in data.subsets:
+            truth = json.loads((root / "truth" / f"{subset.name}.json").read_text())
+            _, meaning = np.unique(truth, return_inverse=True)
+            found = read_sampling(arguments.work_dir / method / f"{subset.name}.parquet").clusters
+            columns = counts.setdefault(subset.name, {})
+            columns[method] = count_chosen(found, meaning)
+            if method == "saha":
+                columns["saha, all pairs"] = count_all_pairs(found, meaning)
+                columns["random"] = count_random(subset, meaning)
+    total = {column: sum((subset[column] for subset in counts.values()), Counter()) for column in COLUMNS}
+    concerned = {name: columns for name, columns in counts.items() if columns["random"]["false"]}
+    where = {column: sum((subset[column] for subset in concerned.values()), Counter()) for column in COLUMNS}
+    rows = [*counts.items(), ("all where there are any", where), ("all", total)]
+    table = [["subset", *COLUMNS]]
+    table += [[name, *(f"{100 * rate(columns[column]):.2f}" for column in COLUMNS)] for name, columns in rows]
+    print(as_markdown(table))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        arguments.output,
+        {
+            "command": "python benchmarks/false_negatives.py --output benchmarks/results/false_negatives.json",
+            "measure": "share of chosen negatives whose truth equals the anchor's",
+            "model": vars(record),
+            "benchmark": MMEB_MINI.name,
+            "seed": SEED,
+            "limit": arguments.limit,
+            "num_hard_negatives": arguments.num_hard_negatives,
+            "pool_multiplier": arguments.pool_multiplier,
+            "versions": installed_versions(),
+            "seconds": round(time.monotonic() - started, 1),
+            "subsets": {name: described(columns) for name, columns in rows},
+        },
+    )
+
+
+def count_chosen(clusters: SampledClusters, meaning: Any) -> Counter[str]:
+    """Counts (anchor, member) pairs, and those of equal meaning."""
+    real = clusters.members >= 0
+    equal = (meaning[clusters.members] == meaning[clusters.anchors][:, None]) & real
+    return Counter(false=int(equal.sum()), chosen=int(real.sum()))
+
+
+def count_all_pairs(clusters: SampledClusters, meaning: Any) -> Counter[str]:
+    """Counts ordered pairs of distinct rows in a cluster, and those of equal meaning."""
+    rows = np.column_stack([clusters.anchors, clusters.members])
+    real = rows >= 0
+    pairs = real[:, :, None] & real[:, None, :] & ~np.eye(rows.shape[1], dtype=bool)
+    means = meaning[rows]
+    return Counter(false=int((pairs & (means[:, :, None] == means[:, None, :])).sum()), chosen=int(pairs.sum()))
+
+
+def count_random(subset: TrainingSubset, meaning: Any) -> Counter[str]:
+    """Counts (query, distinct candidate other than its own) pairs, and those of equal meaning."""
+    rows = [row for row in subset.rows() if isinstance(row, TrainRow)]
+    candidates = {row.positive: int(meaning[row.index]) for row in rows}
+    with_meaning = Counter(candidates.values())
+    false = sum(with_meaning[int(meaning[row.index])] - 1 for row in rows)
+    return Counter(false=false, chosen=len(rows) * (len(candidates) - 1))
+
+
+def rate(count: Counter[str]) -> float:
+    """The share of false ones; 0 where nothing was chosen."""
+    return count["false"] / max(1, count["chosen"])
+
+
+def described(columns: dict[str, Counter[str]]) -> dict[str, dict[str, float]]:
+    """Counts and rates by method, for the JSON."""
+    return {
+        column: {"false": columns[column]["false"], "chosen": columns[column]["chosen"], "rate": rate(columns[column])}
+        for column in COLUMNS
+    }
+
+
+if __name__ == "__main__":
+    main()
