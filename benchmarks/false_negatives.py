@@ -12,8 +12,8 @@ labelled so or not. The three methods run as `gen2embed sample` runs them, k = 7
 - `random`: the same share for a candidate drawn evenly from the distinct ones other than the query's own; what
   in-batch negatives have on average.
 
-Subsets whose candidates are labels or answers have no unlabelled positives: equal meaning is equal text there, hence the
-same candidate, which no method gives as a negative. Their rates are zero by construction and shown as a check.
+Subsets whose candidates are labels or answers have no unlabelled positives: equal meaning is equal text there, hence
+the same candidate, which no method gives as a negative. Their rates are zero by construction and shown as a check.
 
 Vectors and files are kept in --work_dir, so an interrupted run goes on where it stopped.
 """
