@@ -242,6 +242,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_false", dest="overwrite", help="go on where a run stopped (default)")
     again.add_argument("--overwrite", action="store_true", help="replace what was made with other settings or models")
+    parser.set_defaults(overwrite=False)
 
 
 def _sample(arguments: argparse.Namespace) -> int:
