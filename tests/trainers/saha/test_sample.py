@@ -270,6 +270,20 @@ def test_interrupted_anywhere_it_ends_in_the_same_bytes(data: Path, tmp_path: Pa
     assert files(tmp_path / "shared") == files(tmp_path / "whole")
 
 
+def test_only_the_first_of_several_processes_writes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(settings(data, tmp_path / "first"))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    encoder = Exact()
+    result = run(settings(data, tmp_path / "out", embedding_dir=str(tmp_path / "first" / "embeddings")), encoder)
+    assert not encoder.given
+    assert result.records == ()
+    assert not result.too_many_errors
+    assert not any((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("method", ["saha", "hn"])
 def test_the_official_form_is_written_beside_and_read(data: Path, tmp_path: Path, method: str) -> None:
     run(settings(data, tmp_path / "out", method=method, file_format="official", subsets=BOTH[1:]))
