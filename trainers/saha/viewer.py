@@ -18,7 +18,6 @@ from gen2embed_mteb.images import ImageError
 from gen2embed_mteb.mmeb.readers import TrainRow
 from trainers.data import DataConfig, MmebSubset, TrainingData, open_training_data
 from trainers.saha.files import (
-    MEANING,
     OFFICIAL_SUFFIX,
     RowsDigest,
     SampledClusters,
@@ -138,7 +137,7 @@ def _facts(record: Mapping[str, Any], clusters: SampledClusters) -> Table:
     facts = [["setting", "value"]]
     if "model" in record:
         model, settings, counts = record["model"], record["settings"], record["counts"]
-        shown = {name: value for name, value in settings.items() if value is not None}
+        shown = {name: value for name, value in settings.items() if value not in (None, False)}
         facts.append(["model", " ".join(filter(None, (model["name"], model["revision"], model["prompt_mode"])))])
         facts.append(["data", f"{record['data']['source']}, split {record['data']['split']}"])
         facts.append(["settings", ", ".join(f"{name} {value}" for name, value in shown.items())])
@@ -155,7 +154,9 @@ def _guide(method: str) -> str:
             "A good member resembles the anchor (it is hard), and its positive does not answer the anchor's query (it "
             "is a true negative). The figure is the similarity of the two queries."
         )
-    return f"In this method, {MEANING[method]}."
+    if method == "in-batch":
+        return "Every row is alone: its negatives are what else is in the batch."
+    return "A good hard negative does not answer the anchor's query. The figure is its similarity to that query."
 
 
 def _cluster(
