@@ -272,7 +272,9 @@ def _sample(arguments: argparse.Namespace) -> int:
     if is_first_process():
         print(text_table(result))
         found = f" ({len(result.errors)} rows set aside, see errors.jsonl)" if result.errors else ""
-        print(f"\nWritten to {config.output_dir}{found}")
+        before = len(result.records) - len(result.made)
+        kept = f"; {before} of {len(result.records)} subsets were finished before" if before else ""
+        print(f"\nWritten to {config.output_dir}{kept}{found}")
     return int(result.too_many_errors)
 
 

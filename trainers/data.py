@@ -91,10 +91,6 @@ class TrainingSubset(Protocol):
     def source(self) -> str:
         """The file or Hub id, for messages."""
 
-    @property
-    def num_rows(self) -> int | None:
-        """The number of its rows, where that is known without reading them."""
-
     def rows(self) -> Iterator[TrainRow | BadRow]:
         """Reads the pairs in order."""
 
@@ -132,11 +128,6 @@ class MmebSubset:
     def source(self) -> str:
         """The file or Hub id, for messages."""
         return self.table.source
-
-    @property
-    def num_rows(self) -> int:
-        """The number of rows that are read."""
-        return min(self.table.num_rows, self.limit or self.table.num_rows)
 
     def rows(self) -> Iterator[TrainRow | BadRow]:
         """Reads the pairs in order.
@@ -227,13 +218,6 @@ class PairSubset:
     def source(self) -> str:
         """The file or Hub id, for messages."""
         return self.table.source
-
-    @property
-    def num_rows(self) -> int | None:
-        """The number of rows that are read; None for lines of JSON, which must be read to be counted."""
-        if not isinstance(self.table, SubsetTable):
-            return None
-        return min(self.table.num_rows, self.limit or self.table.num_rows)
 
     def rows(self) -> Iterator[TrainRow | BadRow]:
         """Reads the pairs in order; embedded images are kept on the way.

@@ -66,7 +66,7 @@ def test_sample_writes_clusters_of_every_row(whole):
         assert len(sampling.record["model"]["fingerprint"]) == 64
 
 
-def test_killed_and_started_again_it_ends_in_the_same_bytes(data, whole, tmp_path):
+def test_killed_and_started_again_it_ends_in_the_same_bytes(data, whole, tmp_path, capsys):
     output = tmp_path / "killed"
     # The number of threads is part of what decides the last bits of a product.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -81,6 +81,8 @@ def test_killed_and_started_again_it_ends_in_the_same_bytes(data, whole, tmp_pat
     made = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.npy")}
     assert made
     assert cli.main(words(data, output, "--resume")) == 0
+    assert cli.main(words(data, output)) == 0
+    assert "2 of 2 subsets were finished before" in capsys.readouterr().out
     for name in SUBSETS:
         assert (output / f"{name}.parquet").read_bytes() == (whole / f"{name}.parquet").read_bytes()
     assert {path.name: path.stat().st_mtime_ns for path in shards.glob("*.npy")}.items() >= made.items()
