@@ -1,6 +1,30 @@
 """Fine-tuning for Gen2Embed models: self-aware hard negative sampling (SaHa), its baselines, and the trainer.
 
-The package is reserved here so that its name is settled; this version of Gen2Embed embeds and evaluates without
-training, and nothing can be imported from here yet. The dependency runs one way: this package will import
-``gen2embed_mteb``, never the reverse.
+``mine_clusters`` is Algorithm 1 and ``Clusters`` what it returns. Both are imported on first use (PEP 562): importing
+this package does not load torch. The dependency runs one way: this package imports ``gen2embed_mteb``, never the
+reverse.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .saha.clusters import Clusters, mine_clusters
+
+__all__ = ["Clusters", "mine_clusters"]
+
+_LAZY = {"Clusters": ".saha.clusters", "mine_clusters": ".saha.clusters"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use and keep it."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the lazy names too, so that completion offers them."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,573 @@
+"""Exact inner-product search over unit vectors: the same answer from every backend, tile size and number of threads.
+
+A matrix product in float32 depends, in its last bits, on the library, the shapes and the threads, so its order of two
+almost equal candidates is an accident. The search goes round that in three steps:
+
+1. Approximate scores come from one product a tile. Every candidate is kept whose score is at least the k-th best minus
+   twice the largest error that such a product can have (`error_bound`, a proof and not a guess): whatever the rounding,
+   the true first k are among them.
+2. Where the k-th place is contested within that error, the contestants are scored again, canonically:
+   `canonical_scores` gives the same float32 for the same two vectors in any company.
+3. Order is by canonical score, equal scores by the smaller index.
+
+Memory above the vectors, for a block of up to 512 queries: 512 x tile float32 scores (8 MB at 4,096), a float32 copy
+of one tile where the vectors are in half precision (25 MB at d = 1536), and what step 1 keeps, some 20 bytes each, k a
+query unless there are many ties. With ties by the million (copies of one vector) the block is halved until that is no
+more than `MAX_FOUND` entries, so that the total stays under 400 MB at d = 1536.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Backend = Literal["auto", "faiss", "torch"]
+Integers: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float32]
+Vectors: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
+
+TILE = 4096
+BLOCK = 512
+SLICE = 384
+MAX_FOUND = 4_000_000  # of a block, over all its rows; 80 MB
+
+_ULP = 2.0**-24
+_FIXED_POINT = 2.0**50
+_GROUPS = 1024
+_SLACK = 32
+
+
+def as_tensor(vectors: Vectors) -> torch.Tensor:
+    """Views vectors as a tensor, without a copy where NumPy's layout allows it.
+
+    Args:
+        vectors: An array or tensor of floating point numbers.
+
+    Returns:
+        The tensor, on the device it is on.
+    """
+    if isinstance(vectors, torch.Tensor):
+        return vectors.detach()
+    with warnings.catch_warnings():
+        # Memory-mapped vectors are read-only; nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(vectors))
+
+
+def check_unit_rows(vectors: Vectors, name: str) -> torch.Tensor:
+    """Refuses what is not a matrix of unit vectors.
+
+    Args:
+        vectors: (n, d), float16, bfloat16, float32 or float64.
+        name: What to call them in an error.
+
+    Returns:
+        The vectors as a tensor.
+
+    Raises:
+        ValueError: Not two-dimensional, empty, not floating point, or a row that is not finite or not of length one
+            (within 1e-2 in half precision, 1e-3 otherwise); the message names the first such row.
+    """
+    tensor = as_tensor(vectors)
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; give one row a vector, (n, d) with n, d >= 1")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} holds {tensor.dtype}; give the float16, bfloat16 or float32 vectors themselves")
+    tolerance = 1e-2 if tensor.element_size() == 2 else 1e-3
+    for start in range(0, len(tensor), TILE):
+        lengths = torch.linalg.vector_norm(tensor[start : start + TILE].float(), dim=1)
+        wrong = ((lengths - 1).abs() <= tolerance).logical_not().nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            length = float(lengths[row])
+            if not np.isfinite(length):
+                fault = "holds NaN or an infinity; encode it again, or leave it out"
+            elif length == 0:
+                fault = "is all zeros; encode it again, or leave it out"
+            else:
+                fault = f"has length {length:.6g}, not 1; divide every row by its length first"
+            raise ValueError(f"{name}[{start + row}] {fault}")
+    return tensor
+
+
+def error_bound(terms: int) -> float:
+    """Bounds how far a float32 inner product of unit vectors can be from the canonical one.
+
+    A sum of products in which no product goes through more than n roundings, in whatever order, with or without fused
+    multiply-add, is within n u / (1 - n u) of the truth, times sum |a_i b_i| <= |a| |b| (Higham, Accuracy and Stability
+    of Numerical Algorithms, 3.1), u = 2^-24. The canonical score adds its own u; the lengths are one within 1e-2.
+
+    Args:
+        terms: n; the dimension, for any product of float32 vectors.
+
+    Returns:
+        The bound: 9.4e-5 for 1536 terms.
+    """
+    return 1.021 * (terms + 1) * _ULP / (1 - terms * _ULP)
+
+
+def sliced_terms(dimensions: int) -> int:
+    """The n of `error_bound` for `sliced_product`."""
+    return min(dimensions, SLICE) + -(-dimensions // SLICE)
+
+
+def sliced_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Multiplies `left @ right.T`, a slice of the columns at a time.
+
+    That is hardly slower (BLAS works in slices itself, but promises nothing), and the error of a long sum is bounded
+    four times as well, so that fewer places are contested.
+
+    Args:
+        left: (m, d) float32.
+        right: (n, d) float32.
+        out: (m, n) float32 to write to.
+
+    Returns:
+        (m, n) float32.
+    """
+    scores = torch.mm(left[:, :SLICE], right[:, :SLICE].T, out=out)
+    for start in range(SLICE, left.shape[1], SLICE):
+        scores.addmm_(left[:, start : start + SLICE], right[:, start : start + SLICE].T)
+    return scores
+
+
+def canonical_scores(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Scores pairs of unit vectors, reproducibly.
+
+    A product of two float32 is exact in float64. Each is rounded to a multiple of 2^-50; the sum of those is exact in
+    float64 (it stays under 2^53 multiples), hence the same in every order, on every device; it is rounded to float32.
+
+    Args:
+        left: (..., d).
+        right: (..., d), broadcast against `left`.
+
+    Returns:
+        (...) float32.
+    """
+    products = right.float().double() * (left.float().double() * _FIXED_POINT)
+    return (products.round_().sum(-1) / _FIXED_POINT).float()
+
+
+def first_in_order(scores: Floats, index: Integers, count: int) -> Integers:
+    """Orders by score, the best first, equal scores by the smaller index.
+
+    Args:
+        scores: (n,) canonical scores.
+        index: (n,) what breaks ties.
+        count: How many to return at most.
+
+    Returns:
+        Positions in `scores`.
+    """
+    return np.lexsort((index, -scores))[:count].astype(np.int64, copy=False)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Holds matrix products to float32, whatever autocast or TF32 the caller has on: `error_bound` relies on it."""
+    settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [setting.fp32_precision for setting in settings]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+        try:
+            for setting in settings:
+                setting.fp32_precision = "ieee"
+            yield
+        finally:
+            for setting, value in zip(settings, before, strict=True):
+                setting.fp32_precision = value
+
+
+def on_device(vectors: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Moves vectors to a GPU that has room for them twice over; elsewhere they stay, and tiles are sent as needed.
+
+    Args:
+        vectors: (n, d).
+        device: Where they are to be used.
+
+    Returns:
+        The vectors, there or where they were.
+    """
+    if device.type != "cuda" or vectors.device == device:
+        return vectors
+    free, _ = torch.cuda.mem_get_info(device)
+    return vectors.to(device) if 2 * vectors.nelement() * vectors.element_size() < free else vectors
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Candidates kept by step 1: parallel arrays of query row, candidate, approximate score."""
+
+    rows: Integers
+    columns: Integers
+    scores: Floats
+
+    def where(self, keep: npt.NDArray[np.bool_]) -> _Found:
+        """Those that a mask keeps."""
+        return _Found(self.rows[keep], self.columns[keep], self.scores[keep])
+
+
+class ExactSearch:
+    """Finds the k candidates most similar to each query.
+
+    Args:
+        candidates: (M, d) unit vectors, float16, bfloat16, float32 or float64 (rounded to float32), NumPy or torch.
+        backend: `faiss`, `torch`, or `auto`: torch where the vectors are on a GPU or only torch can use the GPUs there
+            are, otherwise FAISS where it is installed, otherwise torch. All give identical results.
+        devices: Where to search, for instance `["cuda:0", "cuda:1"]`: each takes an equal share of the candidates.
+            Default: every GPU there is, the CPU where there is none.
+        tile: How many candidates are scored at a time.
+
+    Raises:
+        ValueError: Candidates that are not unit vectors, an unknown backend, a tile under 1.
+        ImportError: FAISS asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        candidates: Vectors,
+        *,
+        backend: Backend = "auto",
+        devices: Sequence[str] | None = None,
+        tile: int = TILE,
+    ) -> None:
+        """Checks the vectors and shares them out among the devices."""
+        self.candidates = check_unit_rows(candidates, "candidate_embeddings")
+        if tile < 1:
+            raise ValueError(f"tile is {tile}; give how many candidates to score at a time, 1 or more")
+        self.devices = [torch.device(name) for name in devices] if devices else _all_devices(self.candidates)
+        self.backend = _choose(backend, self.devices, self.candidates)
+        scan = _FaissScan if self.backend == "faiss" else _TorchScan
+        bounds = np.linspace(0, len(self.candidates), len(self.devices) + 1).astype(int)
+        self._scans: list[_TorchScan | _FaissScan] = [
+            scan(self.candidates[start:stop], int(start), device, tile)
+            for device, start, stop in zip(self.devices, bounds[:-1], bounds[1:], strict=True)
+            if start < stop
+        ]
+        self.error = self._scans[0].error
+
+    def top_k(self, queries: Vectors, k: int) -> tuple[Integers, Floats]:
+        """Finds and orders.
+
+        Args:
+            queries: (n, d) unit vectors.
+            k: How many; all M where there are fewer.
+
+        Returns:
+            Candidates (n, min(k, M)), best first, ties by the smaller index, and their canonical scores.
+
+        Raises:
+            ValueError: Queries that are not unit vectors of the candidates' dimension, or k under 1.
+        """
+        tensor = self._checked(queries, k)
+        k = min(k, len(self.candidates))
+        columns, scores = np.empty((len(tensor), k), np.int64), np.empty((len(tensor), k), np.float32)
+        with full_precision():
+            for start, stop, found in self._blocks(tensor, k):
+                counts = np.bincount(found.rows, minlength=stop - start)
+                exact = self._canonical(tensor[start:stop], found.rows, found.columns)
+                order = np.lexsort((found.columns, -exact, found.rows))
+                first = (np.cumsum(counts) - counts)[:, None] + np.arange(k)
+                columns[start:stop], scores[start:stop] = found.columns[order][first], exact[order][first]
+        return columns, scores
+
+    def pools(self, queries: Vectors, k: int, exclude: Integers | None = None) -> tuple[list[Integers], list[Floats]]:
+        """Finds the same candidates as `top_k`, but scores canonically only where the k-th place is contested.
+
+        Args:
+            queries: (n, d) unit vectors.
+            k: How many; fewer where there are fewer.
+            exclude: (n,) a candidate each that does not count.
+
+        Returns:
+            For each query the exact set of its first k, and approximate scores (within `error` of the canonical ones),
+            descending. Two candidates whose scores differ by less than twice `error` may be in either order.
+        """
+        tensor = self._checked(queries, k)
+        columns: list[Integers] = []
+        scores: list[Floats] = []
+        with full_precision():
+            for start, stop, found in self._blocks(tensor, k if exclude is None else k + 1):
+                kept = found if exclude is None else found.where(exclude[start:stop][found.rows] != found.columns)
+                self._settle(tensor[start:stop], kept, k, columns, scores)
+        return columns, scores
+
+    def _checked(self, queries: Vectors, k: int) -> torch.Tensor:
+        tensor = as_tensor(queries)
+        if tensor.ndim != 2 or tensor.shape[1] != self.candidates.shape[1]:
+            raise ValueError(
+                f"queries have shape {tuple(tensor.shape)} and candidates {tuple(self.candidates.shape)}; "
+                "both must be matrices of the same width, made by the same model"
+            )
+        if k < 1:
+            raise ValueError(f"k is {k}; ask for 1 candidate or more")
+        return tensor
+
+    def _blocks(self, queries: torch.Tensor, k: int) -> Iterator[tuple[int, int, _Found]]:
+        start, size = 0, BLOCK
+        while start < len(queries):
+            stop = min(start + size, len(queries))
+            try:
+                found = self._scan_all(queries[start:stop], k)
+            except _TooManyFoundError:
+                size = max(1, (stop - start) // 2)
+                continue
+            yield start, stop, found
+            start = stop
+
+    def _scan_all(self, queries: torch.Tensor, k: int) -> _Found:
+        if len(self._scans) == 1:
+            return self._scans[0](queries, k)
+        with ThreadPoolExecutor(len(self._scans)) as pool:
+            parts = list(
+                pool.map(_in_full_precision, self._scans, [queries] * len(self._scans), [k] * len(self._scans))
+            )
+        return _merge(parts, len(queries), k, self.error)
+
+    def _canonical(self, queries: torch.Tensor, rows: Integers, columns: Integers) -> Floats:
+        return pair_scores(queries, rows, self.candidates, columns)
+
+    def _settle(
+        self, queries: torch.Tensor, found: _Found, k: int, columns: list[Integers], scores: list[Floats]
+    ) -> None:
+        """Sorts what step 1 kept and cuts it to k, the contested places canonically; appends to the two lists."""
+        order = np.lexsort((-found.scores, found.rows))
+        ends = np.cumsum(np.bincount(found.rows, minlength=len(queries)))
+        starts = np.concatenate(([0], ends[:-1]))
+        contested: list[tuple[int, slice, int]] = []
+        for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            part = order[start:end]
+            columns.append(found.columns[part])
+            scores.append(found.scores[part])
+            if end - start > k:
+                first, stop = contested_places(scores[-1], k, self.error)
+                contested.append((row, slice(first, stop), k - first))
+        if not contested:
+            return
+        base = len(columns) - len(queries)
+        disputed = [columns[base + row][window] for row, window, _ in contested]
+        sizes = [len(part) for part in disputed]
+        rows = np.repeat([row for row, _, _ in contested], sizes)
+        exact = np.split(self._canonical(queries, rows, np.concatenate(disputed)), np.cumsum(sizes)[:-1])
+        for (row, window, places), part, value in zip(contested, disputed, exact, strict=True):
+            won = np.sort(first_in_order(value, part, places)) + window.start
+            kept = np.concatenate((np.arange(window.start), won))
+            columns[base + row], scores[base + row] = columns[base + row][kept], scores[base + row][kept]
+
+
+def contested_places(scores: Floats, k: int, error: float) -> tuple[int, int]:
+    """Says which places of a list might, after canonical scoring, fall on the other side of the k-th.
+
+    Args:
+        scores: Approximate scores, descending, more than k.
+        k: Where the list is cut.
+        error: Their bound.
+
+    Returns:
+        (first, stop): places before `first` are among the first k for certain, those from `stop` on are not.
+    """
+    if scores[k - 1] - scores[k] > 2 * error:
+        return k, k
+    limit = float(scores[k - 1])
+    ascending = -scores
+    first = int(np.searchsorted(ascending, -(limit + 2 * error), "left"))
+    stop = int(np.searchsorted(ascending, -(limit - 2 * error), "right"))
+    return first, stop
+
+
+def pair_scores(left: torch.Tensor, rows: Integers, right: torch.Tensor, columns: Integers) -> Floats:
+    """Scores pairs canonically, a bounded number at a time.
+
+    Args:
+        left: (n, d) unit vectors.
+        rows: (p,) rows of `left`.
+        right: (m, d) unit vectors.
+        columns: (p,) rows of `right`.
+
+    Returns:
+        (p,) canonical scores.
+    """
+    scores = np.empty(len(rows), np.float32)
+    chunk = 256 if right.device.type == "cpu" else 16384
+    for start in range(0, len(rows), chunk):
+        stop = start + chunk
+        ours = left[torch.from_numpy(rows[start:stop]).to(left.device)].to(right.device)
+        theirs = right[torch.from_numpy(columns[start:stop]).to(right.device)]
+        scores[start:stop] = canonical_scores(ours, theirs).cpu().numpy()
+    return scores
+
+
+class _TooManyFoundError(Exception):
+    """So many ties that what step 1 keeps does not fit; the block is to be made smaller."""
+
+
+def _in_full_precision(scan: _TorchScan | _FaissScan, queries: torch.Tensor, k: int) -> _Found:
+    """Inference mode and autocast belong to a thread, so each thread sets its own."""
+    with full_precision():
+        return scan(queries, k)
+
+
+def _all_devices(candidates: torch.Tensor) -> list[torch.device]:
+    if candidates.device.type != "cpu" or not torch.cuda.is_available():
+        return [candidates.device]
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
+def _choose(backend: str, devices: list[torch.device], candidates: torch.Tensor) -> str:
+    if backend not in {"auto", "faiss", "torch"}:
+        raise ValueError(f"backend is {backend!r}; give 'auto', 'faiss' or 'torch'")
+    if backend == "torch":
+        return backend
+    installed = importlib.util.find_spec("faiss") is not None
+    if backend == "faiss":
+        if not installed:
+            raise ImportError("faiss is not installed: pip install 'gen2embed[cpu]' (or [gpu]), or use backend='torch'")
+        return backend
+    if not installed or candidates.device.type != "cpu":
+        return "torch"
+    if any(device.type == "cuda" for device in devices):
+        import faiss
+
+        return "faiss" if hasattr(faiss, "StandardGpuResources") else "torch"
+    return "faiss"
+
+
+def _kth_best(rows: Integers, scores: Floats, count: int, k: int) -> Floats:
+    """The k-th best score of each of `count` rows; minus infinity where a row has fewer."""
+    ordered = scores[np.lexsort((-scores, rows))]
+    counts = np.bincount(rows, minlength=count)
+    last = np.cumsum(counts) - counts + k - 1
+    return np.where(counts >= k, ordered[np.minimum(last, len(ordered) - 1)], np.float32(-np.inf))
+
+
+def _merge(parts: Sequence[_Found], count: int, k: int, error: float) -> _Found:
+    """Joins what several scans kept, dropping what the others' scores rule out."""
+    rows = np.concatenate([part.rows for part in parts])
+    columns = np.concatenate([part.columns for part in parts])
+    scores = np.concatenate([part.scores for part in parts])
+    return _Found(rows, columns, scores).where(scores >= (_kth_best(rows, scores, count, k) - 2 * error)[rows])
+
+
+class _TorchScan:
+    """Step 1 with torch, on one device.
+
+    The candidates of a tile are dealt into groups. The k-th best of the groups' maxima can only be under the k-th best
+    of all scores (k groups hold one each), and with several times k groups it is close to it: a threshold for the price
+    of one pass, after which only the groups that reach it are looked into.
+    """
+
+    def __init__(self, candidates: torch.Tensor, offset: int, device: torch.device, tile: int) -> None:
+        self.candidates = on_device(candidates, device)
+        self.offset = offset
+        self.device = device
+        self.tile = tile
+        self.error = error_bound(sliced_terms(candidates.shape[1]))
+
+    def __call__(self, queries: torch.Tensor, k: int) -> _Found:
+        """Scans: all candidates of this share that can be among the first k."""
+        queries = queries.to(self.device).float()
+        k = min(k, len(self.candidates))
+        groups = max(_GROUPS, 4 * k)
+        room = torch.empty((min(self.tile, len(self.candidates)), len(queries)), device=self.device)
+        best = torch.full((groups, len(queries)), -torch.inf, device=self.device)
+        found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        total = 0
+        for start in range(0, len(self.candidates), self.tile):
+            part = self.candidates[start : start + self.tile].to(self.device).float()
+            scores = sliced_product(part, queries, room[: len(part)])
+            width = min(groups, len(part))
+            offsets = torch.arange(0, len(part), width, device=self.device)
+            maxima = scores[:width].clone()
+            for left in range(width, len(part), width):
+                piece = scores[left : left + width]
+                torch.maximum(maxima[: len(piece)], piece, out=maxima[: len(piece)])
+            # Any place in `best` will do, as each candidate counts once; small tiles take turns, so that all fill up.
+            place = min(start % groups, groups - width)
+            torch.maximum(best[place : place + width], maxima, out=best[place : place + width])
+            threshold = _kth_largest(best, k) - 2 * self.error
+            group, rows = (maxima >= threshold).nonzero(as_tuple=True)
+            column = group[:, None] + offsets
+            value = scores[column.clamp(max=len(part) - 1), rows[:, None]]
+            at, nth = ((value >= threshold[rows, None]) & (column < len(part))).nonzero(as_tuple=True)
+            found.append((rows[at], column[at, nth] + start + self.offset, value[at, nth]))
+            total += len(at)
+            if total > MAX_FOUND and len(queries) > 1:
+                raise _TooManyFoundError
+        rows, columns, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+        keep = values >= threshold[rows]
+        return _Found(rows[keep].cpu().numpy(), columns[keep].cpu().numpy(), values[keep].cpu().numpy())
+
+
+def _kth_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """The k-th largest of each column."""
+    if scores.device.type != "cpu":
+        return scores.topk(k, dim=0, sorted=False).values.amin(0)
+    # Six times as fast as torch's on a CPU.
+    place = len(scores) - k
+    return torch.from_numpy(np.partition(np.ascontiguousarray(scores.numpy().T), place, axis=1)[:, place].copy())
+
+
+class _FaissScan:
+    """Step 1 with FAISS: k and some more from each tile.
+
+    A row whose surplus does not reach below the error (many near-equal candidates) is scanned with torch instead.
+    """
+
+    def __init__(self, candidates: torch.Tensor, offset: int, device: torch.device, tile: int) -> None:
+        import faiss
+
+        self.faiss: Any = faiss
+        self.candidates = candidates
+        self.offset = offset
+        self.device = device
+        # FAISS streams through the vectors by itself; where they need no conversion, one call sees them all.
+        self.tile = len(candidates) if candidates.dtype == torch.float32 and tile == TILE else tile
+        self.error = error_bound(candidates.shape[1])
+        self.fallback = _TorchScan(candidates, offset, device, tile)
+        self.resources = faiss.StandardGpuResources() if device.type == "cuda" else None
+
+    def __call__(self, queries: torch.Tensor, k: int) -> _Found:
+        """Scans: all candidates of this share that can be among the first k."""
+        k = min(k, len(self.candidates))
+        asked = queries.cpu().float().contiguous().numpy()
+        parts: list[_Found] = []
+        lowest = np.full(len(asked), -np.inf, np.float32)
+        for start in range(0, len(self.candidates), self.tile):
+            tile = self.candidates[start : start + self.tile].cpu().float().contiguous().numpy()
+            size = min(k + _SLACK, len(tile))
+            values, columns = self._knn(asked, tile, size)
+            if size < len(tile):
+                lowest = np.maximum(lowest, values[:, -1])
+            rows = np.repeat(np.arange(len(asked)), size)
+            parts.append(_Found(rows, columns.ravel().astype(np.int64) + start + self.offset, values.ravel()))
+        merged = _merge(parts, len(asked), k, self.error)
+        # That is everything down to the k-th best less the error among what FAISS gave: did it give all of it?
+        kth = _kth_best(merged.rows, merged.scores, len(asked), k)
+        open_rows = np.flatnonzero(lowest >= kth - 2 * self.error)
+        if not len(open_rows):
+            return merged
+        again = self.fallback(queries[torch.from_numpy(open_rows).to(queries.device)], k)
+        settled = ~np.isin(merged.rows, open_rows)
+        return _Found(
+            np.concatenate((merged.rows[settled], open_rows[again.rows])),
+            np.concatenate((merged.columns[settled], again.columns)),
+            np.concatenate((merged.scores[settled], again.scores)),
+        )
+
+    def _knn(self, queries: Floats, candidates: Floats, k: int) -> tuple[Floats, Integers]:
+        metric = self.faiss.METRIC_INNER_PRODUCT
+        if self.resources is None:
+            return self.faiss.knn(queries, candidates, k, metric=metric)
+        return self.faiss.knn_gpu(self.resources, queries, candidates, k, metric=metric, device=self.device.index or 0)
