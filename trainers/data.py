@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -351,9 +351,13 @@ def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
             return _open_mmeb(config, path, cache, _training_sets(_benchmark_of(found), config.subsets, found))
     if not path.exists() and not _HUB_ID.fullmatch(config.data_dir):
         raise DataError(f"{config.data_dir}: no such folder or file; pass an existing --data_dir, or OWNER/NAME")
-    if not path.exists() and (chosen := _hub_mmeb(config)):
-        return _open_mmeb(config, config.data_dir, cache, chosen)
-    return _open_pairs(config, path, cache)
+    if path.exists():
+        tables = _pair_tables(path, config.split or "train")
+        return _open_pairs(config, {name: tables[name] for name in _chosen(config.subsets, list(tables))}, path, cache)
+    names = _hub_names(config.data_dir)
+    if {folder for dataset in MMEB.datasets for folder in dataset.folders} & set(names):
+        return _open_mmeb(config, config.data_dir, cache, _training_sets(MMEB, config.subsets, ()))
+    return _open_pairs(config, _hub_tables(config, names, config.split or "train"), path, cache)
 
 
 def _training_sets(benchmark: Benchmark, subsets: Sequence[str], found: Sequence[str]) -> list[DatasetInfo]:
@@ -383,16 +387,13 @@ def _mmeb_folders(root: Path, split: str) -> list[str]:
     return [name for name in sorted(folders) if local_files(root, DatasetInfo(name, "Retrieval", True, "label"), split)]
 
 
-def _hub_mmeb(config: DataConfig) -> list[DatasetInfo]:
-    """The training sets of a dataset on the Hub that has MMEB's subsets; empty if it has none of them."""
+def _hub_names(hub_id: str) -> list[str]:
     import datasets
 
     try:
-        names = datasets.get_dataset_config_names(config.data_dir)
+        return list(datasets.get_dataset_config_names(hub_id))
     except Exception as error:  # the Hub's client raises a dozen kinds, most without a common base
-        raise DataError(f"{config.data_dir}: cannot be looked up ({error}); pass a local folder") from error
-    folders = {folder for dataset in MMEB.datasets if dataset.in_domain for folder in dataset.folders}
-    return _training_sets(MMEB, config.subsets, ()) if folders & set(names) else []
+        raise DataError(f"{hub_id}: cannot be looked up ({error}); pass a local folder, or check the name") from error
 
 
 def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: list[DatasetInfo]) -> TrainingData:
@@ -405,18 +406,10 @@ def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: li
     return TrainingData(tuple(subsets), images, split)
 
 
-def _open_pairs(config: DataConfig, path: Path, cache: Path) -> TrainingData:
-    split = config.split or "train"
-    tables = _pair_tables(path, split) if path.exists() else _hub_tables(config, split)
-    if config.subsets:
-        aliases = {name.lower(): name for name in tables}
-        chosen = {lookup(name, aliases, "subset", tables) for name in config.subsets}
-        tables = {name: table for name, table in tables.items() if name in chosen}
+def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cache: Path) -> TrainingData:
     root = path.parent if path.is_file() else path
-    if config.image_dir or root.is_dir():
-        images = CachedImages(find_images(str(root), config.image_dir).path, cache)
-    else:
-        images = CachedImages(None, cache)
+    named = config.image_dir or root.is_dir()
+    images = CachedImages(find_images(str(root), config.image_dir).path if named else None, cache)
     subsets = [
         PairSubset(name, table, _two_columns(table, config.columns), images, config.image_columns, config.limit)
         for name, table in tables.items()
@@ -424,7 +417,7 @@ def _open_pairs(config: DataConfig, path: Path, cache: Path) -> TrainingData:
     for subset in subsets:
         if not set(config.image_columns) <= set(subset.columns):
             raise DataError(f"{subset.source}: image_columns {config.image_columns} are not among {subset.columns}")
-    return TrainingData(tuple(subsets), images, split)
+    return TrainingData(tuple(subsets), images, config.split or "train")
 
 
 def _two_columns(table: Table, wanted: tuple[str, ...]) -> tuple[str, str]:
@@ -479,18 +472,23 @@ def _pair_tables(path: Path, split: str) -> dict[str, Table]:
     return tables
 
 
-def _hub_tables(config: DataConfig, split: str) -> dict[str, Table]:
+def _hub_tables(config: DataConfig, names: Sequence[str], split: str) -> dict[str, Table]:
     import datasets
 
-    names = config.subsets or tuple(datasets.get_dataset_config_names(config.data_dir))
     tables: dict[str, Table] = {}
-    for name in names:
+    for name in _chosen(config.subsets, names):
         try:
             loaded = datasets.load_dataset(config.data_dir, name, split=split)
         except (ValueError, OSError) as error:
             raise DataError(f"{config.data_dir}: cannot load {name}, split {split!r} ({error}); see --split") from error
         tables[name] = _loaded(loaded, f"{config.data_dir}/{name}")
     return tables
+
+
+def _chosen(subsets: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names that were asked for, or all, in the order of all."""
+    chosen = {lookup(name, {known.lower(): known for known in names}, "subset", names) for name in subsets}
+    return [name for name in names if not subsets or name in chosen]
 
 
 def _loaded(dataset: Any, source: str) -> SubsetTable:

@@ -386,6 +386,37 @@ def test_two_columns_in_every_form(tmp_path: Path, kind: str) -> None:
     assert run(settings(path, tmp_path / "out", subsets=(), **options), encoder).made == ()
 
 
+def test_the_hub_in_either_form(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub itself is stood in for by local files; what is loaded from it are real `datasets`."""
+    loaded = {
+        "VOC2007": datasets.Dataset.from_list(label_rows()),
+        "words": datasets.Dataset.from_dict(
+            {"anchor": ["a b", "c d"], "positive": [{"path": None, "bytes": png("red")}, {"path": None, "bytes": b""}]},
+        ).cast_column("positive", datasets.Image()),
+    }
+    names = ["VOC2007", "MSCOCO_t2i"]
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda _: names)
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub_id, name, split: loaded[name])
+    with pytest.raises(FileNotFoundError, match="--image_dir"):
+        run(settings("owner/name", tmp_path / "hub", subsets=("VOC2007",)))
+    run(settings("owner/name", tmp_path / "hub", subsets=("VOC2007",), image_dir=str(data)))
+    run(settings(data, tmp_path / "local", subsets=("VOC2007",)))
+    assert files(tmp_path / "hub") == files(tmp_path / "local")
+    names = ["words"]
+    result = run(settings("owner/name", tmp_path / "pairs", subsets=()))
+    assert result.made == ("words",)
+    assert [error.row for error in result.errors] == [1]  # its image has neither bytes nor path
+    with pytest.raises(ValueError, match="unknown subset 'letters'"):
+        run(settings("owner/name", tmp_path / "pairs", subsets=("letters",)))
+
+    def offline(_: str) -> list[str]:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", offline)
+    with pytest.raises(DataError, match=r"owner/name: cannot be looked up \(no network\)"):
+        run(settings("owner/name", tmp_path / "pairs", subsets=()))
+
+
 def test_text_that_looks_like_a_path_stays_text(tmp_path: Path) -> None:
     table = pa.table({"anchor": ["images/red.png", "b", None, ""], "positive": ["x.jpg", "y", "z", "w"]})
     pq.write_table(table, tmp_path / "texts.parquet")
