@@ -1,7 +1,8 @@
 """Sampling training data, subset by subset: read, encode both sides, choose negatives, write.
 
 1. A subset whose record is there, made from the same rows with the same settings by the same model, is finished and
-   left alone. One that was made otherwise is refused, or replaced with `overwrite`.
+   left alone, unless rows of it were set aside: those are tried again. One that was made otherwise is refused, or
+   replaced with `overwrite`.
 2. Queries and distinct candidates are encoded (`encoding.py`), each subset on its own: were vectors shared between
    subsets, the batches of one would depend on which others are finished, and with them the last bits of its vectors.
 3. Rows whose query or positive has no vector are set aside, counted and reported; the rest is mined.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -201,12 +202,12 @@ def sample(encoder: Encoder | None, model: ModelRecord, data: TrainingData, conf
             record, clusters, rejected = run.make(encoder)
             errors[name] = rejected
             # The record comes last: with it the subset counts as finished, and its errors must be kept by then.
-            write_errors(output_dir, [error for listed in errors.values() for error in listed])
+            write_errors(output_dir, _in_order(errors))
             (output_dir / (name + OFFICIAL_SUFFIX)).unlink(missing_ok=True)  # of a run that is replaced
             write_sampling(output_dir, record, clusters)
         if config.file_format == "official":
             run.write_official()
-    write_errors(output_dir, [error for listed in errors.values() for error in listed])
+    write_errors(output_dir, _in_order(errors))
     records = tuple(read_sampling(output_dir / f"{run.subset.name}.json").record for run in runs)
     return SampleResult(
         num_scored=sum(record["counts"]["queries"] for record in records),
@@ -290,7 +291,8 @@ class _SubsetRun:
             f"{name} was {then.get(name)!r}, now {value!r}" for name, value in now.items() if then.get(name) != value
         ]
         if not differing:
-            return record
+            # An image that could not be opened may have been repaired since; if not, the vectors are all there.
+            return None if record["counts"]["errors"] else record
         if not self._config.overwrite:
             raise SamplingError(
                 f"{self._path}: made by another run ({'; '.join(differing)}); pass another --output_dir, or --overwrite"
@@ -451,6 +453,11 @@ def _counts(clusters: SampledClusters, method: str) -> dict[str, int]:
         "short": int((real.sum(axis=1) < clusters.members.shape[1]).sum()),
         "reused": reused,
     }
+
+
+def _in_order(errors: Mapping[str, list[RowError]]) -> list[RowError]:
+    """By subset and row, so that the file does not tell which subset was made when."""
+    return [error for name in sorted(errors) for error in errors[name]]
 
 
 def _known_errors(output_dir: Path) -> dict[str, list[RowError]]:

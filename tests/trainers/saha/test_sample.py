@@ -190,21 +190,35 @@ def files(output: Path) -> dict[str, bytes]:
 
 
 def test_finished_subsets_are_left_alone(data: Path, tmp_path: Path) -> None:
-    rows = caption_rows()
-    rows[3]["pos_image_path"] = "images/none.png"
-    write_table(data / "MSCOCO_t2i" / "original-00000-of-00001.parquet", rows)
     run(settings(data, tmp_path / "out"))
+    before = files(tmp_path / "out")
+    encoder = Exact()
+    assert run(settings(data, tmp_path / "out"), encoder).made == ()
+    assert not encoder.given
+    (tmp_path / "out" / "VOC2007.json").unlink()
+    assert run(settings(data, tmp_path / "out"), encoder).made == ("VOC2007",)
+    assert not encoder.given
+    assert files(tmp_path / "out") == before
+
+
+def test_rows_that_were_set_aside_are_tried_again(data: Path, tmp_path: Path) -> None:
+    image = data / "images" / "red.png"
+    hidden = image.rename(tmp_path / "red.png")
+    assert len(run(settings(data, tmp_path / "out")).errors) == 10  # five queries, five candidates
     before, errors = files(tmp_path / "out"), (tmp_path / "out" / "errors.jsonl").read_bytes()
     encoder = Exact()
-    again = run(settings(data, tmp_path / "out"), encoder)
+    assert len(run(settings(data, tmp_path / "out"), encoder).errors) == 10
     assert not encoder.given
-    assert again.made == ()
-    assert len(again.errors) == 1
-    assert again.too_many_errors
-    (tmp_path / "out" / "VOC2007.json").unlink()
-    assert run(settings(data, tmp_path / "out")).made == ("VOC2007",)
     assert files(tmp_path / "out") == before
     assert (tmp_path / "out" / "errors.jsonl").read_bytes() == errors
+    # The errors of a subset that this run is not about stay in the list.
+    run(settings(data, tmp_path / "out", subsets=BOTH[:1]))
+    assert (tmp_path / "out" / "errors.jsonl").read_bytes() == errors
+    hidden.rename(image)
+    assert not run(settings(data, tmp_path / "out")).errors
+    assert (tmp_path / "out" / "errors.jsonl").read_bytes() == b""
+    run(settings(data, tmp_path / "whole"))
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 CHANGES: dict[str, dict[str, Any]] = {
