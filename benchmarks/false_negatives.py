@@ -9,8 +9,14 @@ labelled so or not. The three methods run as `gen2embed sample` runs them, k = 7
   false when truth(a) = truth(n). The rate is the share of false ones among all chosen negatives of a subset.
 - `saha, all pairs`: training on clusters pushes every positive of a cluster away from every other query of it, so this
   counts all ordered pairs of distinct rows in a cluster, not only those with the anchor first.
+- `pool`: the share in the pool that SaHa chooses from, the m k candidates nearest to the query; what choosing evenly
+  from it would give. The rest of the way from `pool` to `saha` is the choice of the least similar owners.
 - `random`: the same share for a candidate drawn evenly from the distinct ones other than the query's own; what
   in-batch negatives have on average.
+
+The clusters of `saha` are also counted by quarters, in the order in which they were formed. In phase 1 an owner is used
+once: early anchors choose from a whole pool, late ones must take what is left of it, however similar. That, and not the
+choice, is where most of SaHa's false negatives come from.
 
 Subsets whose candidates are labels or answers have no unlabelled positives: equal meaning is equal text there, hence
 the same candidate, which no method gives as a negative. Their rates are zero by construction and shown as a check.
@@ -42,7 +48,8 @@ from trainers.data import TrainingSubset, open_training_data
 from trainers.saha.files import SampledClusters, read_sampling
 from trainers.saha.sample import ModelRecord, SampleConfig, sample
 
-METHODS = ("hn", "hn-beta", "saha")
+METHODS = {"hn": "hn", "hn-beta": "hn-beta", "pool": "hn", "saha": "saha"}
+"""What is run, by the name of its column."""
 COLUMNS = ("random", *METHODS, "saha, all pairs")
 
 
@@ -65,28 +72,33 @@ def main() -> None:
     record = ModelRecord(arguments.model_name, model.revision, model.prompt_mode, fingerprint(model))
     encoder = PrefixEncoder(model)
     counts: dict[str, dict[str, Counter[str]]] = {}
-    for method in METHODS:
+    quarters: dict[str, list[Counter[str]]] = {}
+    for column, method in METHODS.items():
+        pool = arguments.pool_multiplier if column == "pool" else 1
         config = SampleConfig(
             data_dir=str(root / "MMEB-train"),
-            output_dir=str(arguments.work_dir / method),
+            output_dir=str(arguments.work_dir / column),
             embedding_dir=str(arguments.work_dir / "embeddings"),
             method=method,
-            num_hard_negatives=arguments.num_hard_negatives,
+            num_hard_negatives=arguments.num_hard_negatives * pool,
             pool_multiplier=arguments.pool_multiplier,
             limit=arguments.limit,
         )
         data = open_training_data(config, config.images_cache)
         sample(encoder, record, data, config)
-        print(f"{method}: {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{column}: {time.monotonic() - started:.0f} s", flush=True)
         for subset in data.subsets:
             truth = json.loads((root / "truth" / f"{subset.name}.json").read_text())
             _, meaning = np.unique(truth, return_inverse=True)
-            found = read_sampling(arguments.work_dir / method / f"{subset.name}.parquet").clusters
+            found = read_sampling(arguments.work_dir / column / f"{subset.name}.parquet").clusters
             columns = counts.setdefault(subset.name, {})
-            columns[method] = count_chosen(found, meaning)
-            if method == "saha":
+            columns[column] = count_chosen(found, meaning)
+            if column == "saha":
                 columns["saha, all pairs"] = count_all_pairs(found, meaning)
                 columns["random"] = count_random(subset, meaning)
+                quarters[subset.name] = [
+                    count_chosen(found, meaning, part) for part in np.array_split(np.arange(len(found.anchors)), 4)
+                ]
     total = {column: sum((subset[column] for subset in counts.values()), Counter()) for column in COLUMNS}
     concerned = {name: columns for name, columns in counts.items() if columns["random"]["false"]}
     where = {column: sum((subset[column] for subset in concerned.values()), Counter()) for column in COLUMNS}
@@ -94,6 +106,8 @@ def main() -> None:
     table = [["subset", *COLUMNS]]
     table += [[name, *(f"{100 * rate(columns[column]):.2f}" for column in COLUMNS)] for name, columns in rows]
     print(as_markdown(table))
+    by_quarter = [sum((quarters[name][part] for name in concerned), Counter()) for part in range(4)]
+    print("saha, by quarters of its clusters:", ", ".join(f"{100 * rate(quarter):.2f}" for quarter in by_quarter))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         arguments.output,
@@ -109,14 +123,16 @@ def main() -> None:
             "versions": installed_versions(),
             "seconds": round(time.monotonic() - started, 1),
             "subsets": {name: described(columns) for name, columns in rows},
+            "saha_by_quarter": [rate(quarter) for quarter in by_quarter],
         },
     )
 
 
-def count_chosen(clusters: SampledClusters, meaning: Any) -> Counter[str]:
-    """Counts (anchor, member) pairs, and those of equal meaning."""
-    real = clusters.members >= 0
-    equal = (meaning[clusters.members] == meaning[clusters.anchors][:, None]) & real
+def count_chosen(clusters: SampledClusters, meaning: Any, part: Any = slice(None)) -> Counter[str]:
+    """Counts (anchor, member) pairs, and those of equal meaning, in all clusters or some."""
+    anchors, members = clusters.anchors[part], clusters.members[part]
+    real = members >= 0
+    equal = (meaning[members] == meaning[anchors][:, None]) & real
     return Counter(false=int(equal.sum()), chosen=int(real.sum()))
 
 
