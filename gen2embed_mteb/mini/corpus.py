@@ -4,8 +4,8 @@ Two lessons. `first_lesson` comes first: lists of an image's attributes and shor
 shapes are learned late or never. `conversation` is the whole mixture: captions, questions, labels, search requests,
 pointing and changing, asked for one word at system level, at user level, at both, or not at all. Asked for one word,
 the answer is drawn evenly from *all* the attributes that the input carries, which is what makes the last state carry
-all of them; a question keeps its own answer. `reading_lesson` mixes lists of what a caption says into it, and
-`shape_lesson` dwells on single things.
+all of them; a question keeps its own answer. `reading_lesson` mixes lists of what a caption says into it,
+`shape_lesson` dwells on single things, and `question_lesson` on questions that stand before the request for one word.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from gen2embed_mteb.mini.world import COLORS, DIGITS, SHAPES, Scene, Thing, crop
 
 ONE_WORD_LEVELS = ("system", "user", "both", "none")
 _LEVEL_WEIGHTS = np.cumsum((0.42, 0.12, 0.31, 0.15))
+_QUESTION_LEVEL_WEIGHTS = np.cumsum((0.12, 0.22, 0.52, 0.14))
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,19 @@ def shape_lesson(rng: np.random.Generator, album: Album) -> Conversation:
     return Conversation(None, f"{text}List what you {'see' if text == '' else 'read'}.", pixels, listed)
 
 
+def question_lesson(rng: np.random.Generator, album: Album) -> Conversation:
+    """Questions and requests about a part of an image, mostly with a user-level request for one word after them."""
+    kind = rng.random()
+    if kind < 0.35:
+        return shape_lesson(rng, album)
+    if kind < 0.45:
+        return first_lesson(rng, album)
+    if kind < 0.55:
+        return conversation(rng, album)
+    make = (_question, _question, _neighbour, _attributes, _pointing, _digit)[int(rng.integers(6))]
+    return make(rng, album, _QUESTION_LEVEL_WEIGHTS)
+
+
 def conversation(rng: np.random.Generator, album: Album) -> Conversation:
     """One example of the whole mixture."""
     kind = rng.random()
@@ -129,9 +143,11 @@ def _ask(
     pixels: np.ndarray | None,
     words: tuple[str, ...],
     sentence: str,
+    *,
+    level_weights: np.ndarray = _LEVEL_WEIGHTS,
 ) -> Conversation:
     """Ask for one of the words, evenly, at one or both levels; or not, and get the sentence."""
-    level = ONE_WORD_LEVELS[int(np.searchsorted(_LEVEL_WEIGHTS, rng.random(), side="right"))]
+    level = ONE_WORD_LEVELS[int(np.searchsorted(level_weights, rng.random(), side="right"))]
     if pixels is not None and user and rng.random() < 0.7:
         user = "\n" + user
     if user and rng.random() < 0.5:
@@ -177,28 +193,34 @@ def _about_label(rng: np.random.Generator, album: Album) -> Conversation:
     return _ask(rng, text, None, words, language.reply(rng, text, False))
 
 
-def _question(rng: np.random.Generator, album: Album) -> Conversation:
+def _question(rng: np.random.Generator, album: Album, level_weights: np.ndarray = _LEVEL_WEIGHTS) -> Conversation:
     picture = _any_picture(rng, album, pairs=0.5)
     text, words, sentence = language.question(rng, picture.scene)
     if rng.random() < 0.3:
         text = language.pick(rng, ("Question: {}", "Represent the image with this question: {}")).format(text)
     if rng.random() < 0.12:
         about = language.caption(rng, picture.scene)
-        return _ask(rng, f"{about} {text}", None, words, sentence)
-    return _ask(rng, text, picture.pixels, words, sentence)
+        return _ask(rng, f"{about} {text}", None, words, sentence, level_weights=level_weights)
+    return _ask(rng, text, picture.pixels, words, sentence, level_weights=level_weights)
 
 
-def _attributes(rng: np.random.Generator, album: Album) -> Conversation:
+def _neighbour(rng: np.random.Generator, album: Album, level_weights: np.ndarray) -> Conversation:
+    picture = _any_picture(rng, album, pairs=1.0)
+    text, words, sentence = language.neighbour_question(rng, picture.scene)
+    return _ask(rng, text, picture.pixels, words, sentence, level_weights=level_weights)
+
+
+def _attributes(rng: np.random.Generator, album: Album, level_weights: np.ndarray = _LEVEL_WEIGHTS) -> Conversation:
     picture = _any_picture(rng, album, pairs=0.0)
     text, words = language.attribute_request(rng, picture.scene)
-    return _ask(rng, text, picture.pixels, words, f"It is {' and '.join(words)}.")
+    return _ask(rng, text, picture.pixels, words, f"It is {' and '.join(words)}.", level_weights=level_weights)
 
 
-def _pointing(rng: np.random.Generator, album: Album) -> Conversation:
+def _pointing(rng: np.random.Generator, album: Album, level_weights: np.ndarray = _LEVEL_WEIGHTS) -> Conversation:
     picture = _any_picture(rng, album, pairs=1.0)
     text, thing = language.pointer(rng, picture.scene)
     words = (thing.shape, thing.color, picture.scene.background)
-    return _ask(rng, text, picture.pixels, words, f"It is the {language.named(thing)}.")
+    return _ask(rng, text, picture.pixels, words, f"It is the {language.named(thing)}.", level_weights=level_weights)
 
 
 def _changing(rng: np.random.Generator, album: Album) -> Conversation:
@@ -208,14 +230,16 @@ def _changing(rng: np.random.Generator, album: Album) -> Conversation:
     return _ask(rng, text, picture.pixels, scene.attributes, f"Then it is a {language.named(thing)}.")
 
 
-def _digit(rng: np.random.Generator, album: Album) -> Conversation:
+def _digit(rng: np.random.Generator, album: Album, level_weights: np.ndarray = _LEVEL_WEIGHTS) -> Conversation:
     if not len(album.digit_labels):
         return _about_label(rng, album)
     index = int(rng.integers(len(album.digit_labels)))
     word = DIGITS[int(album.digit_labels[index])]
     request = language.pick(rng, ("", "Which digit is it?", "Identify the digit.", "Name the number shown."))
     pixels = album.digit_images[index]
-    return _ask(rng, request, pixels, (word,), language.reply(rng, f"A handwritten {word}.", True))
+    return _ask(
+        rng, request, pixels, (word,), language.reply(rng, f"A handwritten {word}.", True), level_weights=level_weights
+    )
 
 
 _MIXTURE = (

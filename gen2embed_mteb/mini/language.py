@@ -302,6 +302,17 @@ def _pair_question(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[s
             return pick(rng, texts), (thing.color,), f"The color is {thing.color}."
 
 
+def neighbour_question(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[str, ...], str]:
+    """A question about the other thing of a two-thing scene: its text, the word that answers it, and a sentence."""
+    asked, other = (scene.things[i] for i in rng.permutation(2))
+    name = pick(rng, (named(asked), named(asked), asked.shape, f"{asked.color} object"))
+    if rng.random() < 0.6:
+        texts = ("Which shape is next to the {}?", "What is beside the {}?", "Name the shape near the {}.")
+        return pick(rng, texts).format(name), (other.shape,), f"Next to it is a {other.shape}."
+    texts = ("Which color is next to the {}?", "What color is the neighbor of the {}?", "Name the color near the {}.")
+    return pick(rng, texts).format(name), (other.color,), f"Next to it is something {other.color}."
+
+
 def pointer(rng: np.random.Generator, scene: Scene) -> tuple[str, Thing]:
     """A request to look at one thing of a two-thing scene, and that thing."""
     thing = scene.things[int(rng.integers(len(scene.things)))]

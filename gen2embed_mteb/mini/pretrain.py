@@ -30,7 +30,15 @@ from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGen
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
-from gen2embed_mteb.mini.corpus import Album, Conversation, conversation, first_lesson, reading_lesson, shape_lesson
+from gen2embed_mteb.mini.corpus import (
+    Album,
+    Conversation,
+    conversation,
+    first_lesson,
+    question_lesson,
+    reading_lesson,
+    shape_lesson,
+)
 from gen2embed_mteb.mini.digits import train_digits
 from gen2embed_mteb.mini.world import SIDE
 from gen2embed_mteb.store import write_json
@@ -90,14 +98,16 @@ ROUNDS = (
     Round((("first_lesson", 1200), ("conversation", 800)), 48, 1.2e-3, 5200, 8.0),
     Round((("reading_lesson", 4000),), 32, 1.2e-3, 4000, 100.0),
     Round((("shape_lesson", 1600), ("reading_lesson", 400)), 32, 1.2e-3, 2000, 100.0),
+    Round((("question_lesson", 3600), ("reading_lesson", 400)), 32, 1.2e-3, 4000, 100.0),
 )
-"""Seeing first, then reading, then shapes, which come last."""
+"""Seeing first, then reading, then shapes, which come last, then questions with a request for one word after them."""
 
 LESSONS = {
     "first_lesson": first_lesson,
     "conversation": conversation,
     "reading_lesson": reading_lesson,
     "shape_lesson": shape_lesson,
+    "question_lesson": question_lesson,
 }
 
 

@@ -62,9 +62,9 @@ def test_it_is_a_small_qwen2_vl_in_the_hubs_layout(generator, processor):
 QUESTIONS = {"color": "What color is the object?", "shape": "What shape is it?", "place": "Where is the object?"}
 
 
-@pytest.mark.parametrize(("attribute", "least"), [("color", 0.9), ("shape", 0.5), ("place", 0.5)])
+@pytest.mark.parametrize(("attribute", "least"), [("color", 0.95), ("shape", 0.85), ("place", 0.95)])
 def test_it_answers_questions_in_a_word(generator, processor, pictures, attribute, least):
-    """Colour is read nearly always; shape (one of eight) and place (one of five) far more often than by chance."""
+    """Shape is the hardest of them, small ones above all."""
     answers = generate(generator, processor, pictures, f"{QUESTIONS[attribute]} Answer in one word.")
     expected = [getattr(scene.things[0], attribute) for scene, _ in pictures]
     assert np.mean([answer.strip() == word for answer, word in zip(answers, expected, strict=True)]) >= least
@@ -79,8 +79,8 @@ def test_it_writes_captions_that_say_what_is_there(generator, processor, picture
         said = set(re.findall(r"[a-z]+", caption.lower())) & known
         precision.append(len(said & set(scene.attributes)) / max(1, len(said)))
         recall.append(len(said & set(scene.attributes)) / len(scene.attributes))
-    assert np.mean(precision) >= 0.8
-    assert np.mean(recall) >= 0.7
+    assert np.mean(precision) >= 0.9
+    assert np.mean(recall) >= 0.8
 
 
 def test_the_prompt_makes_it_an_embedder(pictures):
