@@ -46,7 +46,6 @@ from .search import (
     error_bound,
     first_in_order,
     full_precision,
-    on_device,
     pair_scores,
     sliced_product,
     sliced_terms,
@@ -59,6 +58,7 @@ MAX_SCORES = 128 << 20
 
 # A candidate with no more owners than this is never popular.
 _POPULAR = 8
+_CHUNK = 256
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 512
 
 
@@ -192,7 +192,9 @@ class _Miner:
         official: bool,
         labelled: bool,
     ) -> None:
-        self.queries = on_device(queries, search.devices[0])
+        self.queries = queries
+        # Anchors are handled one at a time, and NumPy takes a fifth of torch's time to begin a small thing.
+        self.rows = queries.numpy() if queries.device.type == "cpu" and queries.dtype == torch.float32 else None
         self.search = search
         self.positives = positives
         self.k = k
@@ -200,14 +202,13 @@ class _Miner:
         self.labelled = labelled and self.official
         self.pool = multiplier * k
         self.owners = np.bincount(positives, minlength=len(search.candidates))
-        self.single = self.owners == 1
-        self.free = self.owners.copy()
+        self.one_to_one = bool(self.owners.max() == 1)
         self.starts = np.cumsum(self.owners) - self.owners
         self.by_positive = np.argsort(positives, kind="stable")
         self.places = np.argsort(self.by_positive)
         # Gathering a row costs about as much as a dozen of a product; an anchor gathers `pool` candidates' owners.
         self.popular = self.owners > max(_POPULAR, len(queries) // (12 * self.pool))
-        self.crowd = _Crowd(self.queries, positives, self.by_positive, self.popular)
+        self.crowd = _Crowd(queries, positives, self.by_positive, self.popular, search.devices[0])
         self.error = error_bound(sliced_terms(queries.shape[1]))
         self.used = np.zeros(len(queries), bool)
         self.taken = self.used
@@ -220,6 +221,7 @@ class _Miner:
         """Goes once over the queries that are still unused."""
         self.taken = np.zeros_like(self.used)
         self.free = self.owners.copy()
+        self.any_free = self.free > 0
         self.crowd.reset()
         waiting = np.flatnonzero(~self.used)
         lookahead = _LookAhead(self.k, self.crowd.count)
@@ -239,7 +241,7 @@ class _Miner:
 
     def _prepare(self, block: Integers) -> None:
         """The products of a block: pools where they are not known yet, and scores of popular candidates' owners."""
-        vectors = self.queries[torch.from_numpy(block).to(self.queries.device)]
+        vectors = torch.from_numpy(self._take(block))
         if block[0] not in self.pools:
             own = None if self.official else self.positives[block]
             size = 2 * self.pool if self.official else self.pool
@@ -250,7 +252,7 @@ class _Miner:
     def _form(self, anchor: int, row: int, phase: int) -> None:
         """Steps 2 to 5 for one query."""
         candidates, scores = self.pools[anchor]
-        free = self.free[candidates] > 0
+        free = self.any_free[candidates]
         # In variant `paper` a taken owner is dropped only after it was found the most similar of several.
         able = free if self.official else free | (self.owners[candidates] > 1)
         able &= candidates != self.positives[anchor]
@@ -275,7 +277,9 @@ class _Miner:
         cluster = np.concatenate((members, (anchor,)))
         self.used[cluster] = self.taken[cluster] = True
         # No two queries of a cluster share a positive, so none is named twice.
-        self.free[self.positives[cluster]] -= 1
+        positives = self.positives[cluster]
+        self.free[positives] -= 1
+        self.any_free[positives] = self.free[positives] > 0
         if self.official:
             self.crowd.drop(self.places[cluster])
 
@@ -285,8 +289,8 @@ class _Miner:
         first, stop = (0, len(candidates)) if len(candidates) <= count else contested_places(scores, count, error)
         if self.labelled:
             first, stop = 0, max(stop, count)
-        elif len(candidates) <= count:
-            return candidates
+        elif first == stop or len(candidates) <= count:
+            return candidates[:count]
         disputed = candidates[first:stop]
         exact = pair_scores(self.queries, np.full(len(disputed), anchor), self.search.candidates, disputed)
         won = disputed[first_in_order(exact, disputed, count - first)]
@@ -297,6 +301,9 @@ class _Miner:
 
         With variant `official`, the owner is one of the free.
         """
+        if self.one_to_one:
+            places = self.starts[candidates]
+            return places, self._gathered(anchor, places)
         popular = self.popular[candidates]
         if popular.all():
             places, scores, near, groups = self.crowd.most_similar(row, candidates)
@@ -305,9 +312,6 @@ class _Miner:
             for part in (popular, ~popular):
                 places[part], scores[part] = self._owners(anchor, row, candidates[part])
             return places, scores
-        elif self.single[candidates].all():
-            places = self.starts[candidates]
-            return places, self._gathered(anchor, places)
         else:
             places, scores, near, groups = self._most_similar(anchor, candidates)
         if len(near) > len(candidates):
@@ -336,20 +340,23 @@ class _Miner:
         order = np.lexsort((queries, -exact, groups))
         return near[order[np.unique(groups[order], return_index=True)[1]]]
 
+    def _take(self, queries: Integers) -> Floats:
+        """Rows of the query embeddings, float32 and on the CPU."""
+        if self.rows is not None:
+            return self.rows[queries]
+        return self.queries[torch.from_numpy(queries).to(self.queries.device)].float().cpu().numpy()
+
     def _gathered(self, anchor: int, places: Integers) -> Floats:
-        """Approximate inner products of the anchor with the queries at some places."""
-        index = torch.from_numpy(self.by_positive[places]).to(self.queries.device)
-        rows = self.queries.index_select(0, index).float()
-        vector = self.queries[anchor].float()
-        scores = torch.zeros(len(rows), device=rows.device)
-        # `sliced_product`, whose matrix products are slow on a single column.
-        for left in range(0, len(vector), SLICE):
-            scores.addmv_(rows[:, left : left + SLICE], vector[left : left + SLICE])
-        return scores.cpu().numpy()
+        """Approximate inner products of the anchor with the queries at some places, as by `sliced_product`."""
+        rows = self._take(np.concatenate((self.by_positive[places], (anchor,))))
+        scores = np.zeros(len(places), np.float32)
+        for left in range(0, rows.shape[1], SLICE):
+            scores += rows[:-1, left : left + SLICE] @ rows[-1, left : left + SLICE]
+        return scores
 
     def _exact(self, anchor: int, queries: Integers) -> Floats:
-        index = torch.from_numpy(queries).to(self.queries.device)
-        return canonical_scores(self.queries[anchor], self.queries.index_select(0, index)).cpu().numpy()
+        rows = torch.from_numpy(self._take(np.concatenate((queries, (anchor,)))))
+        return canonical_scores(rows[-1], rows[:-1]).numpy()
 
     def _least_similar(self, anchor: int, members: Integers, scores: Floats) -> Integers:
         """Step 4: the k least similar, the least first."""
@@ -394,12 +401,11 @@ class _Miner:
             members[cluster, : len(queries)] = queries
         anchors = np.array(self.anchors, np.int64)
         similarities = np.empty(members.shape, np.float32)
-        for start in range(0, len(anchors), 32):
-            part = slice(start, start + 32)
-            left, right = torch.from_numpy(anchors[part, None]), torch.from_numpy(np.maximum(members[part], 0))
-            device = self.queries.device
-            scores = canonical_scores(self.queries[left.to(device)], self.queries[right.to(device)])
-            similarities[part] = scores.cpu().numpy()
+        for start in range(0, len(anchors), 8):
+            part = slice(start, start + 8)
+            left = torch.from_numpy(self._take(anchors[part]))
+            right = torch.from_numpy(self._take(np.maximum(members[part], 0)))
+            similarities[part] = canonical_scores(left[:, None], right).numpy()
         similarities[members < 0] = np.nan
         return Clusters(anchors, members, np.array(self.phases, np.int64), similarities)
 
@@ -420,14 +426,23 @@ class _Crowd:
     """
 
     def __init__(
-        self, queries: torch.Tensor, positives: Integers, by_positive: Integers, popular: npt.NDArray[np.bool_]
+        self,
+        queries: torch.Tensor,
+        positives: Integers,
+        by_positive: Integers,
+        popular: npt.NDArray[np.bool_],
+        device: torch.device,
     ) -> None:
         self.queries = queries
+        self.device = device
         self.by_positive = by_positive
         self.candidates = positives[by_positive]
         self.places = np.flatnonzero(popular[self.candidates])
         self.count = len(self.places)
         self.error = error_bound(sliced_terms(queries.shape[1]))
+        fits = self.count * queries.shape[1] * 4 <= MAX_COPY
+        # One buffer for all copies: fresh memory costs as much again as the copying.
+        self.room = torch.empty((self.count, queries.shape[1]), device=device) if fits else None
         self.column = np.full(len(by_positive), -1, np.int64)
         self.slot = np.full(len(popular), -1, np.int64)
         self.reset()
@@ -449,9 +464,9 @@ class _Crowd:
             return
         live = self.places if free is None else self.places[free[self.by_positive[self.places]]]
         # Owners are used up as the pass goes on; leaving them out each time would cost more than it saves.
-        if len(live) < 0.75 * len(self.held) or not len(self.held):
+        if len(live) < 0.7 * len(self.held) or not len(self.held):
             self._hold(live)
-        vectors = vectors.float()
+        vectors = vectors.to(self.device)
         if self.copy is not None:
             self.scores = sliced_product(vectors, self.copy).cpu().numpy()
         else:
@@ -497,12 +512,15 @@ class _Crowd:
         self.column[places] = np.arange(len(places))
         present, self.bounds, self.group = np.unique(self.candidates[places], return_index=True, return_inverse=True)
         self.slot[present] = np.arange(len(present))
-        if len(places) * self.queries.shape[1] * 4 <= MAX_COPY:
-            self.copy = self._rows(0, len(places))
+        if self.room is not None:
+            self.copy = self.room[: len(places)]
+            for start in range(0, len(places), _CHUNK):
+                part = self.copy[start : start + _CHUNK]
+                part.copy_(self._rows(start, start + len(part)))
 
     def _rows(self, start: int, stop: int) -> torch.Tensor:
         index = torch.from_numpy(self.by_positive[self.held[start:stop]]).to(self.queries.device)
-        return self.queries.index_select(0, index).float()
+        return self.queries.index_select(0, index).to(self.device).float()
 
 
 class _LookAhead:
@@ -521,7 +539,8 @@ class _LookAhead:
 
     def size(self, waiting: int) -> int:
         """The next block's size, for so many unused queries."""
-        return min(self.most, max(_SMALLEST_BLOCK, int(self.scale * (36 * waiting / self.k) ** 0.5)))
+        size = int(self.scale * (36 * waiting / self.k) ** 0.5) // _SMALLEST_BLOCK * _SMALLEST_BLOCK
+        return min(self.most, max(_SMALLEST_BLOCK, size))
 
     def learn(self, size: int, wasted: int) -> None:
         """Takes note of how many of a block's queries had been used up when their turn came."""

@@ -120,6 +120,11 @@ def sliced_terms(dimensions: int) -> int:
     return min(dimensions, SLICE) + -(-dimensions // SLICE)
 
 
+def aligned(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    """An uninitialised float32 matrix whose rows begin on a cache line: others make a product up to a third slower."""
+    return torch.empty((rows, -(-columns // 16) * 16), device=device)[:, :columns]
+
+
 def sliced_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Multiplies `left @ right.T`, a slice of the columns at a time.
 
@@ -129,11 +134,12 @@ def sliced_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | 
     Args:
         left: (m, d) float32.
         right: (n, d) float32.
-        out: (m, n) float32 to write to.
+        out: (m, n) float32 to write to, best one of `aligned`.
 
     Returns:
         (m, n) float32.
     """
+    out = aligned(len(left), len(right), left.device) if out is None else out
     scores = torch.mm(left[:, :SLICE], right[:, :SLICE].T, out=out)
     for start in range(SLICE, left.shape[1], SLICE):
         scores.addmm_(left[:, start : start + SLICE], right[:, start : start + SLICE].T)
@@ -214,8 +220,8 @@ class _Found:
     columns: Integers
     scores: Floats
 
-    def where(self, keep: npt.NDArray[np.bool_]) -> _Found:
-        """Those that a mask keeps."""
+    def where(self, keep: npt.NDArray[np.bool_] | Integers) -> _Found:
+        """Those that a mask keeps, or in a given order."""
         return _Found(self.rows[keep], self.columns[keep], self.scores[keep])
 
 
@@ -344,15 +350,19 @@ class ExactSearch:
     ) -> None:
         """Sorts what step 1 kept and cuts it to k, the contested places canonically; appends to the two lists."""
         order = np.lexsort((-found.scores, found.rows))
+        found = found.where(order)
         ends = np.cumsum(np.bincount(found.rows, minlength=len(queries)))
         starts = np.concatenate(([0], ends[:-1]))
         contested: list[tuple[int, slice, int]] = []
         for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-            part = order[start:end]
-            columns.append(found.columns[part])
-            scores.append(found.scores[part])
-            if end - start > k:
-                first, stop = contested_places(scores[-1], k, self.error)
+            columns.append(found.columns[start:end])
+            scores.append(found.scores[start:end])
+            if end - start <= k:
+                continue
+            first, stop = contested_places(scores[-1], k, self.error)
+            if first == stop:
+                columns[-1], scores[-1] = columns[-1][:k], scores[-1][:k]
+            else:
                 contested.append((row, slice(first, stop), k - first))
         if not contested:
             return
@@ -480,7 +490,7 @@ class _TorchScan:
         queries = queries.to(self.device).float()
         k = min(k, len(self.candidates))
         groups = max(_GROUPS, 4 * k)
-        room = torch.empty((min(self.tile, len(self.candidates)), len(queries)), device=self.device)
+        room = aligned(min(self.tile, len(self.candidates)), len(queries), self.device)
         best = torch.full((groups, len(queries)), -torch.inf, device=self.device)
         found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         total = 0
