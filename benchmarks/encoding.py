@@ -30,11 +30,11 @@ from sentence_transformers import SentenceTransformer
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.demo.run import load_photos
 from gen2embed_mteb.encoding import BulkEncoder, Item
 from gen2embed_mteb.evaluation import installed_versions
 from gen2embed_mteb.formatting import as_text
 from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.mini.demo import load_photos
 from gen2embed_mteb.mini.pretrain import SPECIAL_TOKENS, build_tokenizer
 from gen2embed_mteb.prefix import PrefixEncoder
 from gen2embed_mteb.store import EmbeddingStore, write_json

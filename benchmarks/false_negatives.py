@@ -18,6 +18,9 @@ The clusters of `saha` are also counted by quarters, in the order in which they 
 once: early anchors choose from a whole pool, late ones must take what is left of it, however similar. That, and not the
 choice, is where most of SaHa's false negatives come from.
 
+`Digits_i2i` is not part of MMEB-mini: scikit-learn's handwritten digits, each paired with another scan of
+the same digit. There one candidate in ten is an unlabelled positive, as among the near-duplicates of a real photo set.
+
 Subsets whose candidates are labels or answers have no unlabelled positives: equal meaning is equal text there, hence
 the same candidate, which no method gives as a negative. Their rates are zero by construction and shown as a check.
 
@@ -31,16 +34,21 @@ import json
 import logging
 import time
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
+from PIL import Image
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.evaluation import installed_versions
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.formatting import as_markdown
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, SEED, ensure
+from gen2embed_mteb.mini.digits import train_digits
 from gen2embed_mteb.mmeb.readers import TrainRow
 from gen2embed_mteb.prefix import PrefixEncoder
 from gen2embed_mteb.store import write_json
@@ -48,6 +56,7 @@ from trainers.data import TrainingSubset, open_training_data
 from trainers.saha.files import SampledClusters, read_sampling
 from trainers.saha.sample import ModelRecord, SampleConfig, sample
 
+DIGIT_PAIRS = "Digits_i2i"
 METHODS = {"hn": "hn", "hn-beta": "hn-beta", "pool": "hn", "saha": "saha"}
 """What is run, by the name of its column."""
 COLUMNS = ("random", *METHODS, "saha, all pairs")
@@ -73,11 +82,13 @@ def main() -> None:
     encoder = PrefixEncoder(model)
     counts: dict[str, dict[str, Counter[str]]] = {}
     quarters: dict[str, list[Counter[str]]] = {}
-    for column, method in METHODS.items():
+    digits = write_digit_pairs(arguments.work_dir / "digits")
+    for source, (column, method) in product((root, digits), METHODS.items()):
         pool = arguments.pool_multiplier if column == "pool" else 1
+        output_dir = arguments.work_dir / source.name / column
         config = SampleConfig(
-            data_dir=str(root / "MMEB-train"),
-            output_dir=str(arguments.work_dir / column),
+            data_dir=str(source / "MMEB-train"),
+            output_dir=str(output_dir),
             embedding_dir=str(arguments.work_dir / "embeddings"),
             method=method,
             num_hard_negatives=arguments.num_hard_negatives * pool,
@@ -86,11 +97,11 @@ def main() -> None:
         )
         data = open_training_data(config, config.images_cache)
         sample(encoder, record, data, config)
-        print(f"{column}: {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{source.name}, {column}: {time.monotonic() - started:.0f} s", flush=True)
         for subset in data.subsets:
-            truth = json.loads((root / "truth" / f"{subset.name}.json").read_text())
+            truth = json.loads((source / "truth" / f"{subset.name}.json").read_text())
             _, meaning = np.unique(truth, return_inverse=True)
-            found = read_sampling(arguments.work_dir / column / f"{subset.name}.parquet").clusters
+            found = read_sampling(output_dir / f"{subset.name}.parquet").clusters
             columns = counts.setdefault(subset.name, {})
             columns[column] = count_chosen(found, meaning)
             if column == "saha":
@@ -126,6 +137,33 @@ def main() -> None:
             "saha_by_quarter": [rate(quarter) for quarter in by_quarter],
         },
     )
+
+
+def write_digit_pairs(folder: Path) -> Path:
+    """Writes the handwritten digits in MMEB-train's form: each scan with the next one of the same digit, in a ring."""
+    images, labels = train_digits()
+    table, truth = folder / "MMEB-train" / DIGIT_PAIRS, folder / "truth" / f"{DIGIT_PAIRS}.json"
+    for path in (table, table / "images", truth.parent):
+        path.mkdir(parents=True, exist_ok=True)
+    following = np.empty(len(labels), np.int64)
+    for digit in range(10):
+        scans = np.flatnonzero(labels == digit)
+        following[scans] = np.roll(scans, -1)
+    paths = [f"{DIGIT_PAIRS}/images/{number}.png" for number in range(len(labels))]
+    for path, pixels in zip(paths, images, strict=True):
+        Image.fromarray(pixels).save(folder / "MMEB-train" / path)
+    rows = [
+        {
+            "qry": "<|image_1|>\nFind another picture of the same digit.\n",
+            "qry_image_path": path,
+            "pos_text": "<|image_1|>\nRepresent the given picture.\n",
+            "pos_image_path": paths[following[number]],
+        }
+        for number, path in enumerate(paths)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table / "original-00000-of-00001.parquet")
+    write_json(truth, labels.tolist())
+    return folder
 
 
 def count_chosen(clusters: SampledClusters, meaning: Any, part: Any = slice(None)) -> Counter[str]:

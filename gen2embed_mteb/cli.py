@@ -319,7 +319,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from gen2embed_mteb.mini.demo import run_demo
+    from gen2embed_mteb.demo.run import run_demo
 
     for line in run_demo(arguments.output_dir, arguments.data_dir, arguments.limit):
         print(line, flush=True)

@@ -14,17 +14,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gen2embed_mteb.demo.page import DemoResult, Neighbours, write_page
 from gen2embed_mteb.evaluation import EvaluationConfig
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.formatting import as_text, percent
 from gen2embed_mteb.images import open_image
 from gen2embed_mteb.mini import benchmark, model_dir
-from gen2embed_mteb.mini.page import DemoResult, Neighbours, write_page
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.paper import TABLE_IV
 from gen2embed_mteb.mmeb.readers import EvalRow, read_eval_rows
 from gen2embed_mteb.mmeb.scoring import EvaluationResult, average
 from gen2embed_mteb.mmeb.tables import open_subset
+from gen2embed_mteb.model import Gen2Embed
+from gen2embed_mteb.prefix import PrefixEncoder
 
 MODES = ("none", "hierarchical")
 PHOTOS = ("china.jpg", "flower.jpg")
@@ -42,9 +44,6 @@ def run_demo(output_dir: Path, data_dir: Path | None = None, limit: int | None =
         data_dir: where MMEB-mini is kept; `None` is the user's cache folder.
         limit: rows a dataset; `None` for all.
     """
-    from gen2embed_mteb.model import Gen2Embed
-    from gen2embed_mteb.prefix import PrefixEncoder
-
     started = time.monotonic()
     yield "Drawing MMEB-mini, unless it is there already …"
     root = benchmark.ensure("eval", data_dir)

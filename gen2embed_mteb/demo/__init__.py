@@ -1,0 +1,1 @@
+"""`gen2embed demo`: the main job on the embedded default, and its report."""
