@@ -7,8 +7,8 @@ Cases (d = 1536, k = 7, m = 6): `one-to-one` is 20,000 queries and candidates, `
 `large` 100,000 queries and candidates, without the peer, which would take hours. Each runs in a process of its own.
 Cases already in the output are kept unless they are run again.
 
-The peer asks an `IndexFlatIP` one query at a time for 2 m k candidates, gathers the free owners of each, and takes
-their products with the query: Algorithm 1 written down plainly. Both must form identical clusters.
+The peer asks an `IndexFlatIP` one query at a time for 2 m k candidates, gathers the owners of each, and takes their
+products with the query: Algorithm 1 written down plainly. Both must form identical clusters.
 
 The bare products are those that no implementation can avoid, given the clusters: every query whose turn comes unused,
 with all candidates; with labels also with the queries still free at that time. They are measured alone, 512 rows a
@@ -94,12 +94,14 @@ def peer(queries: Matrix, candidates: Matrix, positives: Indices) -> tuple[list[
             ranked = found[0][np.lexsort((found[0], -scores[0]))][: 2 * M * K]
             members: list[tuple[float, int]] = []
             for candidate in ranked[ranked != positives[query]]:
-                free = owners[candidate][~taken[owners[candidate]]]
-                if not len(free):
+                if not len(owners[candidate]):
                     continue
-                similarity = queries[free] @ queries[query]
+                similarity = queries[owners[candidate]] @ queries[query]
+                similarity[taken[owners[candidate]]] = -np.inf
                 best = int(similarity.argmax())
-                members.append((float(similarity[best]), int(free[best])))
+                if taken[owners[candidate][best]]:
+                    continue
+                members.append((float(similarity[best]), int(owners[candidate][best])))
                 if len(members) == M * K * phase:
                     break
             if members:

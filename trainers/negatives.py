@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trainers.saha.search import ExactSearch, as_tensor, pair_scores
+from trainers.saha.scores import as_tensor, pair_scores
+from trainers.saha.search import ExactSearch
 
 RESULTS_AT_ONCE = 2**22
 """The bound on queries times depth of one search: 50 MB of indices and similarities."""

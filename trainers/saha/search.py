@@ -1,7 +1,7 @@
 """Exact inner-product search over unit vectors: the same answer from every backend, tile size and number of threads.
 
-A matrix product in float32 depends, in its last bits, on the library, the shapes and the threads, so its order of two
-almost equal candidates is an accident. The search goes round that in three steps:
+A float32 product's order of two almost equal candidates is an accident (see `scores.py`). The search goes round that in
+three steps:
 
 1. Approximate scores come from one product a tile. Every candidate is kept whose score is at least the k-th best minus
    twice the largest error that such a product can have (`error_bound`, a proof and not a guess): whatever the rounding,
@@ -19,197 +19,40 @@ more than `MAX_FOUND` entries, so that the total stays under 400 MB at d = 1536.
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-Backend = Literal["auto", "faiss", "torch"]
-Integers: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float32]
-Vectors: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
+from .scores import (
+    TILE,
+    Floats,
+    Integers,
+    Vectors,
+    aligned,
+    as_tensor,
+    check_unit_rows,
+    contested_places,
+    error_bound,
+    first_in_order,
+    full_precision,
+    on_device,
+    pair_scores,
+    sliced_product,
+    sliced_terms,
+)
 
-TILE = 4096
+Backend = Literal["auto", "faiss", "torch"]
+
 BLOCK = 512
-SLICE = 384
 MAX_FOUND = 4_000_000  # of a block, over all its rows; 80 MB
 
-_ULP = 2.0**-24
-_FIXED_POINT = 2.0**50
-_GROUPS = 1024
+_GROUPS = 512
 _SLACK = 32
-
-
-def as_tensor(vectors: Vectors) -> torch.Tensor:
-    """Views vectors as a tensor, without a copy where NumPy's layout allows it.
-
-    Args:
-        vectors: An array or tensor of floating point numbers.
-
-    Returns:
-        The tensor, on the device it is on.
-    """
-    if isinstance(vectors, torch.Tensor):
-        return vectors.detach()
-    with warnings.catch_warnings():
-        # Memory-mapped vectors are read-only; nothing here writes to them.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(vectors))
-
-
-def check_unit_rows(vectors: Vectors, name: str) -> torch.Tensor:
-    """Refuses what is not a matrix of unit vectors.
-
-    Args:
-        vectors: (n, d), float16, bfloat16, float32 or float64.
-        name: What to call them in an error.
-
-    Returns:
-        The vectors as a tensor.
-
-    Raises:
-        ValueError: Not two-dimensional, empty, not floating point, or a row that is not finite or not of length one
-            (within 1e-2 in half precision, 1e-3 otherwise); the message names the first such row.
-    """
-    tensor = as_tensor(vectors)
-    if tensor.ndim != 2 or 0 in tensor.shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; give one row a vector, (n, d) with n, d >= 1")
-    if not tensor.is_floating_point():
-        raise ValueError(f"{name} holds {tensor.dtype}; give the float16, bfloat16 or float32 vectors themselves")
-    tolerance = 1e-2 if tensor.element_size() == 2 else 1e-3
-    for start in range(0, len(tensor), TILE):
-        lengths = torch.linalg.vector_norm(tensor[start : start + TILE].float(), dim=1)
-        wrong = ((lengths - 1).abs() <= tolerance).logical_not().nonzero()
-        if len(wrong):
-            row = int(wrong[0])
-            length = float(lengths[row])
-            if not np.isfinite(length):
-                fault = "holds NaN or an infinity; encode it again, or leave it out"
-            elif length == 0:
-                fault = "is all zeros; encode it again, or leave it out"
-            else:
-                fault = f"has length {length:.6g}, not 1; divide every row by its length first"
-            raise ValueError(f"{name}[{start + row}] {fault}")
-    return tensor
-
-
-def error_bound(terms: int) -> float:
-    """Bounds how far a float32 inner product of unit vectors can be from the canonical one.
-
-    A sum of products in which no product goes through more than n roundings, in whatever order, with or without fused
-    multiply-add, is within n u / (1 - n u) of the truth, times sum |a_i b_i| <= |a| |b| (Higham, Accuracy and Stability
-    of Numerical Algorithms, 3.1), u = 2^-24. The canonical score adds its own u; the lengths are one within 1e-2.
-
-    Args:
-        terms: n; the dimension, for any product of float32 vectors.
-
-    Returns:
-        The bound: 9.4e-5 for 1536 terms.
-    """
-    return 1.021 * (terms + 1) * _ULP / (1 - terms * _ULP)
-
-
-def sliced_terms(dimensions: int) -> int:
-    """The n of `error_bound` for `sliced_product`."""
-    return min(dimensions, SLICE) + -(-dimensions // SLICE)
-
-
-def aligned(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """An uninitialised float32 matrix whose rows begin on a cache line: others make a product up to a third slower."""
-    return torch.empty((rows, -(-columns // 16) * 16), device=device)[:, :columns]
-
-
-def sliced_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Multiplies `left @ right.T`, a slice of the columns at a time.
-
-    That is hardly slower (BLAS works in slices itself, but promises nothing), and the error of a long sum is bounded
-    four times as well, so that fewer places are contested.
-
-    Args:
-        left: (m, d) float32.
-        right: (n, d) float32.
-        out: (m, n) float32 to write to, best one of `aligned`.
-
-    Returns:
-        (m, n) float32.
-    """
-    out = aligned(len(left), len(right), left.device) if out is None else out
-    scores = torch.mm(left[:, :SLICE], right[:, :SLICE].T, out=out)
-    for start in range(SLICE, left.shape[1], SLICE):
-        scores.addmm_(left[:, start : start + SLICE], right[:, start : start + SLICE].T)
-    return scores
-
-
-def canonical_scores(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Scores pairs of unit vectors, reproducibly.
-
-    A product of two float32 is exact in float64. Each is rounded to a multiple of 2^-50; the sum of those is exact in
-    float64 (it stays under 2^53 multiples), hence the same in every order, on every device; it is rounded to float32.
-
-    Args:
-        left: (..., d).
-        right: (..., d), broadcast against `left`.
-
-    Returns:
-        (...) float32.
-    """
-    products = right.float().double() * (left.float().double() * _FIXED_POINT)
-    return (products.round_().sum(-1) / _FIXED_POINT).float()
-
-
-def first_in_order(scores: Floats, index: Integers, count: int) -> Integers:
-    """Orders by score, the best first, equal scores by the smaller index.
-
-    Args:
-        scores: (n,) canonical scores.
-        index: (n,) what breaks ties.
-        count: How many to return at most.
-
-    Returns:
-        Positions in `scores`.
-    """
-    return np.lexsort((index, -scores))[:count].astype(np.int64, copy=False)
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Holds matrix products to float32, whatever autocast or TF32 the caller has on: `error_bound` relies on it."""
-    settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [setting.fp32_precision for setting in settings]
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.cuda.is_available():
-            stack.enter_context(torch.autocast("cuda", enabled=False))
-        try:
-            for setting in settings:
-                setting.fp32_precision = "ieee"
-            yield
-        finally:
-            for setting, value in zip(settings, before, strict=True):
-                setting.fp32_precision = value
-
-
-def on_device(vectors: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Moves vectors to a GPU that has room for them twice over; elsewhere they stay, and tiles are sent as needed.
-
-    Args:
-        vectors: (n, d).
-        device: Where they are to be used.
-
-    Returns:
-        The vectors, there or where they were.
-    """
-    if device.type != "cuda" or vectors.device == device:
-        return vectors
-    free, _ = torch.cuda.mem_get_info(device)
-    return vectors.to(device) if 2 * vectors.nelement() * vectors.element_size() < free else vectors
 
 
 @dataclass(frozen=True)
@@ -230,15 +73,15 @@ class ExactSearch:
 
     Args:
         candidates: (M, d) unit vectors, float16, bfloat16, float32 or float64 (rounded to float32), NumPy or torch.
-        backend: `faiss`, `torch`, or `auto`: torch where the vectors are on a GPU or only torch can use the GPUs there
-            are, otherwise FAISS where it is installed, otherwise torch. All give identical results.
+        backend: `faiss`, `torch`, or `auto`, which is torch: all give identical results, and torch was the fastest on
+            the CPU (benchmarks/mining.py) and needs nothing more for GPUs. FAISS uses GPUs where it was built for them.
         devices: Where to search, for instance `["cuda:0", "cuda:1"]`: each takes an equal share of the candidates.
             Default: every GPU there is, the CPU where there is none.
         tile: How many candidates are scored at a time.
 
     Raises:
         ValueError: Candidates that are not unit vectors, an unknown backend, a tile under 1.
-        ImportError: FAISS asked for and not installed.
+        ImportError: FAISS asked for and not installed, or without the GPU support that the devices need.
     """
 
     def __init__(
@@ -254,8 +97,7 @@ class ExactSearch:
         if tile < 1:
             raise ValueError(f"tile is {tile}; give how many candidates to score at a time, 1 or more")
         self.devices = [torch.device(name) for name in devices] if devices else _all_devices(self.candidates)
-        self.backend = _choose(backend, self.devices, self.candidates)
-        scan = _FaissScan if self.backend == "faiss" else _TorchScan
+        scan = _choose(backend, self.devices)
         bounds = np.linspace(0, len(self.candidates), len(self.devices) + 1).astype(int)
         self._scans: list[_TorchScan | _FaissScan] = [
             scan(self.candidates[start:stop], int(start), device, tile)
@@ -377,48 +219,6 @@ class ExactSearch:
             columns[base + row], scores[base + row] = columns[base + row][kept], scores[base + row][kept]
 
 
-def contested_places(scores: Floats, k: int, error: float) -> tuple[int, int]:
-    """Says which places of a list might, after canonical scoring, fall on the other side of the k-th.
-
-    Args:
-        scores: Approximate scores, descending, more than k.
-        k: Where the list is cut.
-        error: Their bound.
-
-    Returns:
-        (first, stop): places before `first` are among the first k for certain, those from `stop` on are not.
-    """
-    if scores[k - 1] - scores[k] > 2 * error:
-        return k, k
-    limit = float(scores[k - 1])
-    ascending = -scores
-    first = int(np.searchsorted(ascending, -(limit + 2 * error), "left"))
-    stop = int(np.searchsorted(ascending, -(limit - 2 * error), "right"))
-    return first, stop
-
-
-def pair_scores(left: torch.Tensor, rows: Integers, right: torch.Tensor, columns: Integers) -> Floats:
-    """Scores pairs canonically, a bounded number at a time.
-
-    Args:
-        left: (n, d) unit vectors.
-        rows: (p,) rows of `left`.
-        right: (m, d) unit vectors.
-        columns: (p,) rows of `right`.
-
-    Returns:
-        (p,) canonical scores.
-    """
-    scores = np.empty(len(rows), np.float32)
-    chunk = 256 if right.device.type == "cpu" else 16384
-    for start in range(0, len(rows), chunk):
-        stop = start + chunk
-        ours = left[torch.from_numpy(rows[start:stop]).to(left.device)].to(right.device)
-        theirs = right[torch.from_numpy(columns[start:stop]).to(right.device)]
-        scores[start:stop] = canonical_scores(ours, theirs).cpu().numpy()
-    return scores
-
-
 class _TooManyFoundError(Exception):
     """So many ties that what step 1 keeps does not fit; the block is to be made smaller."""
 
@@ -435,23 +235,18 @@ def _all_devices(candidates: torch.Tensor) -> list[torch.device]:
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
 
-def _choose(backend: str, devices: list[torch.device], candidates: torch.Tensor) -> str:
-    if backend not in {"auto", "faiss", "torch"}:
+def _choose(backend: str, devices: list[torch.device]) -> type[_TorchScan | _FaissScan]:
+    if backend in {"auto", "torch"}:
+        return _TorchScan
+    if backend != "faiss":
         raise ValueError(f"backend is {backend!r}; give 'auto', 'faiss' or 'torch'")
-    if backend == "torch":
-        return backend
-    installed = importlib.util.find_spec("faiss") is not None
-    if backend == "faiss":
-        if not installed:
-            raise ImportError("faiss is not installed: pip install 'gen2embed[cpu]' (or [gpu]), or use backend='torch'")
-        return backend
-    if not installed or candidates.device.type != "cpu":
-        return "torch"
-    if any(device.type == "cuda" for device in devices):
-        import faiss
+    if importlib.util.find_spec("faiss") is None:
+        raise ImportError("faiss is not installed: pip install 'gen2embed[cpu]' (or [gpu]), or use backend='torch'")
+    import faiss
 
-        return "faiss" if hasattr(faiss, "StandardGpuResources") else "torch"
-    return "faiss"
+    if any(device.type == "cuda" for device in devices) and not hasattr(faiss, "StandardGpuResources"):
+        raise ImportError("this faiss has no GPU support: pip install 'gen2embed[gpu]', or use backend='torch'")
+    return _FaissScan
 
 
 def _kth_best(rows: Integers, scores: Floats, count: int, k: int) -> Floats:
@@ -489,7 +284,7 @@ class _TorchScan:
         """Scans: all candidates of this share that can be among the first k."""
         queries = queries.to(self.device).float()
         k = min(k, len(self.candidates))
-        groups = max(_GROUPS, 4 * k)
+        groups = min(max(_GROUPS, 4 * k), len(self.candidates))
         room = aligned(min(self.tile, len(self.candidates)), len(queries), self.device)
         best = torch.full((groups, len(queries)), -torch.inf, device=self.device)
         found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import trainers.saha.clusters as clusters_module
+import trainers.saha.crowd as crowd_module
 from trainers import Clusters, mine_clusters
 
 VARIANTS = [("paper", False), ("official", False), ("official", True)]
@@ -233,9 +234,9 @@ def test_nothing_but_the_vectors_matters(
         assert same(*given, backend="torch")
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr(clusters_module, "_LARGEST_BLOCK", 7)
-    monkeypatch.setattr(clusters_module, "MAX_COPY", 0)
-    monkeypatch.setattr(clusters_module, "TILE", 50)
+    monkeypatch.setattr(crowd_module, "_LARGEST_BLOCK", 7)
+    monkeypatch.setattr(crowd_module, "MAX_COPY", 0)
+    monkeypatch.setattr(crowd_module, "TILE", 50)
     assert same(*given, backend="torch")
     pytest.importorskip("faiss")
     assert same(*given, backend="faiss")

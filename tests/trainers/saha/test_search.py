@@ -9,14 +9,8 @@ import pytest
 import torch
 
 import trainers.saha.search as search_module
-from trainers.saha.search import (
-    ExactSearch,
-    canonical_scores,
-    error_bound,
-    full_precision,
-    sliced_product,
-    sliced_terms,
-)
+from trainers.saha.scores import canonical_scores, error_bound, full_precision, sliced_product, sliced_terms
+from trainers.saha.search import ExactSearch
 
 WAYS: list[dict[str, Any]] = [
     {"backend": "torch"},
