@@ -22,6 +22,8 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +36,6 @@ from .scores import (
     Integers,
     Vectors,
     aligned,
-    as_tensor,
     check_unit_rows,
     contested_places,
     error_bound,
@@ -125,7 +126,7 @@ class ExactSearch:
         with full_precision():
             for start, stop, found in self._blocks(tensor, k):
                 counts = np.bincount(found.rows, minlength=stop - start)
-                exact = self._canonical(tensor[start:stop], found.rows, found.columns)
+                exact = self._canonical(tensor[start:stop], found.rows, found.columns, k)
                 order = np.lexsort((found.columns, -exact, found.rows))
                 first = (np.cumsum(counts) - counts)[:, None] + np.arange(k)
                 columns[start:stop], scores[start:stop] = found.columns[order][first], exact[order][first]
@@ -153,11 +154,11 @@ class ExactSearch:
         return columns, scores
 
     def _checked(self, queries: Vectors, k: int) -> torch.Tensor:
-        tensor = as_tensor(queries)
-        if tensor.ndim != 2 or tensor.shape[1] != self.candidates.shape[1]:
+        tensor = check_unit_rows(queries, "queries")
+        if tensor.shape[1] != self.candidates.shape[1]:
             raise ValueError(
-                f"queries have shape {tuple(tensor.shape)} and candidates {tuple(self.candidates.shape)}; "
-                "both must be matrices of the same width, made by the same model"
+                f"queries are {tensor.shape[1]} wide and candidates {self.candidates.shape[1]}; "
+                "embed both with one model"
             )
         if k < 1:
             raise ValueError(f"k is {k}; ask for 1 candidate or more")
@@ -184,8 +185,23 @@ class ExactSearch:
             )
         return _merge(parts, len(queries), k, self.error)
 
-    def _canonical(self, queries: torch.Tensor, rows: Integers, columns: Integers) -> Floats:
-        return pair_scores(queries, rows, self.candidates, columns)
+    def _canonical(self, queries: torch.Tensor, rows: Integers, columns: Integers, expected: int = 0) -> Floats:
+        """Scores pairs; where they are many more than expected, the reason is copies, and one of each is scored."""
+        if len(columns) <= (expected + _SLACK) * len(queries):
+            return pair_scores(queries, rows, self.candidates, columns)
+        pairs, inverse = np.unique(rows * len(self.candidates) + self._first_copy[columns], return_inverse=True)
+        rows, columns = np.divmod(pairs, len(self.candidates))
+        return pair_scores(queries, rows, self.candidates, columns)[inverse]
+
+    @cached_property
+    def _first_copy(self) -> Integers:
+        """(M,) for each candidate the first one with the same vector."""
+        first: dict[bytes, int] = {}
+        copies: list[int] = []
+        for start in range(0, len(self.candidates), TILE):
+            for row in self.candidates[start : start + TILE].float().cpu().numpy():
+                copies.append(first.setdefault(blake2b(row.tobytes(), digest_size=16).digest(), len(copies)))
+        return np.array(copies, np.int64)
 
     def _settle(
         self, queries: torch.Tensor, found: _Found, k: int, columns: list[Integers], scores: list[Floats]

@@ -152,7 +152,7 @@ def test_what_cannot_be_searched_is_refused() -> None:
     good = coarse(np.random.default_rng(7), 4, 3)
     with pytest.raises(ValueError, match="k is 0"):
         ExactSearch(good).top_k(good, 0)
-    with pytest.raises(ValueError, match="same width"):
-        ExactSearch(good).top_k(good[:, :2], 1)
+    with pytest.raises(ValueError, match="queries are 2 wide and candidates 3"):
+        ExactSearch(good).top_k(unit(good[:, :2]), 1)
     with pytest.raises(ValueError, match=r"candidate_embeddings\[3\] holds NaN or an infinity"):
         ExactSearch(np.concatenate((good[:3], np.full((1, 3), np.inf, np.float32))))
