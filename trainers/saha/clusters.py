@@ -47,6 +47,7 @@ from .scores import (
     full_precision,
     pair_scores,
     sliced_terms,
+    take,
 )
 from .search import Backend, ExactSearch
 
@@ -187,8 +188,6 @@ class _Miner:
         labelled: bool,
     ) -> None:
         self.queries = queries
-        # Anchors are handled one at a time, and NumPy takes a fifth of torch's time to begin a small thing.
-        self.rows = queries.numpy() if queries.device.type == "cpu" and queries.dtype == torch.float32 else None
         self.search = search
         self.positives = positives
         self.k = k
@@ -235,7 +234,7 @@ class _Miner:
 
     def _prepare(self, block: Integers) -> None:
         """The products of a block: pools where they are not known yet, and scores of popular candidates' owners."""
-        vectors = torch.from_numpy(self._take(block))
+        vectors = torch.from_numpy(take(self.queries, block))
         if block[0] not in self.pools:
             own = None if self.official else self.positives[block]
             size = 2 * self.pool if self.official else self.pool
@@ -334,23 +333,16 @@ class _Miner:
         order = np.lexsort((queries, -exact, groups))
         return near[order[np.unique(groups[order], return_index=True)[1]]]
 
-    def _take(self, queries: Integers) -> Floats:
-        """Rows of the query embeddings, float32 and on the CPU."""
-        if self.rows is not None:
-            return self.rows[queries]
-        return self.queries[torch.from_numpy(queries).to(self.queries.device)].float().cpu().numpy()
-
     def _gathered(self, anchor: int, places: Integers) -> Floats:
         """Approximate inner products of the anchor with the queries at some places, as by `sliced_product`."""
-        rows = self._take(np.concatenate((self.by_positive[places], (anchor,))))
+        rows = take(self.queries, np.concatenate((self.by_positive[places], (anchor,))))
         scores = np.zeros(len(places), np.float32)
         for left in range(0, rows.shape[1], SLICE):
             scores += rows[:-1, left : left + SLICE] @ rows[-1, left : left + SLICE]
         return scores
 
     def _exact(self, anchor: int, queries: Integers) -> Floats:
-        rows = torch.from_numpy(self._take(np.concatenate((queries, (anchor,)))))
-        return canonical_scores(rows[-1], rows[:-1]).numpy()
+        return canonical_scores(take(self.queries, np.array(anchor)), take(self.queries, queries))
 
     def _least_similar(self, anchor: int, members: Integers, scores: Floats) -> Integers:
         """Step 4: the k least similar, the least first."""
@@ -397,9 +389,8 @@ class _Miner:
         similarities = np.empty(members.shape, np.float32)
         for start in range(0, len(anchors), 8):
             part = slice(start, start + 8)
-            left = torch.from_numpy(self._take(anchors[part]))
-            right = torch.from_numpy(self._take(np.maximum(members[part], 0)))
-            similarities[part] = canonical_scores(left[:, None], right).numpy()
+            left, right = take(self.queries, anchors[part, None]), take(self.queries, np.maximum(members[part], 0))
+            similarities[part] = canonical_scores(left, right)
         similarities[members < 0] = np.nan
         return Clusters(anchors, members, np.array(self.phases, np.int64), similarities)
 

@@ -126,22 +126,40 @@ def sliced_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | 
     return scores
 
 
-def canonical_scores(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def canonical_scores(left: Floats, right: Floats) -> Floats:
     """Scores pairs of unit vectors, reproducibly.
 
     A product of two float32 is exact in float64. Each is rounded to a multiple of 2^-50; the sum of those is exact in
-    float64 (it stays under 2^53 multiples), hence the same in every order, on every device; it is rounded to float32.
+    float64 (it stays under 2^53 multiples), hence the same in every order; it is rounded to float32.
 
     Args:
-        left: (..., d), broadcast against `right`.
-        right: (..., d).
+        left: (..., d) float32, broadcast against `right`.
+        right: (..., d) float32.
 
     Returns:
         (...) float32.
     """
-    products = right.float().double()
-    products.mul_(left.float().double().mul_(_FIXED_POINT)).round_()
-    return (products.sum(-1) / _FIXED_POINT).float()
+    products = right.astype(np.float64)
+    products *= left.astype(np.float64) * _FIXED_POINT
+    np.rint(products, out=products)
+    scores: Floats = (products.sum(-1) / _FIXED_POINT).astype(np.float32)
+    return scores
+
+
+def take(vectors: torch.Tensor, index: Integers) -> Floats:
+    """Gathers rows as float32 on the CPU: in NumPy, which begins a small thing in a fifth of the time torch takes.
+
+    Args:
+        vectors: (n, d).
+        index: Rows, in any shape.
+
+    Returns:
+        (*index.shape, d).
+    """
+    if vectors.device.type == "cpu" and vectors.dtype == torch.float32:
+        rows: Floats = vectors.numpy()[index]
+        return rows
+    return vectors[torch.from_numpy(index).to(vectors.device)].float().cpu().numpy()
 
 
 def first_in_order(scores: Floats, index: Integers, count: int) -> Integers:
@@ -226,10 +244,7 @@ def pair_scores(left: torch.Tensor, rows: Integers, right: torch.Tensor, columns
         (p,) canonical scores.
     """
     scores = np.empty(len(rows), np.float32)
-    chunk = 256 if right.device.type == "cpu" else 16384
-    for start in range(0, len(rows), chunk):
-        stop = start + chunk
-        ours = left[torch.from_numpy(rows[start:stop]).to(left.device)].to(right.device)
-        theirs = right[torch.from_numpy(columns[start:stop]).to(right.device)]
-        scores[start:stop] = canonical_scores(ours, theirs).cpu().numpy()
+    for start in range(0, len(rows), 64):
+        part = slice(start, start + 64)
+        scores[part] = canonical_scores(take(left, rows[part]), take(right, columns[part]))
     return scores
