@@ -25,13 +25,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import multiprocessing
 import platform
 import resource
 import shlex
+import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def make(queries: int, candidates: int) -> tuple[Matrix, Matrix, Indices]:
     return left, right, np.arange(queries)
 
 
-def peer(queries: Matrix, candidates: Matrix, positives: Indices) -> tuple[list[list[int]], int]:
+def peer(queries: Matrix, candidates: Matrix, positives: Indices) -> list[list[int]]:
     """The official procedure, one query at a time."""
     import faiss
 
@@ -108,7 +107,7 @@ def peer(queries: Matrix, candidates: Matrix, positives: Indices) -> tuple[list[
                 cluster = [int(query), *(member for _, member in sorted(members)[:K])]
                 formed.append(cluster)
                 used[cluster] = taken[cluster] = True
-    return formed, int(used.sum())
+    return formed
 
 
 def bare(queries: Matrix, candidates: Matrix, anchors: Indices, members: Indices, phase: Indices) -> dict[str, Any]:
@@ -182,8 +181,11 @@ def run(case: str, with_peer: bool, backend: str, repeats: int) -> dict[str, Any
         "peak_above_inputs_mib": (peak - queries.nbytes - candidates.nbytes) / MIB,
     }
     if with_peer:
+        import faiss
+
+        result["peer"] = f"faiss {faiss.__version__}, IndexFlatIP"
         started = time.perf_counter()
-        formed, _ = peer(queries, candidates, positives)
+        formed = peer(queries, candidates, positives)
         result["peer_seconds"] = time.perf_counter() - started
         ours = [
             [int(a), *(int(p) for p in row if p >= 0)]
@@ -215,31 +217,33 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="results JSON (default: print only)")
     arguments = parser.parse_args()
 
-    results: dict[str, Any] = {}
-    if arguments.output and arguments.output.exists():
-        results = json.loads(arguments.output.read_text(encoding="utf-8"))["cases"]
+    if len(arguments.cases) > 1:
+        for case in arguments.cases:
+            options = ["--backend", arguments.backend, "--repeats", str(arguments.repeats)]
+            options += ["--no_peer"] if arguments.no_peer else []
+            options += ["--output", str(arguments.output)] if arguments.output else []
+            command = [sys.executable, sys.argv[0], "--cases", case, *options]
+            subprocess.run(command, check=True)  # noqa: S603 - itself
+        return
+    case = arguments.cases[0]
+    large = case == "large"
+    result = run(case, not (arguments.no_peer or large), arguments.backend, 1 if large else arguments.repeats)
+    result |= {
+        "seed": SEED,
+        "command": shlex.join(["python", *sys.argv]),
+        "cpu": processor(),
+        "versions": installed_versions(),
+    }
+    of_peer = f"{result['peer_seconds']:.1f} | {result['speedup']:.1f}" if "speedup" in result else "– | –"
     print("| case | ours s | bare s | ours / bare | peer s | peer / ours | above inputs and process MiB |")
     print("|---|---|---|---|---|---|---|")
-    for case in arguments.cases:
-        large = case == "large"
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-            repeats = 1 if large else arguments.repeats
-            result = fresh.submit(run, case, not (arguments.no_peer or large), arguments.backend, repeats).result()
-        result |= {
-            "seed": SEED,
-            "command": shlex.join(["python", *sys.argv]),
-            "cpu": processor(),
-            "versions": installed_versions(),
-        }
-        results[case] = result
-        of_peer = f"{result['peer_seconds']:.1f} | {result['speedup']:.1f}" if "speedup" in result else "– | –"
-        print(
-            f"| {case} | {result['seconds']:.2f} | {result['bare']['seconds']:.2f} | {result['over_bare']:.2f} "
-            f"| {of_peer} | {result['peak_above_start_mib']:.0f} |",
-            flush=True,
-        )
-        if arguments.output:
-            write_json(arguments.output, {"cases": results})
+    print(
+        f"| {case} | {result['seconds']:.2f} | {result['bare']['seconds']:.2f} | {result['over_bare']:.2f} "
+        f"| {of_peer} | {result['peak_above_start_mib']:.0f} |"
+    )
+    if arguments.output:
+        results = json.loads(arguments.output.read_text(encoding="utf-8"))["cases"] if arguments.output.exists() else {}
+        write_json(arguments.output, {"cases": results | {case: result}})
 
 
 if __name__ == "__main__":
