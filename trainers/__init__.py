@@ -1,19 +1,41 @@
 """Fine-tuning for Gen2Embed models: self-aware hard negative sampling (SaHa), its baselines, and the trainer.
 
-``mine_clusters`` is Algorithm 1 and ``Clusters`` what it returns. Both are imported on first use (PEP 562): importing
-this package does not load torch. The dependency runs one way: this package imports ``gen2embed_mteb``, never the
-reverse.
+``mine_clusters`` is Algorithm 1 and ``Clusters`` what it returns. ``training_dataset`` turns data and sampling files
+into a dataset and its ``DatasetClusters``, ``SahaBatchSampler`` makes batches of them, and ``SahaLoss`` is what a model
+is trained with. All are imported on first use (PEP 562): importing this package does not load torch. The dependency
+runs one way: this package imports ``gen2embed_mteb``, never the reverse.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .dataset import DatasetClusters, OpenInputs, TrainingSet, training_dataset
+    from .loss import SahaLoss
     from .saha.clusters import Clusters, mine_clusters
+    from .sampler import SahaBatchSampler
 
-__all__ = ["Clusters", "mine_clusters"]
+__all__ = [
+    "Clusters",
+    "DatasetClusters",
+    "OpenInputs",
+    "SahaBatchSampler",
+    "SahaLoss",
+    "TrainingSet",
+    "mine_clusters",
+    "training_dataset",
+]
 
-_LAZY = {"Clusters": ".saha.clusters", "mine_clusters": ".saha.clusters"}
+_LAZY = {
+    "Clusters": ".saha.clusters",
+    "DatasetClusters": ".dataset",
+    "OpenInputs": ".dataset",
+    "SahaBatchSampler": ".sampler",
+    "SahaLoss": ".loss",
+    "TrainingSet": ".dataset",
+    "mine_clusters": ".saha.clusters",
+    "training_dataset": ".dataset",
+}
 
 
 def __getattr__(name: str) -> Any:
