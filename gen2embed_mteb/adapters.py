@@ -1,4 +1,4 @@
-"""PEFT adapters (LoRA, DoRA) on a base model: loading that checks every key, and merging.
+"""PEFT adapters (LoRA, DoRA) on a base model: new ones, loading that checks every key, saving, and merging.
 
 transformers loses DoRA's magnitudes when it loads an adapter, and ignores keys it does not know. Here the weights are
 set by peft itself, and a key that is missing or left over is an error.
@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+LANGUAGE_MODEL = "language_model"
+"""Where transformers keeps the decoder. Vision towers have projections of the same names, which the paper's adapters,
+on Qwen2-VL, do not reach; and an adapter there would get no gradient from a batch of text."""
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -84,6 +89,82 @@ def set_adapter_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], 
             f"{tuple(best[differing[0]].shape)}, the model expects {tuple(expected[differing[0]].shape)}."
         )
     set_peft_model_state_dict(model, best)
+
+
+def new_adapter(
+    model: torch.nn.Module,
+    targets: Sequence[str],
+    *,
+    rank: int = 8,
+    alpha: int = 64,
+    dropout: float = 0.1,
+    dora: bool = True,
+) -> None:
+    """Attach a fresh adapter to a base model, in place, and freeze everything else (paper, Sec. IV-A).
+
+    Its weights are float32 whatever the base's are: steps of 5e-5 are lost in bfloat16.
+
+    Args:
+        model: the base model, as `AutoModel` loads it.
+        targets: names of the decoder's linear layers (`families.Family.lora_targets`).
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: on the update's input.
+        dora: whether magnitudes are trained beside directions (DoRA).
+
+    Raises:
+        ValueError: the model has an adapter already, or a target matches no layer.
+    """
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if has_adapter(model):
+        raise ValueError("the model has an adapter already; merge it first: gen2embed export MODEL OUT")
+    pattern = rf"(?:.*\.)?{LANGUAGE_MODEL}\.(?:.*\.)?(?:{{}})"
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in targets:
+        if not any(re.fullmatch(pattern.format(re.escape(target)), name) for name in layers):
+            known = sorted({name.rpartition(".")[2] for name in layers if re.fullmatch(pattern.format(r"[^.]+"), name)})
+            raise ValueError(
+                f"adapter target {target!r} matches no layer of {type(model).__name__}'s language model; "
+                f"it has {', '.join(known)}"
+            )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        use_dora=dora,
+        init_lora_weights="gaussian",
+        target_modules=pattern.format("|".join(map(re.escape, targets))),
+        base_model_name_or_path=model.config.name_or_path,
+    )
+    inject_adapter_in_model(config, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def save_adapter(model: torch.nn.Module, output_dir: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write the attached adapter as peft does, so that `load_adapter` and peft itself read it.
+
+    Args:
+        model: the model with its adapter.
+        output_dir: folder to write into; made if missing.
+        state: the model's `state_dict`, where its own is spread over processes.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from safetensors.torch import save_file
+
+    layer = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    (name,) = layer.active_adapters
+    output_dir.mkdir(parents=True, exist_ok=True)
+    weights = get_peft_model_state_dict(model, state_dict=state)
+    saved = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in weights.items()}
+    save_file(saved, output_dir / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = copy.copy(model.peft_config[name])
+    config.inference_mode = True
+    config.save_pretrained(str(output_dir))
 
 
 def merged_copy(model: torch.nn.Module) -> torch.nn.Module:
