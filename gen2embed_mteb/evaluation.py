@@ -135,13 +135,16 @@ def find_images(data_dir: str, image_dir: str = "") -> ImageSource:
     return ImageSource(archive if archive.is_file() and not (root / "images").is_dir() else root)
 
 
-def open_bulk_encoder(encoder: Encoder, config: EvaluationConfig, images: ImageSource) -> BulkEncoder:
+def open_bulk_encoder(
+    encoder: Encoder, config: EvaluationConfig, images: ImageSource, share: Share | None = None
+) -> BulkEncoder:
     """Opens the embeddings of a run for resuming, or begins them.
 
     Args:
         encoder: The model.
         config: The run's settings.
         images: Where its images lie.
+        share: Which part of the encoding is this process's; None: what the environment says.
 
     Returns:
         The bulk encoder, on the store `output_dir/embeddings`.
@@ -160,7 +163,7 @@ def open_bulk_encoder(encoder: Encoder, config: EvaluationConfig, images: ImageS
         resize_policy=config.resize,
         min_side=config.min_side,
         num_workers=config.num_workers,
-        share=Share.from_environment(),
+        share=share or Share.from_environment(),
     )
 
 

@@ -32,17 +32,21 @@ from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval
 from gen2embed_mteb.mmeb.report import write_reports
 from gen2embed_mteb.mmeb.scoring import DatasetScore, EvaluationResult, RowScore, score_row, warn_about_ties
 from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets
+from gen2embed_mteb.sharing import Share
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(encoder: Encoder, benchmark: Benchmark, config: EvaluationConfig) -> EvaluationResult:
+def evaluate(
+    encoder: Encoder, benchmark: Benchmark, config: EvaluationConfig, share: Share | None = None
+) -> EvaluationResult:
     """Runs a benchmark and writes its reports into `config.output_dir`.
 
     Args:
         encoder: The model.
         benchmark: MMEB, or another of its form.
         config: The run's settings.
+        share: Which part of the encoding is this process's; None: what the environment says.
 
     Returns:
         The result; look at `too_many_errors`.
@@ -58,7 +62,7 @@ def evaluate(encoder: Encoder, benchmark: Benchmark, config: EvaluationConfig) -
     tables = open_subsets(config.data_dir, chosen.datasets, config.split)
     for dataset, table in tables:
         table.require(eval_columns(dataset, table.columns))
-    bulk = open_bulk_encoder(encoder, config, image_source(config))
+    bulk = open_bulk_encoder(encoder, config, image_source(config), share)
     scores: list[DatasetScore] = []
     errors: list[RowError] = []
     for dataset, table in tables:
