@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--num_texts", type=int, default=320, help="labels, and as many captions")
     parser.add_argument("--num_images", type=int, default=32)
-    parser.add_argument("--batch_tokens", type=int, default=8192)
+    parser.add_argument("--batch_tokens", type=int, help="default: as for evaluate")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

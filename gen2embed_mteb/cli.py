@@ -128,7 +128,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_encoding(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch_tokens", type=int, default=8192, help="tokens a call of the model, padding included")
+    parser.add_argument("--batch_tokens", type=int, help="tokens a call (default: 1024 on a CPU, 8192 on a GPU)")
     parser.add_argument("--batch_size", type=int, default=512, help="inputs a call of the model, at most")
     parser.add_argument("--num_workers", type=int, default=4, help="threads that open images")
 

@@ -75,6 +75,10 @@ class Encoder(Protocol):
 class StagedEncoder(Protocol):
     """An encoder whose work comes in stages, so that the next batch is prepared while the model runs this one."""
 
+    @property
+    def batch_tokens(self) -> int:
+        """How many tokens a call should have, padding included, where the model is."""
+
     def count_tokens(self, side: Side, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
         """The lengths of n inputs in tokens, from their texts and the (width, height) of their images."""
 
@@ -87,6 +91,8 @@ class StagedEncoder(Protocol):
 
 class _Unstaged:
     """A plain `Encoder` as a `StagedEncoder`; lengths are guessed."""
+
+    batch_tokens = 8192
 
     def __init__(self, encoder: Encoder) -> None:
         self._encode = {"query": encoder.encode_query, "document": encoder.encode_document}
@@ -139,7 +145,8 @@ class BulkEncoder:
             prepared ahead.
         store: Where shards are kept.
         images: Where images lie.
-        batch_tokens: Tokens a call of the model, padding included; an input that is longer runs alone.
+        batch_tokens: Tokens a call of the model, padding included; an input that is longer runs alone. None: what the
+            encoder asks for.
         batch_size: Inputs a call of the model, at most.
         resize_policy: A name of `images.RESIZE_POLICIES`.
         min_side: The least side of an image in pixels; see `images.ensure_min_side`.
@@ -158,7 +165,7 @@ class BulkEncoder:
         store: EmbeddingStore,
         images: ImageSource,
         *,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         batch_size: int = 512,
         resize_policy: str = "processor",
         min_side: int = 28,
@@ -169,7 +176,7 @@ class BulkEncoder:
         self._encoder: StagedEncoder = encoder if isinstance(encoder, StagedEncoder) else _Unstaged(encoder)
         self._store = store
         self._images = images
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = batch_tokens or self._encoder.batch_tokens
         self._batch_size = batch_size
         self._resize_policy = resize_policy
         self._min_side = min_side

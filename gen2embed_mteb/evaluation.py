@@ -33,7 +33,7 @@ class EvaluationConfig:
     subsets: tuple[str, ...] = _help("datasets to run; empty: all", default=())
     meta_tasks: tuple[str, ...] = _help("meta-tasks to run; empty: all", default=())
     limit: int | None = _help("rows a dataset, from the first; None: all", default=None)
-    batch_tokens: int = _help("tokens a call of the model, padding included", default=8192)
+    batch_tokens: int | None = _help("tokens a call of the model, padding included; None: as suits it", default=None)
     batch_size: int = _help("inputs a call of the model, at most", default=512)
     resize: str = _help("how images are resized before the processor", default="processor")
     min_side: int = _help("least image side in pixels; smaller images are enlarged, 0: never", default=28)

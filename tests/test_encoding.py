@@ -84,6 +84,8 @@ def test_batches_are_sorted_longest_first_and_keys_are_left_out_when_empty(tmp_p
 class Counting(Recorder):
     """A staged encoder: a token a character and ten an image, and where it was called from."""
 
+    batch_tokens = 8192
+
     def __init__(self) -> None:
         super().__init__()
         self.threads: set[str] = set()

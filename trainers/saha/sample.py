@@ -79,7 +79,7 @@ class SampleConfig(DataConfig):
     pool_multiplier: int = setting("m; saha's pool holds m k candidates", default=6)
     beta: float = setting("margin of hn-beta", default=0.02)
     file_format: str = setting("parquet, or official for the official code's JSON as well", default="parquet")
-    batch_tokens: int = setting("tokens a call of the model, padding included", default=8192)
+    batch_tokens: int | None = setting("tokens a call of the model, padding included; None: as suits it", default=None)
     batch_size: int = setting("inputs a call of the model, at most", default=512)
     resize: str = setting("how images are resized before the processor", default="processor")
     min_side: int = setting("least image side in pixels; smaller images are enlarged, 0: never", default=28)
@@ -95,8 +95,9 @@ class SampleConfig(DataConfig):
         """
         super().__post_init__()
         for name in ("num_hard_negatives", "pool_multiplier", "batch_tokens", "batch_size", "num_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; pass 1 or more")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; pass 1 or more")
         if self.min_side < 0:
             raise ValueError(f"min_side is {self.min_side}; pass 0 or more")
         if not 0 <= self.max_error_rate <= 1:
