@@ -2,8 +2,9 @@
 
 ``mine_clusters`` is Algorithm 1 and ``Clusters`` what it returns. ``training_dataset`` turns data and sampling files
 into a dataset and its ``DatasetClusters``, ``SahaBatchSampler`` makes batches of them, and ``SahaLoss`` is what a model
-is trained with. All are imported on first use (PEP 562): importing this package does not load torch. The dependency
-runs one way: this package imports ``gen2embed_mteb``, never the reverse.
+is trained with, by ``SahaTrainer`` and ``SahaTrainingArguments`` or by sentence-transformers' own trainer. All are
+imported on first use (PEP 562): importing this package does not load torch. The dependency runs one way: this package
+imports ``gen2embed_mteb``, never the reverse.
 """
 
 from importlib import import_module
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .dataset import DatasetClusters, OpenInputs, TrainingSet, training_dataset
     from .loss import SahaLoss
+    from .recipe import SahaTrainingArguments
     from .saha.clusters import Clusters, mine_clusters
     from .sampler import SahaBatchSampler
+    from .trainer import SahaTrainer
 
 __all__ = [
     "Clusters",
@@ -21,6 +24,8 @@ __all__ = [
     "OpenInputs",
     "SahaBatchSampler",
     "SahaLoss",
+    "SahaTrainer",
+    "SahaTrainingArguments",
     "TrainingSet",
     "mine_clusters",
     "training_dataset",
@@ -32,6 +37,8 @@ _LAZY = {
     "OpenInputs": ".dataset",
     "SahaBatchSampler": ".sampler",
     "SahaLoss": ".loss",
+    "SahaTrainer": ".trainer",
+    "SahaTrainingArguments": ".recipe",
     "TrainingSet": ".dataset",
     "mine_clusters": ".saha.clusters",
     "training_dataset": ".dataset",

@@ -1,0 +1,90 @@
+"""What stands in a column of training data, opened and made into model features.
+
+A cell is a text (a string is always text), a PIL image, or a dict: `{"text", "image"}` as `Gen2Embed` takes it, either
+key missing or None, or `{"bytes", "path"}` as `datasets` stores an image. An image in a dict may be any of the three:
+a path, a PIL image, `{"bytes", "path"}`, or a list of them.
+
+Images are opened when their batch is made, in the data loader's workers where there are any, and resized before the
+model's processor sees them. Rows are padded on the right: the cached loss then cuts every sub-batch to its own width.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from gen2embed_mteb.image_source import ImageSource
+from gen2embed_mteb.images import RESIZE_POLICIES, decode, ensure_min_side, open_image, resize
+from gen2embed_mteb.inputs import Content, content_of
+
+if TYPE_CHECKING:
+    from gen2embed_mteb.model import Gen2Embed
+
+STORED_IMAGE = {"bytes", "path"}
+
+
+class CellReader:
+    """Makes features of a column's cells; what a data collator calls as its `preprocess_fn`.
+
+    Args:
+        model: Renders and tokenizes.
+        images: Opens images by path; None: as the model does, under its `image_root` if it has one.
+        resize: A name of `images.RESIZE_POLICIES`.
+        min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+
+    Raises:
+        ValueError: The resize policy is unknown.
+    """
+
+    def __init__(
+        self, model: Gen2Embed, images: ImageSource | None = None, resize: str = "square-448", min_side: int = 28
+    ) -> None:
+        """Checks the policy; opens nothing yet."""
+        if resize not in RESIZE_POLICIES:
+            raise ValueError(f"resize is {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+        self._model = model
+        self._images = images
+        self._resize = resize
+        self._min_side = min_side
+
+    def __call__(self, cells: list[Any], prompt: str | None = None, task: str | None = None) -> dict[str, Any]:
+        """Opens, renders and tokenizes n cells.
+
+        Args:
+            cells: n cells of one column.
+            prompt: A system prompt in place of the strategy's.
+            task: `query` or `document`.
+
+        Returns:
+            The model's features, n rows, padded on the right.
+
+        Raises:
+            ImageError: An image cannot be opened.
+            TypeError: A cell is of another kind.
+            ValueError: A cell is empty, or cannot be made to fit into the model's length.
+        """
+        contents = [self.content(cell) for cell in cells]
+        padding = {"text": {"padding_side": "right"}}
+        return self._model.preprocess(contents, prompt=prompt, task=task, processing_kwargs=padding)
+
+    def content(self, cell: Any) -> Content:
+        """Opens one cell."""
+        if isinstance(cell, Image.Image) or (isinstance(cell, dict) and cell and cell.keys() <= STORED_IMAGE):
+            cell = {"image": cell}
+        if isinstance(cell, dict) and "role" not in cell:
+            images = cell.get("image") or cell.get("images") or []
+            opened = [self._open(image) for image in (images if isinstance(images, list | tuple) else [images])]
+            cell = {"text": cell.get("text"), "image": opened}
+        return content_of(cell)
+
+    def _open(self, image: Any) -> Image.Image:
+        if isinstance(image, dict) and image.keys() <= STORED_IMAGE:
+            data, path = image.get("bytes"), image.get("path")
+            image = decode(io.BytesIO(data), path or f"of {len(data)} bytes in the data") if data else path
+        if isinstance(image, str):
+            image = self._images.open(image) if self._images else open_image(image, self._model.image_root)
+        if not isinstance(image, Image.Image):
+            raise TypeError(f'an image is {type(image).__name__}; pass a path, a PIL image or {{"bytes", "path"}}')
+        return ensure_min_side(resize(image, self._resize), self._min_side)

@@ -1,0 +1,102 @@
+"""The training recipe (paper, Sec. IV-A and Table VII; the adapter's details from the official code) as defaults.
+
+`SahaTrainingArguments` are sentence-transformers' training arguments, all of them, with the recipe's values where it
+names one. `Recipe` holds what those have no place for: the adapter, the loss, how inputs are presented.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+from gen2embed_mteb.images import RESIZE_POLICIES
+from gen2embed_mteb.sharing import Share
+
+EFFECTIVE_BATCH = {"saha": 2048, "in-batch": 1024}
+"""Pairs an optimizer step, over all devices (Table VII): 256 clusters of k = 7, or 128 of k = 15; 1,024 plain pairs.
+
+Plain hard negatives take in-batch's: Table VII compares them with it."""
+
+
+def option(text: str, **kwargs: Any) -> Any:
+    """A dataclass field with its help text, and other names of its flag as `aliases`."""
+    metadata = {"help": text}
+    if "aliases" in kwargs:
+        metadata["aliases"] = kwargs.pop("aliases")
+    return field(metadata=metadata, **kwargs)
+
+
+def bf16_supported() -> bool:
+    """Whether the machine computes in bfloat16; processors do too, but most of them slower than in float32."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def recipe_batch(method: str, cluster_size: int) -> int:
+    """The recipe's pairs a process and step, whole clusters.
+
+    Args:
+        method: One of `files.METHODS`.
+        cluster_size: Pairs a cluster.
+    """
+    effective = EFFECTIVE_BATCH["saha" if method == "saha" else "in-batch"]
+    share = effective // Share.from_environment().world_size
+    return max(share // cluster_size, 1) * cluster_size
+
+
+@dataclass
+class SahaTrainingArguments(SentenceTransformerTrainingArguments):
+    """sentence-transformers' training arguments with the recipe's defaults."""
+
+    num_train_epochs: float = option("passes over the clusters", default=1.5, aliases=["--num_epochs", "--num-epochs"])
+    learning_rate: float = option("peak learning rate of AdamW", default=5e-5)
+    warmup_steps: float = option("optimizer steps of linear warm-up; below 1, their share", default=100)
+    per_device_train_batch_size: int = option(
+        "pairs a device and step; default: the recipe's, shared among the processes",
+        default_factory=lambda: recipe_batch("saha", 8),
+        aliases=["--batch_size", "--batch-size"],
+    )
+    bf16: bool = option("compute in bfloat16; default: where a GPU supports it", default_factory=bf16_supported)
+    logging_steps: float = option("optimizer steps between two logs", default=10)
+    save_steps: float = option("optimizer steps between two checkpoints", default=200)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The adapter, the loss and the presentation of inputs."""
+
+    lora_rank: int = option("rank of the adapter", default=8)
+    lora_alpha: int = option("its update is scaled by alpha / rank", default=64)
+    lora_dropout: float = option("dropout on the adapter's input", default=0.1)
+    lora_targets: list[str] = field(
+        default_factory=list, metadata={"help": "names of the layers it adapts; default: the family's own"}
+    )
+    dora: bool = option("train magnitudes too (DoRA)", default=True)
+    temperature: float = option("of the loss", default=0.02)
+    sub_batch_size: int = option("pairs in memory at a time (16 for 2B, 4 for 7B)", default=16)
+    mask_equal_positives: bool = option("no positive counts as a negative of an equal one", default=True)
+    resize: str = option("how images are resized: square-448, official, processor", default="square-448")
+    min_side: int = option("smaller images are enlarged to this side; 0: never", default=28)
+    query_prompt_in_training: bool = option(
+        "representation prompt on training queries; the official code forgot it", default=True
+    )
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ValueError: A value is out of its range; the message names it and the remedy.
+        """
+        for name in ("lora_rank", "lora_alpha", "sub_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; pass 1 or more")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout is {self.lora_dropout}; pass a share from 0 to below 1")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; pass a positive number, such as 0.02")
+        if self.min_side < 0:
+            raise ValueError(f"min_side is {self.min_side}; pass 0 or more")
+        if self.resize not in RESIZE_POLICIES:
+            raise ValueError(f"resize is {self.resize!r}; known: {', '.join(RESIZE_POLICIES)}")
