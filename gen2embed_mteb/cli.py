@@ -14,6 +14,8 @@ from gen2embed_mteb import __version__
 
 BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
 DEFAULT_MODEL = "gen2embed"
+PASSING_ON = ("train",)
+"""Commands that read their flags themselves."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 for a run with too many bad rows, 2 for input that cannot be used.
     """
     parser = _build_parser()
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command not in PASSING_ON:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("gen2embed_mteb").setLevel(logging.INFO if arguments.verbose else logging.WARNING)
     try:
@@ -66,11 +71,12 @@ def _build_parser() -> argparse.ArgumentParser:
         ("demo", "the paper's effect on the embedded model, with a report to look at", _add_demo, _demo),
         ("evaluate", "MMEB, MMEB-mini, SugarCrepe, SugarCrepe++", _add_evaluate, _evaluate),
         ("sample", "SaHa: clusters of hard negatives from training pairs, offline", _add_sample, _sample),
+        ("train", "fine-tune on what `sample` wrote; --help lists every flag", lambda _: None, _train),
         ("inspect", "a page on which a person can judge clusters", _add_inspect, _inspect),
         ("export", "write a directory that plain SentenceTransformer loads", _add_export, _export),
         ("doctor", "what is installed, what is missing, which extra mends it", lambda _: None, _doctor),
     ):
-        command = commands.add_parser(name, help=summary, description=summary)
+        command = commands.add_parser(name, help=summary, description=summary, add_help=name not in PASSING_ON)
         command.add_argument("--verbose", action="store_true", help="log what is done, and show tracebacks")
         add(command)
         command.set_defaults(run=run)
@@ -276,6 +282,12 @@ def _sample(arguments: argparse.Namespace) -> int:
         kept = f"; {before} of {len(result.records)} subsets were finished before" if before else ""
         print(f"\nWritten to {config.output_dir}{kept}{found}")
     return int(result.too_many_errors)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from trainers.train import run
+
+    run(arguments.rest, prog="gen2embed train")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,282 @@
+"""`gen2embed train` as people type it: what it writes, that a killed run can go on, and every mistake's one error."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from tiny_models import write_tiny
+
+from gen2embed_mteb import Gen2Embed, cli
+from gen2embed_mteb.mini import benchmark
+from gen2embed_mteb.mini.tasks import tasks
+from trainers.recipe import recipe_batch
+from trainers.train import parse
+
+SUBSETS = ("Digits", "Scenes_t2i")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A cache folder with a small MMEB-mini: two training sets of 16 rows, evaluation sets of 6."""
+    folder = tmp_path_factory.mktemp("cache")
+    small = [replace(task, num_train=16) for task in tasks(benchmark.train_digits) if task.info.name in SUBSETS]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "tasks", lambda _: small)
+        patch.setattr(benchmark, "NUM_QUERIES", 6)
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        benchmark.ensure("train")
+        benchmark.ensure("eval")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cached(home, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def data(home):
+    return home / "gen2embed" / f"mmeb-mini-{benchmark.VERSION}" / "MMEB-train"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny("qwen2_vl", tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def sampled(home, data, model, tmp_path_factory):
+    """What `gen2embed sample` writes for k = 1."""
+    folder = tmp_path_factory.mktemp("sampled")
+    assert sample(folder, data, "--model_name", str(model), "--num_hard_negatives", "1") == 0
+    return folder
+
+
+def sample(folder, data, *more):
+    words = ["sample", "--data_dir", str(data), "--output_dir", str(folder), "--subsets", *SUBSETS]
+    return cli.main([*words, "--pool_multiplier", "2", *more])
+
+
+def words(model, sampled, output, *more):
+    begin = ["train", "--model_name", str(model), "--processed_data_path", str(sampled), "--output_dir", str(output)]
+    begin += ["--num_epochs", "1", "--batch_size", "8", "--sub_batch_size", "4", "--resize", "processor"]
+    return [*begin, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_steps", "1", *more]
+
+
+@pytest.fixture(scope="module")
+def trained(sampled, model, home, tmp_path_factory):
+    """An undisturbed run of 5 steps, evaluated after the second, the fourth and the last."""
+    output = tmp_path_factory.mktemp("trained") / "model"
+    evaluation = ["--eval_benchmark", "mmeb-mini", "--eval_subsets", *SUBSETS, "--eval_steps", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        assert cli.main(words(model, sampled, output, *evaluation)) == 0
+    return output
+
+
+def adapter(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_the_result_is_a_model_its_adapter_and_their_history(trained, model):
+    merged, adapted = Gen2Embed(trained), Gen2Embed(trained / "adapter")
+    plain = SentenceTransformer(str(trained))
+    want = adapted.encode_query(["a red circle"])
+    assert np.abs(merged.encode_query(["a red circle"]) - want).max() < 1e-5
+    assert np.abs(plain.encode_query(["a red circle"]) - want).max() < 1e-5
+    assert np.abs(Gen2Embed(model).encode_query(["a red circle"]) - want).max() > 1e-6
+    assert merged.max_seq_length == 1024
+    record = json.loads((trained / "train.json").read_text())
+    assert record["recipe"]["lora_alpha"] == 64
+    assert record["recipe"]["dora"]
+    assert record["arguments"]["learning_rate"] == 5e-5
+    assert set(record["sampling"]) == set(SUBSETS)
+
+
+def test_evaluation_during_training_is_that_of_the_model_at_that_step(trained, tmp_path):
+    """Step 2's figures are those of checkpoint 2, evaluated on its own: nothing stale is kept between steps."""
+    for step, folder in ((2, trained / "checkpoint-2"), (5, trained / "adapter")):
+        reported = json.loads((trained / "eval" / "mmeb-mini" / f"step-{step}" / "results.json").read_text())
+        evaluate = ["evaluate", "--benchmark", "mmeb-mini", "--model_name", str(folder), "--subsets", *SUBSETS]
+        assert cli.main([*evaluate, "--max_length", "1024", "--output_dir", str(tmp_path / str(step))]) == 0
+        alone = json.loads((tmp_path / str(step) / "results.json").read_text())
+        assert reported["datasets"] == alone["datasets"]
+        assert reported["overall"] == alone["overall"]
+        assert not (trained / "eval" / "mmeb-mini" / f"step-{step}" / "embeddings").exists()
+    fingerprints = [
+        json.loads((trained / "eval" / "mmeb-mini" / f"step-{step}" / "results.json").read_text())["fingerprint"]
+        for step in (2, 5)
+    ]
+    assert fingerprints[0] != fingerprints[1]
+    metrics = json.loads((trained / "train.json").read_text())["metrics"]
+    assert metrics["eval_mmeb-mini_overall"] == reported["overall"]
+
+
+def test_the_card_names_data_files_and_figures(trained, sampled, data):
+    card = (trained / "README.md").read_text()
+    record = json.loads((sampled / "Digits.json").read_text())
+    for expected in (
+        "MMEB-train (original, 2 subsets)",
+        "### Hard Negatives",
+        "`saha`",
+        "`num_hard_negatives` 1",
+        str(data),
+        record["sha256"],
+        record["model"]["fingerprint"],
+        "MMEB-mini Precision@1",
+        "dataset_Digits",
+    ):
+        assert expected in card
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(trained, sampled, model, tmp_path):
+    """Also without the evaluations of the other run, which leave training as it is."""
+    output = tmp_path / "model"
+    code = "import sys; from gen2embed_mteb.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words(model, sampled, output)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "checkpoint-1" / "trainer_state.json").is_file():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "adapter").exists()
+    # As a kill in the middle of saving leaves it.
+    shutil.copytree(output / "checkpoint-1", output / "checkpoint-9")
+    (output / "checkpoint-9" / "trainer_state.json").unlink()
+    assert cli.main(words(model, sampled, output, "--resume_from_checkpoint", "true")) == 0
+    want, got = adapter(trained), adapter(output)
+    assert want.keys() == got.keys()
+    assert all((want[name] == got[name]).all() for name in want)
+
+
+# Mistakes: one error each, before a model is loaded unless it is about the model
+
+
+def mistake(capsys, *arguments):
+    assert cli.main([*arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert line.startswith("gen2embed train: error: ")
+    return line
+
+
+NO_MODEL = "/nowhere/no-model"
+
+
+def test_sampling_files_of_other_data(sampled, data, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    file = other / "Digits" / "original-00000-of-00001.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.slice(1), file)
+    line = mistake(capsys, *words(NO_MODEL, sampled, tmp_path / "out", "--data_dir", str(other)))
+    assert f"{sampled / 'Digits.json'}: made with other rows than these" in line
+
+
+def test_sampling_files_of_another_k(sampled, data, tmp_path, capsys):
+    line = mistake(capsys, *words(NO_MODEL, sampled, tmp_path / "out", "--num_hard_negatives", "7"))
+    assert "sampled with k = 1, not --num_hard_negatives 7" in line
+    mixed = tmp_path / "mixed"
+    assert sample(mixed, data, "--method", "in-batch") == 0
+    for name in ("Digits.json", "Digits.parquet"):
+        shutil.copy(sampled / name, mixed / name)
+    line = mistake(capsys, *words(NO_MODEL, mixed, tmp_path / "out"))
+    assert "method in-batch with k = 0" in line
+    assert "method saha with k = 1" in line
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--batch_size", "7"], "batch_size is 7, but a cluster has 2 rows (k + 1); pass a multiple"),
+        (["--batch_size", "64"], "a step takes 32"),
+        (["--image_dir", "/nowhere"], "/nowhere: no such folder or zip archive; pass an existing --image_dir"),
+        (["--data_dir", "/nowhere"], "/nowhere: no such folder or file; pass an existing --data_dir"),
+        (["--processed_data_path", "/nowhere"], "/nowhere.json: not found; pass a file that gen2embed sample wrote"),
+        (["--subsets", "Digit"], "subset 'Digit' was not sampled, only Digits, Scenes_t2i; see --subsets"),
+        (["--resize", "448"], "resize is '448'; known: processor, official, square-448"),
+        (["--lora_rank", "0"], "lora_rank is 0; pass 1 or more"),
+        (["--eval_benchmark", "mmeb"], "eval_data_dir is needed for eval_benchmark mmeb"),
+        (["--eval_benchmark", "mmeb-mini", "--eval_subsets", "Digit"], "Digit"),
+        (["--batch_sampler", "no_duplicates"], "leave it out, batches are made of clusters"),
+        (["--resume_from_checkpoint", "/nowhere"], "/nowhere is no whole checkpoint"),
+    ],
+)
+def test_mistakes_that_show_before_a_model_is_loaded(sampled, tmp_path, capsys, more, expected):
+    assert expected in mistake(capsys, *words(NO_MODEL, sampled, tmp_path / "out", *more))
+
+
+def test_a_folder_without_sampling_files(tmp_path, capsys):
+    line = mistake(capsys, *words(NO_MODEL, tmp_path, tmp_path / "out"))
+    assert f"{tmp_path}: no sampling files there; pass the --output_dir of gen2embed sample" in line
+
+
+def test_adapter_targets_that_match_nothing(sampled, model, tmp_path, capsys):
+    line = mistake(capsys, *words(model, sampled, tmp_path / "out", "--lora_targets", "q_proj", "query"))
+    assert "adapter target 'query' matches no layer of Qwen2VLModel's language model; it has down_proj" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_another_run_in_it(trained, sampled, model, capsys):
+    line = mistake(capsys, *words(model, sampled, trained))
+    assert "holds checkpoint-5 of an earlier run; pass --resume_from_checkpoint true" in line
+    line = mistake(capsys, *words(model, sampled, trained, "--resume_from_checkpoint", "true", "--no_dora"))
+    assert "checkpoint-5 was trained with dora True, not False; resume with the same" in line
+
+
+def test_an_unknown_flag(capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["train", "--processed_data_path", "x", "--output_dir", "y", "--lora_rang", "8"])
+    assert error.value.code == 2
+    assert "--lora_rang" in capsys.readouterr().err
+
+
+# The recipe
+
+
+def test_the_recipe_is_the_default(sampled, tmp_path, monkeypatch):
+    flags = ["--processed_data_path", str(sampled), "--output_dir", str(tmp_path), "--report_to", "none"]
+    config, args = parse(flags)
+    assert config.model_name == "gen2embed"
+    assert (config.lora_rank, config.lora_alpha, config.lora_dropout, config.dora) == (8, 64, 0.1, True)
+    assert (config.temperature, config.sub_batch_size, config.max_length) == (0.02, 16, 1024)
+    assert (config.resize, config.mask_equal_positives, config.query_prompt_in_training) == ("square-448", True, True)
+    assert (args.num_train_epochs, args.learning_rate, args.warmup_steps) == (1.5, 5e-5, 100)
+    assert args.lr_scheduler_type == "linear"
+    assert args.optim.startswith("adamw_torch")
+    assert args.per_device_train_batch_size == 2048
+    assert args.bf16 == torch.cuda.is_available()
+    assert not parse([*flags, "--use_cpu"])[1].bf16
+    config, args = parse(
+        [*flags, "--no_dora", "--no-mask-equal-positives", "--weight_decay", "0.1", "--batch-size", "4"]
+    )
+    assert (config.dora, config.mask_equal_positives) == (False, False)
+    assert (args.weight_decay, args.per_device_train_batch_size) == (0.1, 4)
+
+
+def test_the_recipes_batch_is_shared_among_processes(monkeypatch):
+    assert recipe_batch("saha", 8) == recipe_batch("saha", 16) == 2048
+    assert recipe_batch("in-batch", 1) == recipe_batch("hn", 1) == 1024
+    assert recipe_batch("saha", 10) == 2040
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert recipe_batch("saha", 8) == 256

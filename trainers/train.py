@@ -1,0 +1,433 @@
+"""Fine-tuning from sampling files: `gen2embed train`, or `torchrun --nproc_per_node=8 -m trainers.train`.
+
+1. Flags and sampling files are read; training data, images and the benchmark are looked up.
+2. The model is loaded on the processor, and its adapter attached.
+3. Training runs, or goes on where a checkpoint left off; evaluation as the flags say.
+4. `output_dir` receives the merged model, the adapter, the model card, and `train.json`, which says what was run.
+
+Mistakes show in the first two steps, before anything reaches a device. Flags are those of `TrainConfig` and every
+training argument of transformers and sentence-transformers; FSDP and DeepSpeed come by their usual configuration files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers.base.sampler import BatchSamplers
+from transformers import HfArgumentParser
+
+from gen2embed_mteb.adapters import new_adapter
+from gen2embed_mteb.evaluation import EvaluationConfig, find_images, installed_versions
+from gen2embed_mteb.families import family_of
+from gen2embed_mteb.mmeb.tables import open_subsets
+from gen2embed_mteb.model import Gen2Embed
+from gen2embed_mteb.short_names import resolve
+from gen2embed_mteb.store import write_json
+from trainers.card import data_section
+from trainers.data import DataConfig, TrainingData, open_training_data
+from trainers.dataset import training_dataset
+from trainers.evaluator import MmebEvaluator
+from trainers.loss import SahaLoss
+from trainers.recipe import Recipe, SahaTrainingArguments, bf16_supported, option, recipe_batch
+from trainers.saha.files import Sampling, SamplingError, read_sampling
+from trainers.sampler import SahaBatchSampler
+from trainers.trainer import SahaTrainer
+
+logger = logging.getLogger(__name__)
+
+BENCHMARKS = ("", "mmeb-mini", "mmeb")
+RUN_FILE = "train.json"
+_DECISIVE_ARGUMENTS = (
+    "seed",
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "world_size",
+    "bf16",
+    "fp16",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Recipe):
+    """What to train, on what; training arguments are `SahaTrainingArguments`."""
+
+    model_name: str = option(
+        "hub id, directory or short name", default="gen2embed", aliases=["--model_name_or_path", "--model-name-or-path"]
+    )
+    processed_data_path: str = option("folder that `gen2embed sample` wrote, or one of its files")
+    data_dir: str = option("the training pairs; default: where they were sampled", default="")
+    image_dir: str = option("folder or .zip of their images; default: likewise", default="")
+    subsets: list[str] = field(
+        default_factory=list, metadata={"help": "subsets to train on; default: all that were sampled"}
+    )
+    num_hard_negatives: int | None = option("k that the sampling files must have; default: any", default=None)
+    mix_subsets: bool = option("batches of several subsets, not each of one", default=True)
+    prompt_mode: str | None = option("strategy; default: hierarchical, or an export's own", default=None)
+    revision: str | None = option("revision of the model on the hub", default=None)
+    max_length: int = option("longest input in tokens", default=1024)
+    dtype: str = option("of the frozen weights; default: bfloat16 on a GPU with --bf16, else float32", default="")
+    eval_benchmark: str = option("mmeb-mini or mmeb: evaluate on it during training", default="")
+    eval_data_dir: str = option("folder or hub id of its tables; mmeb-mini draws its own", default="")
+    eval_image_dir: str = option("folder or .zip of its images; default: beside the tables", default="")
+    eval_subsets: list[str] = field(default_factory=list, metadata={"help": "its datasets; default: all"})
+    eval_limit: int | None = option("rows a dataset, from the first", default=None)
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ValueError: A value is out of its range; the message names it and the remedy.
+        """
+        super().__post_init__()
+        if not self.processed_data_path:
+            raise ValueError("processed_data_path is empty; pass a folder that gen2embed sample wrote")
+        if self.max_length < 1:
+            raise ValueError(f"max_length is {self.max_length}; pass 1 or more")
+        if self.dtype not in ("", "float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype is {self.dtype!r}; known: float32, bfloat16, float16")
+        if self.eval_benchmark not in BENCHMARKS:
+            raise ValueError(f"eval_benchmark is {self.eval_benchmark!r}; known: mmeb-mini, mmeb")
+        if self.eval_benchmark == "mmeb" and not self.eval_data_dir:
+            raise ValueError("eval_data_dir is needed for eval_benchmark mmeb; pass a folder or hub id")
+
+
+def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: int | None = None) -> list[Sampling]:
+    """Reads sampling files.
+
+    Args:
+        path: A folder that `gen2embed sample` wrote, or one of its files.
+        subsets: The subsets wanted; empty: all.
+        num_hard_negatives: The k that they must have; None: any.
+
+    Returns:
+        One a subset, by name.
+
+    Raises:
+        SamplingError: There is none, a subset was not sampled, or k differs.
+    """
+    given = Path(path).expanduser()
+    if given.is_dir():
+        files = sorted(file for file in given.glob("*.parquet") if file.with_suffix(".json").is_file())
+    else:
+        files = [given]
+    if not files:
+        raise SamplingError(f"{path}: no sampling files there; pass the --output_dir of gen2embed sample")
+    by_name = {file.stem.lower(): file for file in files}
+    missing = [name for name in subsets if name.lower() not in by_name]
+    if missing:
+        known = ", ".join(file.stem for file in files)
+        raise SamplingError(f"{path}: subset {missing[0]!r} was not sampled, only {known}; see --subsets")
+    wanted = {name.lower() for name in subsets} or set(by_name)
+    samplings = [read_sampling(file) for name, file in by_name.items() if name in wanted]
+    for sampling in samplings:
+        k = sampling.record["settings"]["num_hard_negatives"]
+        if num_hard_negatives not in (None, k):
+            raise SamplingError(
+                f"{sampling.path}: sampled with k = {k}, not --num_hard_negatives {num_hard_negatives}; leave the flag "
+                "out, or sample again"
+            )
+    return samplings
+
+
+def open_sampled_data(samplings: Sequence[Sampling], data_dir: str = "", image_dir: str = "") -> TrainingData:
+    """Opens the training data that was sampled.
+
+    Args:
+        samplings: Sampling files of one run.
+        data_dir: The data, where it is not where the files say.
+        image_dir: Its images, likewise.
+
+    Raises:
+        DataError: The data is not there.
+        FileNotFoundError: The images are nowhere.
+        SamplingError: The files are of different data.
+    """
+    first = samplings[0].record["data"]
+    settings = {key: first[key] for key in ("data_dir", "image_dir", "split", "columns", "image_columns", "limit")}
+    for sampling in samplings:
+        for key, value in settings.items():
+            if sampling.record["data"][key] != value:
+                raise SamplingError(
+                    f"{sampling.path}: sampled with {key} {sampling.record['data'][key]!r}, {samplings[0].path} with "
+                    f"{value!r}; train on files of one run"
+                )
+    config = DataConfig(
+        data_dir=data_dir or settings["data_dir"],
+        # Images that were named beside the old place of the data are looked for beside the new one.
+        image_dir=image_dir or ("" if data_dir else settings["image_dir"]),
+        split=settings["split"],
+        subsets=tuple(sampling.record["subset"] for sampling in samplings),
+        columns=tuple(settings["columns"]),
+        image_columns=tuple(settings["image_columns"]),
+        limit=settings["limit"],
+    )
+    return open_training_data(config, samplings[0].path.parent / "images-cache")
+
+
+def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
+    """Trains and saves a model.
+
+    Args:
+        config: What to train, on what.
+        args: Training arguments; `output_dir` receives everything.
+
+    Returns:
+        The content of `train.json`.
+
+    Raises:
+        DataError: Training data or benchmark are not where they should be, or damaged.
+        FileNotFoundError: Images are nowhere.
+        SamplingError: A sampling file is missing or damaged, or was made with other data or another k.
+        ValueError: A setting does not fit the data, the model or an earlier run in `output_dir`.
+    """
+    samplings = read_samplings(config.processed_data_path, config.subsets, config.num_hard_negatives)
+    with args.main_process_first(local=False, desc="looking up the data"):
+        data = open_sampled_data(samplings, config.data_dir, config.image_dir)
+        evaluator = _evaluator(config, args)
+        training_set = training_dataset(data, samplings, args.seed)
+    args.batch_sampler = partial(SahaBatchSampler, sampling=training_set.clusters, mix_subsets=config.mix_subsets)
+    # The trainer makes its own when the model is on its device: what is wrong with the batch shows here.
+    args.batch_sampler(training_set.dataset, args.train_batch_size, num_processes=args.world_size)
+    record = _record(config, args, samplings)
+    checkpoint = _checkpoint(args, record)
+    model = _load(config, args)
+    _warn_of_other_model(samplings, model, config)
+    # A folder has no card on the Hub: nothing to look up.
+    model.model_card_data.local_files_only = Path(resolve(config.model_name) or config.model_name).is_dir()
+    model.model_card_data.train_datasets = [{"name": _data_name(samplings)}]
+    trainer = SahaTrainer(
+        model,
+        args,
+        training_set.dataset,
+        images=data.images,
+        resize=config.resize,
+        min_side=config.min_side,
+        query_prompt_in_training=config.query_prompt_in_training,
+        card_section=data_section(samplings, training_set, config.model_name),
+        loss=SahaLoss(
+            model,
+            scale=1 / config.temperature,
+            mini_batch_size=config.sub_batch_size,
+            mask_equal_positives=config.mask_equal_positives,
+            gather_across_devices=args.world_size > 1,
+        ),
+        evaluator=evaluator,
+    )
+    if trainer.is_world_process_zero():
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(args.output_dir) / RUN_FILE, record)
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    record |= {"metrics": outcome.metrics}
+    if evaluator is not None:
+        record["metrics"] |= trainer.evaluate()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        write_json(Path(args.output_dir) / RUN_FILE, record)
+    return record
+
+
+def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
+    half = args.bf16 and torch.cuda.is_available() and not args.use_cpu and not args.fsdp
+    model = Gen2Embed(
+        config.model_name,
+        prompt_mode=config.prompt_mode,
+        max_length=config.max_length,
+        revision=config.revision,
+        device="cpu",  # the trainer moves it, when all has been checked
+        model_kwargs={"dtype": config.dtype or ("bfloat16" if half else "float32")},
+    )
+    # The adapter's first weights are drawn here, before the trainer sets the seed.
+    torch.manual_seed(args.seed)
+    new_adapter(
+        model[0].model,
+        config.lora_targets or family_of(model[0].config.model_type).lora_targets,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        dora=config.dora,
+    )
+    return model
+
+
+def _evaluator(config: TrainConfig, args: SahaTrainingArguments) -> MmebEvaluator | None:
+    if not config.eval_benchmark:
+        return None
+    if args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3()):
+        raise ValueError(
+            f"eval_benchmark is {config.eval_benchmark}, but no process holds all weights under FSDP or ZeRO-3; leave "
+            "it out, and run gen2embed evaluate on the result"
+        )
+    from gen2embed_mteb.mmeb import MMEB
+
+    benchmark, data_dir, image_dir = MMEB, config.eval_data_dir, config.eval_image_dir
+    if config.eval_benchmark == "mmeb-mini":
+        from gen2embed_mteb.mini.benchmark import MMEB_MINI, ensure
+
+        benchmark, root = MMEB_MINI, ensure("eval", config.eval_data_dir or None)
+        data_dir, image_dir = str(root / "MMEB-eval"), str(root / "images")
+    settings = EvaluationConfig(
+        data_dir=data_dir,
+        image_dir=image_dir,
+        output_dir=args.output_dir,
+        subsets=tuple(config.eval_subsets),
+        limit=config.eval_limit,
+        model_name=config.model_name,
+        fingerprint="of each step's model",
+    )
+    # A benchmark that is not there shows now, not at the first evaluation.
+    open_subsets(data_dir, benchmark.select(settings.subsets, ()).datasets, settings.split)
+    find_images(data_dir, image_dir)
+    return MmebEvaluator(benchmark, settings)
+
+
+def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequence[Sampling]) -> dict[str, Any]:
+    """What was run: with equal `recipe`, `arguments` and `sampling` a run can be resumed."""
+    evaluation = {"eval_benchmark", "eval_data_dir", "eval_image_dir", "eval_subsets", "eval_limit"}
+    places = {"processed_data_path", "data_dir", "image_dir"}
+    settings = dataclasses.asdict(config)
+    arguments = args.to_dict()
+    return {
+        "recipe": {name: value for name, value in settings.items() if name not in evaluation | places},
+        "arguments": {name: arguments.get(name, getattr(args, name, None)) for name in _DECISIVE_ARGUMENTS},
+        "sampling": {sampling.record["subset"]: sampling.record["sha256"] for sampling in samplings},
+        "places": {name: settings[name] for name in sorted(places)},
+        "versions": installed_versions(),
+    }
+
+
+def _checkpoint(args: SahaTrainingArguments, record: dict[str, Any]) -> str | None:
+    """Where to go on, if the user wants to and it is the same run."""
+    output_dir = Path(args.output_dir)
+    # The trainer's state is written last: a checkpoint without it was interrupted.
+    found = sorted(
+        (folder for folder in output_dir.glob("checkpoint-*") if (folder / "trainer_state.json").is_file()),
+        key=lambda folder: int(folder.name.rpartition("-")[2]),
+    )
+    wanted = args.resume_from_checkpoint
+    if not wanted or str(wanted).lower() in ("false", "0", "no"):
+        if found:
+            raise ValueError(
+                f"{output_dir} holds {found[-1].name} of an earlier run; pass --resume_from_checkpoint true to go on "
+                "there, or another --output_dir"
+            )
+        return None
+    if str(wanted).lower() not in ("true", "1", "yes"):
+        found = [Path(wanted)]
+    if not found:
+        logger.warning("%s holds no whole checkpoint: training begins anew", output_dir)
+        return None
+    if not (found[-1] / "trainer_state.json").is_file():
+        raise ValueError(f"{found[-1]} is no whole checkpoint: it has no trainer_state.json; pass another")
+    earlier = _earlier_record(found[-1].parent / RUN_FILE)
+    for part in ("recipe", "arguments", "sampling"):
+        then, now = earlier.get(part, {}), json.loads(json.dumps(record[part]))
+        for name in {**then, **now}:
+            if then.get(name) != now.get(name):
+                raise ValueError(
+                    f"{found[-1]} was trained with {name} {then.get(name)!r}, not {now.get(name)!r}; resume with the "
+                    "same, or pass another --output_dir"
+                )
+    return str(found[-1])
+
+
+def _earlier_record(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}), so it is not known what the checkpoint is of") from error
+
+
+def _warn_of_other_model(samplings: Sequence[Sampling], model: Gen2Embed, config: TrainConfig) -> None:
+    """SaHa asks the very model that is trained which negatives are hard (Sec. III-C)."""
+    for sampling in samplings:
+        sampled = sampling.record["model"]
+        if sampled["fingerprint"] and (sampled["name"], sampled["prompt_mode"]) != (
+            config.model_name,
+            model.prompt_mode,
+        ):
+            logger.warning(
+                "%s: sampled by %s with prompt %s, to train %s with %s; gen2embed sample with the model to be trained",
+                sampling.path,
+                sampled["name"],
+                sampled["prompt_mode"],
+                config.model_name,
+                model.prompt_mode,
+            )
+            return
+
+
+def _data_name(samplings: Sequence[Sampling]) -> str:
+    data = samplings[0].record["data"]
+    names = [sampling.record["subset"] for sampling in samplings]
+    what = names[0] if len(names) == 1 else f"{len(names)} subsets"
+    return f"{Path(data['data_dir']).name} ({data['split']}, {what})"
+
+
+def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[TrainConfig, SahaTrainingArguments]:
+    """Reads flags; the size of a batch that is not given follows the method of the sampling files.
+
+    Args:
+        argv: The flags; None: those of the command line.
+        prog: The program's name in its help.
+
+    Raises:
+        SamplingError: The sampling files cannot be used.
+        ValueError: A value is out of its range.
+    """
+    parser = HfArgumentParser(
+        (TrainConfig, SahaTrainingArguments),
+        prog=prog,
+        description=(__doc__ or "").partition("\n")[0],
+        allow_abbrev=False,
+    )
+    parser.set_defaults(per_device_train_batch_size=None, bf16=None)
+    given = vars(parser.parse_args(argv))
+    config = TrainConfig(**_of(TrainConfig, given))
+    if given["batch_sampler"] != BatchSamplers.BATCH_SAMPLER:
+        raise ValueError(f"batch_sampler is {given['batch_sampler']}; leave it out, batches are made of clusters")
+    if given["bf16"] is None:
+        given["bf16"] = bf16_supported() and not given["use_cpu"] and not given["fp16"]
+    if given["per_device_train_batch_size"] is None:
+        # Before the arguments are made: DeepSpeed's configuration takes it over then.
+        record = read_samplings(config.processed_data_path, config.subsets, config.num_hard_negatives)[0].record
+        width = record["settings"]["num_hard_negatives"] + 1 if record["method"] == "saha" else 1
+        given["per_device_train_batch_size"] = recipe_batch(record["method"], width)
+    arguments = _of(SahaTrainingArguments, given)
+    if config.eval_benchmark and arguments["eval_strategy"] == "no":
+        arguments |= {"eval_strategy": "steps", "eval_steps": arguments["eval_steps"] or arguments["save_steps"]}
+    return config, SahaTrainingArguments(**arguments)
+
+
+def _of(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: given[field.name] for field in dataclasses.fields(kind) if field.init}
+
+
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Reads flags, trains, and says where the result is; arguments and errors as in `parse` and `train`."""
+    config, args = parse(argv, prog)
+    train(config, args)
+    if args.process_index == 0:
+        sys.stdout.write(f"Written to {args.output_dir}\n")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        run(prog="python -m trainers.train")
+    except (ValueError, OSError) as error:
+        sys.exit(f"trainers.train: error: {error}")
