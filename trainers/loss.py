@@ -46,7 +46,7 @@ def float32_cosine(queries: Tensor, candidates: Tensor) -> Tensor:
 
 
 class SahaLoss(CachedMultipleNegativesRankingLoss):
-    """InfoNCE over whole batches with cached gradients (paper, Sec. III-C and IV-A).
+    """InfoNCE over whole batches with cached gradients (paper, Eq. 2 in Sec. III-C).
 
     Takes (query, positive) and (query, positive, negative_1, …, negative_k).
 
@@ -120,7 +120,7 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         candidates = gathered.T.flatten()  # all positives, then all first negatives, …, as the base class has them
         first = get_rank() * len(labels) if self.gather_across_devices else 0
         chunks = iter(torch.arange(first, first + len(labels), device=labels.device).split(self.mini_batch_size))
-        stock = self.similarity_fct
+        stock = self.loss.similarity_fct  # the wrapped loss holds the settings
 
         def masked(queries: Tensor, documents: Tensor) -> Tensor:
             """Called once for each chunk of queries, in order."""
@@ -129,11 +129,11 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
             equal[torch.arange(len(rows), device=rows.device), rows] = False
             return stock(queries, documents).masked_fill(equal, -torch.inf)
 
-        self.similarity_fct = masked
+        self.loss.similarity_fct = masked
         try:
             return super().calculate_loss(reps, with_backward=with_backward)
         finally:
-            self.similarity_fct = stock
+            self.loss.similarity_fct = stock
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, for model cards."""
@@ -148,33 +148,51 @@ def content_digests(features: dict[str, Any]) -> Tensor:
 
     Returns:
         (B,) int64, equal for equal rows whatever the padding; different rows agree with a probability of about 2^-60.
+
+    Raises:
+        ValueError: The rows are not padded token ids: the model flattens its batches, or has no tokens.
     """
+    if not {"input_ids", "attention_mask"} <= features.keys():
+        raise ValueError(
+            f"equal positives are told by input_ids and attention_mask, but there are {', '.join(features)}; load the "
+            "model with unpad_inputs=False, or pass mask_equal_positives=False"
+        )
     tokens, mask = features["input_ids"], features["attention_mask"].bool()
     keys = torch.randint(-(2**63), 2**63 - 1, (_FOLD,), generator=torch.Generator().manual_seed(0)) | 1
     keys = keys.to(tokens.device)
-    digests = []
-    for row in range(len(tokens)):
-        # Token id 0 is a token, whereas trailing zeros do not count below.
-        parts = [_fold(tokens[row][mask[row]] + 1, keys)]
-        cut = _create_minibatch(features, row, row + 1)
-        parts += [_fold(_bits(cut[key]), keys) if key in cut else torch.zeros_like(parts[0]) for key in _IMAGE_KEYS]
-        digests.append(_fold(torch.stack(parts), keys))
-    return torch.stack(digests)
+    # Moved to the left end, so that padding is trailing zeros; token id 0 is a token.
+    moved = torch.zeros_like(tokens)
+    rows, _ = mask.nonzero(as_tuple=True)
+    moved[rows, (mask.cumsum(dim=1) - 1)[mask]] = tokens[mask] + 1
+    parts = [_fold(moved, keys)]
+    for key in _IMAGE_KEYS:
+        if key in features:
+            cuts = [_create_minibatch(features, row, row + 1).get(key) for row in range(len(tokens))]
+            nothing = torch.zeros_like(keys[0])
+            parts.append(torch.stack([nothing if cut is None else _fold(_bits(cut), keys) for cut in cuts]))
+    return _fold(torch.stack(parts, dim=1), keys)
 
 
 def _bits(values: Tensor) -> Tensor:
-    """The bit patterns of a tensor, flat, as int64."""
+    """The bit patterns of a tensor, flat, as integers."""
     width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    return values.contiguous().view(width).flatten().long()
+    return values.contiguous().view(width).flatten()
 
 
 def _fold(values: Tensor, keys: Tensor) -> Tensor:
-    """Hashes (n,) int64 to one, n up to 2^30: three levels of keyed sums modulo 2^64, mixed after each.
+    """Hashes the last axis of integers, at most 2^30 of them: three keyed sums modulo 2^64, mixed after each.
 
     Trailing zeros do not count: some processors pad a batch's images with zeros to the largest.
+
+    Args:
+        values: (…, n) integers.
+        keys: (`_FOLD`,) int64, odd.
+
+    Returns:
+        (…) int64.
     """
     for _ in range(3):
-        values = torch.nn.functional.pad(values, (0, -len(values) % _FOLD)).view(-1, _FOLD)
-        values = (values * keys).sum(dim=1)
+        values = torch.nn.functional.pad(values, (0, -values.shape[-1] % _FOLD)).unflatten(-1, (-1, _FOLD))
+        values = (values * keys).sum(dim=-1)
         values = (values ^ (values >> 29 & 2**35 - 1)) * _MIX
-    return values[0]
+    return values[..., 0]

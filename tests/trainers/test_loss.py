@@ -126,7 +126,7 @@ def test_without_equal_positives_it_is_the_stock_loss(model):
 
 
 def test_two_processes_equal_one_on_the_joint_batch(tiny_dir, model, tmp_path):
-    """Under DDP, over gloo; each pair of equal positives has its halves in different processes, or in the same."""
+    """Under DDP, over gloo; every two equal positives are in different processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -181,6 +181,13 @@ def test_digests_do_not_depend_on_the_largest_image_of_the_batch(tiny):
     together = content_digests(llava.preprocess(inputs))
     assert together[0] == content_digests(llava.preprocess(inputs[:1]))[0]
     assert len(set(together.tolist())) == 3
+
+
+def test_rows_that_are_not_padded_tokens_are_refused(model):
+    (features,) = features_of(model, ["a", "b"])
+    del features["attention_mask"]
+    with pytest.raises(ValueError, match="pass mask_equal_positives=False"):
+        content_digests(features)
 
 
 def test_similarities_are_float32_under_autocast_and_of_bfloat16_vectors():
