@@ -33,13 +33,19 @@ class CellReader:
         images: Opens images by path; None: as the model does, under its `image_root` if it has one.
         resize: A name of `images.RESIZE_POLICIES`.
         min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+        max_length: Longest input in tokens, where the model allows as much; None: as long as it allows.
 
     Raises:
         ValueError: The resize policy is unknown.
     """
 
     def __init__(
-        self, model: Gen2Embed, images: ImageSource | None = None, resize: str = "square-448", min_side: int = 28
+        self,
+        model: Gen2Embed,
+        images: ImageSource | None = None,
+        resize: str = "square-448",
+        min_side: int = 28,
+        max_length: int | None = None,
     ) -> None:
         """Checks the policy; opens nothing yet."""
         if resize not in RESIZE_POLICIES:
@@ -48,6 +54,9 @@ class CellReader:
         self._images = images
         self._resize = resize
         self._min_side = min_side
+        # Not the model's own setting: that is saved with it, and inference takes larger images than training.
+        known = [length for length in (max_length, model.max_seq_length) if length is not None]
+        self._limit = {"max_length": min(known)} if known else {}
 
     def __call__(self, cells: list[Any], prompt: str | None = None, task: str | None = None) -> dict[str, Any]:
         """Opens, renders and tokenizes n cells.
@@ -67,7 +76,7 @@ class CellReader:
         """
         contents = [self.content(cell) for cell in cells]
         padding = {"text": {"padding_side": "right"}}
-        return self._model.preprocess(contents, prompt=prompt, task=task, processing_kwargs=padding)
+        return self._model.preprocess(contents, prompt=prompt, task=task, processing_kwargs=padding, **self._limit)
 
     def content(self, cell: Any) -> Content:
         """Opens one cell."""

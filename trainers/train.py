@@ -79,7 +79,7 @@ class TrainConfig(Recipe):
     mix_subsets: bool = option("batches of several subsets, not each of one", default=True)
     prompt_mode: str | None = option("strategy; default: hierarchical, or an export's own", default=None)
     revision: str | None = option("revision of the model on the hub", default=None)
-    max_length: int = option("longest input in tokens", default=1024)
+    max_length: int = option("longest training input in tokens", default=1024)
     dtype: str = option("of the frozen weights; default: bfloat16 on a GPU with --bf16, else float32", default="")
     eval_benchmark: str = option("mmeb-mini or mmeb: evaluate on it during training", default="")
     eval_data_dir: str = option("folder or hub id of its tables; mmeb-mini draws its own", default="")
@@ -201,6 +201,8 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         evaluator = _evaluator(config, args)
         training_set = training_dataset(data, samplings, args.seed)
     args.batch_sampler = partial(SahaBatchSampler, sampling=training_set.clusters, mix_subsets=config.mix_subsets)
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # every batch has text, and the adapter is on the language model
     # The trainer makes its own when the model is on its device: what is wrong with the batch shows here.
     args.batch_sampler(training_set.dataset, args.train_batch_size, num_processes=args.world_size)
     record = _record(config, args, samplings)
@@ -217,6 +219,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         images=data.images,
         resize=config.resize,
         min_side=config.min_side,
+        max_length=config.max_length,
         query_prompt_in_training=config.query_prompt_in_training,
         card_section=data_section(samplings, training_set, config.model_name),
         loss=SahaLoss(
@@ -232,13 +235,22 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         write_json(Path(args.output_dir) / RUN_FILE, record)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    record |= {"metrics": outcome.metrics}
-    if evaluator is not None:
-        record["metrics"] |= trainer.evaluate()
+    record |= {"metrics": outcome.metrics | _last_evaluation(trainer)}
     trainer.save_model()
     if trainer.is_world_process_zero():
         write_json(Path(args.output_dir) / RUN_FILE, record)
     return record
+
+
+def _last_evaluation(trainer: SahaTrainer) -> dict[str, float]:
+    """The figures of the model that is saved; evaluated here unless the last step was."""
+    if trainer.evaluator is None:
+        return {}
+    last: dict[str, float] = trainer.state.log_history[-2] if len(trainer.state.log_history) > 1 else {}
+    name = f"eval_{trainer.evaluator.primary_metric}"
+    if name in last and last["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        return {metric: figure for metric, figure in last.items() if metric.startswith("eval_")}
+    return trainer.evaluate()
 
 
 def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
@@ -246,7 +258,6 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
     model = Gen2Embed(
         config.model_name,
         prompt_mode=config.prompt_mode,
-        max_length=config.max_length,
         revision=config.revision,
         device="cpu",  # the trainer moves it, when all has been checked
         model_kwargs={"dtype": config.dtype or ("bfloat16" if half else "float32")},

@@ -77,6 +77,7 @@ class SahaTrainer(SentenceTransformerTrainer):
         images: Opens images by path; None: as the model does, under its `image_root` if it has one.
         resize: A name of `images.RESIZE_POLICIES`.
         min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+        max_length: Longest training input in tokens, where the model allows as much; None: as long as it allows.
         query_prompt_in_training: False leaves the representation prompt off training queries.
         card_section: Markdown for the model card: where the data came from.
         kwargs: As for `SentenceTransformerTrainer`: `loss`, `evaluator`, `eval_dataset`, `callbacks`, …; the loss is
@@ -95,11 +96,12 @@ class SahaTrainer(SentenceTransformerTrainer):
         images: ImageSource | None = None,
         resize: str = "square-448",
         min_side: int = 28,
+        max_length: int | None = None,
         query_prompt_in_training: bool = True,
         card_section: str = "",
         **kwargs: Any,
     ) -> None:
-        self._reader = CellReader(model, images, resize, min_side)
+        self._reader = CellReader(model, images, resize, min_side, max_length)
         self._card_section = card_section
         self._saves_checkpoint = False
         columns = _columns(train_dataset)

@@ -177,6 +177,17 @@ def test_a_picture_outside_of_the_folder_is_refused(tiny_dir, root, tmp_path):
         CellReader(model, resize="square")
 
 
+def test_the_length_in_training_is_not_the_models_own(tiny_dir):
+    model = model_of(tiny_dir("qwen2_vl"))
+    own = model.max_seq_length
+    text = "many words " * 500
+    assert CellReader(model, max_length=90)([text])["input_ids"].shape == (1, 90)
+    assert (
+        CellReader(model, max_length=own + 1)([text])["input_ids"].shape == CellReader(model)([text])["input_ids"].shape
+    )
+    assert model.max_seq_length == own
+
+
 def test_rows_are_padded_on_the_right_and_sub_batches_cut_to_their_own_width(tiny_dir, tmp_path, root):
     """Stock left padding runs a sub-batch of short texts at the width of the batch's longest row."""
     texts = ["a", "b", "a long text of many words " * 10, "c"]
