@@ -441,4 +441,5 @@ if __name__ == "__main__":
     try:
         run(prog="python -m trainers.train")
     except (ValueError, OSError) as error:
-        sys.exit(f"trainers.train: error: {error}")
+        sys.stderr.write(f"python -m trainers.train: error: {error}\n")
+        sys.exit(2)

@@ -145,6 +145,23 @@ def test_the_card_names_data_files_and_figures(trained, sampled, data):
         assert expected in card
 
 
+@pytest.mark.parametrize(
+    ("method", "columns"), [("in-batch", ["query", "positive"]), ("hn", ["negative_1", "negative_2"])]
+)
+def test_the_baselines_are_trained_by_the_same_command(data, model, tmp_path, method, columns):
+    assert (
+        sample(tmp_path / method, data, "--model_name", str(model), "--method", method, "--num_hard_negatives", "2")
+        == 0
+    )
+    more = ["--save_strategy", "no", "--activation_checkpointing", "--no_dora", "--max_steps", "2"]
+    assert cli.main(words(model, tmp_path / method, tmp_path / "out", *more)) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"<code>{column}</code>" in card for column in columns)
+    weights = adapter(tmp_path / "out")
+    assert not [name for name in weights if "magnitude" in name]
+    assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)
+
+
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(trained, sampled, model, tmp_path):
     """Also without the evaluations of the other run, which leave training as it is."""
     output = tmp_path / "model"
