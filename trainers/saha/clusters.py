@@ -25,6 +25,7 @@ against them of 128 MB or less: under 1 GB for 100,000 pairs at d = 1536, k = 7,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -203,6 +204,8 @@ class _Miner:
         self.popular = self.owners > max(_POPULAR, len(queries) // (12 * self.pool))
         self.crowd = Crowd(queries, positives, self.by_positive, self.popular, search.devices[0])
         self.error = error_bound(sliced_terms(queries.shape[1]))
+        # One buffer: fresh memory for each anchor costs as much again as the gathering.
+        self.gathered = np.empty((2 * self.pool + 1, queries.shape[1]), np.float32)
         self.used = np.zeros(len(queries), bool)
         self.taken = self.used
         self.pools: dict[int, tuple[Integers, Floats]] = {}
@@ -335,11 +338,11 @@ class _Miner:
 
     def _gathered(self, anchor: int, places: Integers) -> Floats:
         """Approximate inner products of the anchor with the queries at some places, as by `sliced_product`."""
-        rows = take(self.queries, np.concatenate((self.by_positive[places], (anchor,))))
-        scores = np.zeros(len(places), np.float32)
-        for left in range(0, rows.shape[1], SLICE):
-            scores += rows[:-1, left : left + SLICE] @ rows[-1, left : left + SLICE]
-        return scores
+        rows = take(self.queries, np.concatenate((self.by_positive[places], (anchor,))), self.gathered)
+        whole = rows.shape[1] // SLICE * SLICE
+        slices = rows[:, :whole].reshape(len(rows), -1, SLICE).transpose(1, 0, 2)
+        scores: Floats = (slices[:, :-1] @ slices[:, -1, :, None])[..., 0].sum(axis=0)
+        return scores + rows[:-1, whole:] @ rows[-1, whole:]
 
     def _exact(self, anchor: int, queries: Integers) -> Floats:
         return canonical_scores(take(self.queries, np.array(anchor)), take(self.queries, queries))
@@ -387,10 +390,14 @@ class _Miner:
             members[cluster, : len(queries)] = queries
         anchors = np.array(self.anchors, np.int64)
         similarities = np.empty(members.shape, np.float32)
-        for start in range(0, len(anchors), 8):
+
+        def score(start: int) -> None:
             part = slice(start, start + 8)
             left, right = take(self.queries, anchors[part, None]), take(self.queries, np.maximum(members[part], 0))
             similarities[part] = canonical_scores(left, right)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(score, range(0, len(anchors), 8)))
         similarities[members < 0] = np.nan
         return Clusters(anchors, members, np.array(self.phases, np.int64), similarities)
 

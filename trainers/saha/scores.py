@@ -146,17 +146,21 @@ def canonical_scores(left: Floats, right: Floats) -> Floats:
     return scores
 
 
-def take(vectors: torch.Tensor, index: Integers) -> Floats:
+def take(vectors: torch.Tensor, index: Integers, room: Floats | None = None) -> Floats:
     """Gathers rows as float32 on the CPU: in NumPy, which begins a small thing in a fifth of the time torch takes.
 
     Args:
         vectors: (n, d).
         index: Rows, in any shape.
+        room: A buffer to write to where it is long enough; for an index of one dimension.
 
     Returns:
         (*index.shape, d).
     """
     if vectors.device.type == "cpu" and vectors.dtype == torch.float32:
+        if room is not None and len(index) <= len(room):
+            # All rows exist; "clip" only spares the copy that checking them would make.
+            return np.take(vectors.numpy(), index, axis=0, out=room[: len(index)], mode="clip")
         rows: Floats = vectors.numpy()[index]
         return rows
     return vectors[torch.from_numpy(index).to(vectors.device)].float().cpu().numpy()
