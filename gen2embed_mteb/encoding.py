@@ -244,6 +244,21 @@ class BulkEncoder:
         fault = self._shards[place[0]].errors.get(place[1])
         return Fault(*fault) if fault else None
 
+    def content(self, item: Item) -> tuple[str, tuple[str, ...]]:
+        """What an item is: equal for items of equal text and images, whatever the images are called.
+
+        Args:
+            item: An item that was added, on either side.
+
+        Raises:
+            KeyError: The item was never added.
+            ValueError: One of its images cannot be used.
+        """
+        digests = self._digests(item)
+        if isinstance(digests, Fault):
+            raise ValueError(f"{item!r} cannot be compared: {digests.reason}")
+        return item.text, digests
+
     def vectors(self, side: Side, items: Sequence[Item]) -> npt.NDArray[np.float32]:
         """Gathers vectors.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -400,7 +400,10 @@ class _SubsetRun:
         """Chooses negatives; returns them in row ids, and the number of distinct candidates."""
         config = self._config
         numbers: dict[Item, int] = {}
-        positives = np.array([numbers.setdefault(row.positive, len(numbers)) for row in rows], dtype=np.int64)
+        firsts: dict[Hashable, Item] = {}
+        # Copies of one picture under several names are one candidate: else a query's negative could be its positive.
+        kept = [firsts.setdefault(bulk.content(row.positive) if bulk else row.positive, row.positive) for row in rows]
+        positives = np.array([numbers.setdefault(item, len(numbers)) for item in kept], dtype=np.int64)
         ids = np.array([row.index for row in rows], dtype=np.int64)
         first_phase = np.ones(len(rows), dtype=np.int64)
         if bulk is None or not rows:

@@ -135,6 +135,20 @@ def test_hard_negatives_name_the_first_row_that_has_the_candidate(
     assert (dropped > 0) == (beta == -0.02)
 
 
+def test_copies_of_a_picture_under_two_names_are_one_candidate(data: Path, tmp_path: Path) -> None:
+    shutil.copy(data / "images" / "red.png", data / "images" / "copy.png")
+    names = ("red", "copy", *(name for name in NAMES if name != "red"))
+    rows = [train_row(f"Find {number}", "", "", f"images/{name}.png") for number, name in enumerate(names)]
+    write_table(data / "MSCOCO_t2i" / "original-00000-of-00001.parquet", rows)
+    for method in ("hn", "saha"):
+        config = settings(data, tmp_path / method, method=method, subsets=("MSCOCO_t2i",), num_hard_negatives=4)
+        run(config)
+        sampling = read_sampling(tmp_path / method / "MSCOCO_t2i.json", methods=("hn", "saha"))
+        assert sampling.record["counts"]["candidates"] == len(names) - 1
+        for anchor, members in zip(sampling.clusters.anchors, sampling.clusters.members, strict=True):
+            assert not {0, 1} <= {int(anchor), *members.tolist()}
+
+
 def test_in_batch_needs_no_model(data: Path, tmp_path: Path) -> None:
     config = settings(data, tmp_path / "out", method="in-batch")
     sample(None, ModelRecord(), open_training_data(config, config.images_cache), config)
