@@ -75,7 +75,8 @@ def evaluate_captions(
     names = [name for name in benchmark.sets if name in wanted]
     files = {name: set_file(Path(config.data_dir), benchmark, name) for name in names}
     records = {name: read_records(files[name], benchmark, config.limit) for name in names}
-    bulk = open_bulk_encoder(encoder, config, image_source(config))
+    images, folder = image_source(config), config.embedding_dir
+    bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint)
     scores: list[SetScore] = []
     errors: list[RowError] = []
     for name in names:

@@ -29,8 +29,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.images import ImageError, ImageFacts, Size, ensure_min_side, min_side_size, resize, resized_size
+from gen2embed_mteb.image_source import ImageSource, open_input
+from gen2embed_mteb.images import ImageError, ImageFacts, Size, min_side_size, resized_size
 from gen2embed_mteb.sharing import Share
 from gen2embed_mteb.store import EmbeddingStore, Shard
 
@@ -367,18 +367,9 @@ class BulkEncoder:
 
     def _load(self, work: _Work) -> dict[str, Any] | _Failed:
         try:
-            images = [
-                ensure_min_side(resize(self._images.open(path), self._resize_policy), self._min_side)
-                for path in work.paths
-            ]
+            return open_input(self._images, work.text, work.paths, self._resize_policy, self._min_side)
         except ImageError as error:
             return _Failed(Fault(error.file, error.reason))
-        entry: dict[str, Any] = {}
-        if work.text or not images:  # an empty text alone is still an input: the prompt surrounds it
-            entry["text"] = work.text
-        if images:
-            entry["image"] = images[0] if len(images) == 1 else images
-        return entry
 
 
 class _Stages:

@@ -18,32 +18,58 @@ from gen2embed_mteb.store import EmbeddingStore, write_atomic
 VERSIONED = ("gen2embed", "torch", "transformers", "sentence-transformers", "numpy", "pillow", "pyarrow")
 
 
-def _help(text: str, **kwargs: Any) -> Any:
+def setting(text: str, **kwargs: Any) -> Any:
+    """A dataclass field with its help text."""
     return field(metadata={"help": text}, **kwargs)
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
+@dataclass(frozen=True, kw_only=True)
+class EncodingConfig:
+    """How the vectors of a run are made, whatever they are for."""
+
+    batch_tokens: int | None = setting("tokens a call of the model, padding included; None: as suits it", default=None)
+    batch_size: int = setting("inputs a call of the model, at most", default=512)
+    resize: str = setting("how images are resized before the processor", default="processor")
+    min_side: int = setting("least image side in pixels; smaller images are enlarged, 0: never", default=28)
+    num_workers: int = setting("threads that open images", default=4)
+    max_error_rate: float = setting("share of rejected rows above which the run counts as failed", default=0.001)
+    overwrite: bool = setting("drop what another model, prompt or setting made in output_dir", default=False)
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ValueError: A value is out of its range; the message names it and the remedy.
+        """
+        for name in ("batch_tokens", "batch_size", "num_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; pass 1 or more")
+        if self.min_side < 0:
+            raise ValueError(f"min_side is {self.min_side}; pass 0 or more")
+        if not 0 <= self.max_error_rate <= 1:
+            raise ValueError(f"max_error_rate is {self.max_error_rate}; pass a share between 0 and 1")
+        if self.resize not in RESIZE_POLICIES:
+            raise ValueError(f"resize is {self.resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(EncodingConfig):
     """The settings of one evaluation run."""
 
-    data_dir: str = _help("folder (or Hub id) of the benchmark's tables")
-    output_dir: str = _help("folder for embeddings, scores and reports; made if missing")
-    image_dir: str = _help("folder or .zip archive of the images; empty: beside the tables", default="")
-    split: str = _help("split to evaluate", default="test")
-    subsets: tuple[str, ...] = _help("datasets to run; empty: all", default=())
-    meta_tasks: tuple[str, ...] = _help("meta-tasks to run; empty: all", default=())
-    limit: int | None = _help("rows a dataset, from the first; None: all", default=None)
-    batch_tokens: int | None = _help("tokens a call of the model, padding included; None: as suits it", default=None)
-    batch_size: int = _help("inputs a call of the model, at most", default=512)
-    resize: str = _help("how images are resized before the processor", default="processor")
-    min_side: int = _help("least image side in pixels; smaller images are enlarged, 0: never", default=28)
-    num_workers: int = _help("threads that open images", default=4)
-    max_error_rate: float = _help("share of rejected rows above which the run counts as failed", default=0.001)
-    overwrite: bool = _help("drop embeddings of another model or prompt in output_dir", default=False)
-    model_name: str = _help("the model, for the reports", default="")
-    revision: str = _help("its revision, for the reports", default="")
-    prompt_mode: str = _help("the prompt strategy, for the reports", default="hierarchical")
-    fingerprint: str = _help("digest of weights and prompts; embeddings are reused only where it is equal", default="")
+    data_dir: str = setting("folder (or Hub id) of the benchmark's tables")
+    output_dir: str = setting("folder for embeddings, scores and reports; made if missing")
+    image_dir: str = setting("folder or .zip archive of the images; empty: beside the tables", default="")
+    split: str = setting("split to evaluate", default="test")
+    subsets: tuple[str, ...] = setting("datasets to run; empty: all", default=())
+    meta_tasks: tuple[str, ...] = setting("meta-tasks to run; empty: all", default=())
+    limit: int | None = setting("rows a dataset, from the first; None: all", default=None)
+    model_name: str = setting("the model, for the reports", default="")
+    revision: str = setting("its revision, for the reports", default="")
+    prompt_mode: str = setting("the prompt strategy, for the reports", default="hierarchical")
+    fingerprint: str = setting(
+        "digest of weights and prompts; embeddings are reused only where it is equal", default=""
+    )
     leaderboard: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "metadata of the V2 leaderboard file, beyond the model's name"}
     )
@@ -54,22 +80,20 @@ class EvaluationConfig:
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.
         """
-        for name in ("batch_tokens", "batch_size", "num_workers", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; pass 1 or more")
-        if self.min_side < 0:
-            raise ValueError(f"min_side is {self.min_side}; pass 0 or more")
-        if not 0 <= self.max_error_rate <= 1:
-            raise ValueError(f"max_error_rate is {self.max_error_rate}; pass a share between 0 and 1")
-        if self.resize not in RESIZE_POLICIES:
-            raise ValueError(f"resize is {self.resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+        super().__post_init__()
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}; pass 1 or more")
         for name in ("data_dir", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; pass a folder")
         if not self.fingerprint:
             # Without it the vectors of one model could be taken for those of another.
             raise ValueError("fingerprint is empty; pass a digest of the model's weights and prompts")
+
+    @property
+    def embedding_dir(self) -> Path:
+        """Where the vectors are kept."""
+        return Path(self.output_dir) / "embeddings"
 
 
 class RowError(NamedTuple):
@@ -136,7 +160,13 @@ def find_images(data_dir: str, image_dir: str = "") -> ImageSource:
 
 
 def open_bulk_encoder(
-    encoder: Encoder, config: EvaluationConfig, images: ImageSource, share: Share | None = None
+    encoder: Encoder,
+    config: EncodingConfig,
+    images: ImageSource,
+    *,
+    folder: Path,
+    fingerprint: str,
+    share: Share | None = None,
 ) -> BulkEncoder:
     """Opens the embeddings of a run for resuming, or begins them.
 
@@ -144,16 +174,18 @@ def open_bulk_encoder(
         encoder: The model.
         config: The run's settings.
         images: Where its images lie.
+        folder: Where its vectors are kept.
+        fingerprint: Digest of everything that decides the model's vectors.
         share: Which part of the encoding is this process's; None: what the environment says.
 
     Returns:
-        The bulk encoder, on the store `output_dir/embeddings`.
+        The bulk encoder, on the store in that folder.
 
     Raises:
-        StoreMismatchError: `output_dir` holds embeddings of another model, prompt or image policy.
+        StoreMismatchError: The folder holds embeddings of another model, prompt or image policy.
     """
-    identity = {"fingerprint": config.fingerprint, "resize": config.resize, "min_side": str(config.min_side)}
-    store = EmbeddingStore(Path(config.output_dir) / "embeddings", identity, overwrite=config.overwrite)
+    identity = {"fingerprint": fingerprint, "resize": config.resize, "min_side": str(config.min_side)}
+    store = EmbeddingStore(folder, identity, overwrite=config.overwrite)
     return BulkEncoder(
         encoder,
         store,

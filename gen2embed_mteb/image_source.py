@@ -11,11 +11,23 @@ import os
 import threading
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
-from gen2embed_mteb.images import MAX_PIXELS, ImageError, ImageFacts, confined, decode, facts_of, open_image
+from gen2embed_mteb.images import (
+    MAX_PIXELS,
+    ImageError,
+    ImageFacts,
+    confined,
+    decode,
+    ensure_min_side,
+    facts_of,
+    open_image,
+    resize,
+)
 
 MAX_MEMBER_BYTES = 256 * 2**20
 """The largest unpacked size of one zip member; the biggest photo of MMEB is far below a tenth of it."""
@@ -132,3 +144,30 @@ class ImageSource:
         if len(data) > self.max_member_bytes:
             raise ImageError(path, f"unpacks to more than {self.max_member_bytes} bytes", "drop the row")
         return data
+
+
+def open_input(
+    images: ImageSource, text: str, paths: Sequence[str], resize_policy: str, min_side: int
+) -> dict[str, Any]:
+    """Opens what a text and some paths stand for, as encoders and trainers take it.
+
+    Args:
+        images: Where the images lie.
+        text: The text; empty alone it is still an input, since the prompt surrounds it.
+        paths: The images.
+        resize_policy: A name of `images.RESIZE_POLICIES`.
+        min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+
+    Returns:
+        `{"text": str, "image": PIL image or list of them}`, without what there is not.
+
+    Raises:
+        ImageError: An image cannot be opened.
+    """
+    opened = [ensure_min_side(resize(images.open(path), resize_policy), min_side) for path in paths]
+    entry: dict[str, Any] = {}
+    if text or not opened:
+        entry["text"] = text
+    if opened:
+        entry["image"] = opened[0] if len(opened) == 1 else opened
+    return entry

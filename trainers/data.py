@@ -22,7 +22,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +30,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from gen2embed_mteb.encoding import Item
-from gen2embed_mteb.evaluation import find_images
+from gen2embed_mteb.evaluation import find_images, setting
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageFacts
 from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
@@ -47,11 +47,6 @@ EMBEDDED = "embedded:"
 
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-def setting(text: str, **kwargs: Any) -> Any:
-    """A dataclass field with its help text."""
-    return field(metadata={"help": text}, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.encoding import Item
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.images import ensure_min_side, resize
+from gen2embed_mteb.image_source import ImageSource, open_input
 from gen2embed_mteb.mmeb.readers import BadRow
 from trainers.data import TrainingData, TrainingSubset
 from trainers.saha.files import RowsDigest, Sampling, SamplingError
@@ -149,16 +148,8 @@ class OpenInputs:
         Raises:
             ImageError: An image cannot be opened.
         """
-        images = [
-            ensure_min_side(resize(self._images.open(path), self._resize_policy), self._min_side)
-            for path in cell["image"] or ()
-        ]
-        opened: dict[str, Any] = {}
-        if cell["text"] or not images:
-            opened["text"] = cell["text"]
-        if images:
-            opened["image"] = images[0] if len(images) == 1 else images
-        return opened
+        paths = cell["image"] or ()
+        return open_input(self._images, cell["text"], paths, self._resize_policy, self._min_side)
 
 
 def training_dataset(data: TrainingData, sampling: Sampling | Sequence[Sampling], seed: int = 0) -> TrainingSet:

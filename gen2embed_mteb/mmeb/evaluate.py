@@ -62,7 +62,8 @@ def evaluate(
     tables = open_subsets(config.data_dir, chosen.datasets, config.split)
     for dataset, table in tables:
         table.require(eval_columns(dataset, table.columns))
-    bulk = open_bulk_encoder(encoder, config, image_source(config), share)
+    images, folder = image_source(config), config.embedding_dir
+    bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint, share=share)
     scores: list[DatasetScore] = []
     errors: list[RowError] = []
     for dataset, table in tables:

@@ -26,13 +26,19 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.encoding import BulkEncoder, Encoder, Fault, Item
-from gen2embed_mteb.evaluation import RowError, RunSummary, installed_versions, is_first_process, write_errors
+from gen2embed_mteb.evaluation import (
+    EncodingConfig,
+    RowError,
+    RunSummary,
+    installed_versions,
+    is_first_process,
+    open_bulk_encoder,
+    setting,
+    write_errors,
+)
 from gen2embed_mteb.formatting import as_text
-from gen2embed_mteb.images import RESIZE_POLICIES
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
-from gen2embed_mteb.sharing import Share
-from gen2embed_mteb.store import EmbeddingStore
-from trainers.data import DataConfig, MmebSubset, TrainingData, TrainingSubset, setting
+from trainers.data import DataConfig, MmebSubset, TrainingData, TrainingSubset
 from trainers.negatives import hard_negatives
 from trainers.saha.clusters import Variant, mine_clusters
 from trainers.saha.files import (
@@ -68,7 +74,7 @@ LABELLED = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(DataConfig):
+class SampleConfig(DataConfig, EncodingConfig):
     """The settings of one sampling run."""
 
     output_dir: str = setting("folder for the sampling files; made if missing")
@@ -79,13 +85,6 @@ class SampleConfig(DataConfig):
     pool_multiplier: int = setting("m; saha's pool holds m k candidates", default=6)
     beta: float = setting("margin of hn-beta", default=0.02)
     file_format: str = setting("parquet, or official for the official code's JSON as well", default="parquet")
-    batch_tokens: int | None = setting("tokens a call of the model, padding included; None: as suits it", default=None)
-    batch_size: int = setting("inputs a call of the model, at most", default=512)
-    resize: str = setting("how images are resized before the processor", default="processor")
-    min_side: int = setting("least image side in pixels; smaller images are enlarged, 0: never", default=28)
-    num_workers: int = setting("threads that open images", default=4)
-    max_error_rate: float = setting("share of rejected rows above which the run counts as failed", default=0.001)
-    overwrite: bool = setting("replace files and vectors of other settings or another model", default=False)
 
     def __post_init__(self) -> None:
         """Checks every value, so that a run never fails on one hours later.
@@ -93,18 +92,14 @@ class SampleConfig(DataConfig):
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.
         """
-        super().__post_init__()
-        for name in ("num_hard_negatives", "pool_multiplier", "batch_tokens", "batch_size", "num_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; pass 1 or more")
-        if self.min_side < 0:
-            raise ValueError(f"min_side is {self.min_side}; pass 0 or more")
-        if not 0 <= self.max_error_rate <= 1:
-            raise ValueError(f"max_error_rate is {self.max_error_rate}; pass a share between 0 and 1")
+        DataConfig.__post_init__(self)
+        EncodingConfig.__post_init__(self)
+        for name in ("num_hard_negatives", "pool_multiplier"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; pass 1 or more")
         if not -2 <= self.beta <= 2:
             raise ValueError(f"beta is {self.beta}; pass a difference of two cosines, such as 0.02")
-        known = {"method": METHODS, "variant": get_args(Variant), "file_format": FORMATS, "resize": RESIZE_POLICIES}
+        known = {"method": METHODS, "variant": get_args(Variant), "file_format": FORMATS}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(values)}")
@@ -379,19 +374,8 @@ class _SubsetRun:
 
     def _encode(self, encoder: Encoder, rows: list[TrainRow]) -> BulkEncoder:
         config, name = self._config, self.subset.name
-        identity = {"fingerprint": self._model.fingerprint, "resize": config.resize, "min_side": str(config.min_side)}
-        folder = Path(config.embedding_dir) if config.embedding_dir else Path(config.output_dir) / "embeddings"
-        bulk = BulkEncoder(
-            encoder,
-            EmbeddingStore(folder, identity, overwrite=config.overwrite),
-            self._data.images,
-            batch_tokens=config.batch_tokens,
-            batch_size=config.batch_size,
-            resize_policy=config.resize,
-            min_side=config.min_side,
-            num_workers=config.num_workers,
-            share=Share.from_environment(),
-        )
+        folder = Path(config.embedding_dir or Path(config.output_dir) / "embeddings")
+        bulk = open_bulk_encoder(encoder, config, self._data.images, folder=folder, fingerprint=self._model.fingerprint)
         bulk.add("query", [row.query for row in rows], f"{name} queries")
         bulk.add("document", [row.positive for row in rows], f"{name} candidates")
         return bulk
