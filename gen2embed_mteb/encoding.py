@@ -317,21 +317,11 @@ class BulkEncoder:
         sizes = [[self._final_size(path) for path in work.paths] for work in works]
         lengths = dict(zip(works, self._encoder.count_tokens(side, [w.text for w in works], sizes), strict=True))
         works = sorted(works, key=lambda work: (-lengths[work], work.text, work.digests))
-        batches: list[_Batch] = []
-        start = 0
-        while start < len(works):
-            longest = lengths[works[start]]
-            most = min(self._batch_size, max(1, self._batch_tokens // longest), len(works) - start)
-            tokens = rows = 0
-            while rows < most:
-                grown = tokens + lengths[works[start + rows]]
-                padding = (rows + 1) * longest - grown
-                if padding > max(NEGLIGIBLE_PADDING, MAX_PADDING * (rows + 1) * longest):
-                    break
-                tokens, rows = grown, rows + 1
-            batches.append(_Batch(tuple(works[start : start + rows]), tokens))
-            start += rows
-        return batches
+        counts = [lengths[work] for work in works]
+        return [
+            _Batch(tuple(works[start:stop]), sum(counts[start:stop]))
+            for start, stop in cut_batches(counts, self._batch_tokens, self._batch_size)
+        ]
 
     def _final_size(self, path: str) -> Size:
         facts = self._facts[path]
@@ -466,6 +456,34 @@ class _Stages:
     def _again(self, inputs: list[dict[str, Any]], tokens: int) -> list[_Row]:
         # In the preparer's thread, as always: tokenizers are not made for two at a time.
         return self._encode(inputs, self._preparer.submit(self._prepare, inputs).result(), tokens)
+
+
+def cut_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int) -> list[tuple[int, int]]:
+    """Cuts inputs that are sorted by length, longest first, into batches of like lengths.
+
+    Args:
+        lengths: n lengths in tokens, descending.
+        batch_tokens: Tokens a batch, padding included; an input that is longer makes a batch alone.
+        batch_size: Inputs a batch, at most.
+
+    Returns:
+        The first and the last place, the latter excluded, of each batch, in order.
+    """
+    batches: list[tuple[int, int]] = []
+    start = 0
+    while start < len(lengths):
+        longest = lengths[start]
+        most = min(batch_size, max(1, batch_tokens // longest), len(lengths) - start)
+        tokens = rows = 0
+        while rows < most:
+            grown = tokens + lengths[start + rows]
+            padding = (rows + 1) * longest - grown
+            if padding > max(NEGLIGIBLE_PADDING, MAX_PADDING * (rows + 1) * longest):
+                break
+            tokens, rows = grown, rows + 1
+        batches.append((start, start + rows))
+        start += rows
+    return batches
 
 
 def _key(side: Side, batches: list[_Batch]) -> str:
