@@ -1,0 +1,219 @@
+"""`Gen2Embed` as VLM2Vec's scripts call a model: batches are prepared in their workers, vectors made in their process.
+
+What a batch of the loader holds is theirs to say (`--per_device_eval_batch_size`); what one call of the model holds is
+ours: each batch is sorted by length, prompt and images included, and cut by `batch_tokens`. Candidates are prepared as
+candidates, queries as queries, whatever the loader's side is called. Vectors are float32 unit rows, made outside of the
+autocast that VLM2Vec puts around some of its calls.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from gen2embed_mteb.encoding import Side, cut_batches
+from gen2embed_mteb.image_source import ImageSource, open_input
+from gen2embed_mteb.images import (
+    ImageError,
+    Size,
+    decode,
+    ensure_min_side,
+    facts_of,
+    min_side_size,
+    resize,
+    resized_size,
+)
+from gen2embed_mteb.mmeb.composition import drop_unmatched_markers
+from gen2embed_mteb.model import Gen2Embed
+from gen2embed_mteb.prefix import Prepared, PrefixEncoder
+from gen2embed_mteb.sharing import Share
+
+NUM_HEADER_THREADS = 8
+MAX_SHOWN = 5
+
+
+class Sample(NamedTuple):
+    """One input of VLM2Vec's: its text, markers of images it has not dropped, and its image.
+
+    The image is a path below the image folder, or the encoded image itself; `None` if there is none.
+    """
+
+    text: str
+    image: str | bytes | None = None
+
+    @classmethod
+    def of(cls, text: str, image: str | bytes | None) -> Sample:
+        """A sample of MMEB's form: an empty path is no image, and a marker without an image is no marker."""
+        return cls(drop_unmatched_markers(text, 1 if image else 0), image or None)
+
+
+class Part(NamedTuple):
+    """One call of the model: which rows of the batch it is for, and what it is given."""
+
+    rows: list[int]
+    prepared: Prepared
+
+
+class Batch(NamedTuple):
+    """What a worker hands over: the parts that this process is to encode, of a batch of `num_rows`."""
+
+    side: Side
+    num_rows: int
+    parts: list[Part]
+
+
+class Engine(nn.Module):
+    """A `Gen2Embed` model behind the few methods that VLM2Vec's scripts call.
+
+    Args:
+        model: the model.
+        batch_tokens: tokens a call of the model, padding included; `None`: what suits its device.
+        resize_policy: a name of `images.RESIZE_POLICIES`.
+        min_side: least image side in pixels; see `images.ensure_min_side`.
+        share: which rows of every batch are this process's; the others' vectors are gathered.
+    """
+
+    def __init__(
+        self, model: Gen2Embed, *, batch_tokens: int | None, resize_policy: str, min_side: int, share: Share | None = None
+    ) -> None:
+        """Keep the parts; the prompt's shared beginning is run once the model is where it stays."""
+        super().__init__()
+        self.model = model
+        self._batch_tokens = batch_tokens
+        self._resize_policy = resize_policy
+        self._min_side = min_side
+        self._share = share or Share()
+        self._encoder = PrefixEncoder(model)
+
+    def to(self, device: Any = None, *args: Any, **kwargs: Any) -> Engine:
+        """Move the model; a type that VLM2Vec asks for is not taken: `--gen2embed_dtype` says it.
+
+        The prompt's shared beginning is run here, since workers, which need its length, must not touch the device.
+        """
+        if device is not None:
+            self.model.to(device)
+        self._encoder = PrefixEncoder(self.model)
+        sides: tuple[Side, Side] = ("query", "document")
+        for side in sides:
+            self._encoder.count_tokens(side, [""], [[]])
+        return self
+
+    def sorted_order(self, side: Side, samples: Sequence[Sample], images: ImageSource | None) -> list[int]:
+        """The order by length in tokens, longest first, so that batches are of like lengths and memory shows at once.
+
+        Args:
+            side: of all samples.
+            samples: n inputs.
+            images: where their images lie.
+
+        Returns:
+            A permutation of `range(n)`; a pure function of the samples' content, whatever order they come in.
+
+        Raises:
+            ImageError: images cannot be used; the message names the first ones, before anything was encoded.
+        """
+        with ThreadPoolExecutor(NUM_HEADER_THREADS, thread_name_prefix="header") as pool:
+            found = list(pool.map(lambda sample: self._sizes(sample, images), samples))
+        faults = [fault for fault in found if isinstance(fault, ImageError)]
+        if faults:
+            shown = "; ".join(f"{fault.file}: {fault.reason}" for fault in faults[:MAX_SHOWN])
+            raise ImageError(faults[0].file, f"{len(faults)} images cannot be used ({shown})", faults[0].remedy)
+        sizes = [size for size in found if not isinstance(size, ImageError)]
+        lengths = self._encoder.count_tokens(side, [sample.text for sample in samples], sizes)
+        return sorted(range(len(samples)), key=lambda row: (-lengths[row], samples[row].text, str(samples[row].image)))
+
+    def prepare(self, side: Side, samples: Sequence[Sample], images: ImageSource | None) -> Batch:
+        """Open, render and tokenize this process's rows of a batch; runs in VLM2Vec's workers.
+
+        Args:
+            side: of all samples.
+            samples: the batch.
+            images: where its images lie.
+
+        Raises:
+            ImageError: an image cannot be opened.
+            ValueError: an input cannot be made to fit into `--max_len`.
+        """
+        own = list(range(self._share.rank, len(samples), self._share.world_size))
+        inputs = [self._open(samples[row], images) for row in own]
+        sizes = [[image.size] if (image := entry.get("image")) is not None else [] for entry in inputs]
+        lengths = self._encoder.count_tokens(side, [entry.get("text", "") for entry in inputs], sizes)
+        order = sorted(range(len(own)), key=lambda place: -lengths[place])
+        tokens = self._batch_tokens or self._encoder.batch_tokens
+        cuts = cut_batches([lengths[place] for place in order], tokens, len(own))
+        parts = []
+        for start, stop in cuts:
+            places = order[start:stop]
+            prepared = self._encoder.prepare(side, [inputs[place] for place in places])
+            parts.append(Part([own[place] for place in places], prepared))
+        return Batch(side, len(samples), parts)
+
+    def forward(self, qry: dict[str, Any] | None = None, tgt: dict[str, Any] | None = None) -> dict[str, Any]:
+        """VLM2Vec's call: one side's batch.
+
+        Args:
+            qry: the batch of queries, as `batch_of` made it.
+            tgt: the batch of candidates, likewise.
+
+        Returns:
+            `qry_reps` and `tgt_reps`, each (n, d) float32 unit rows on the CPU, or `None`.
+        """
+        return {
+            "qry_reps": self._encode(qry[KEY]) if qry else None,
+            "tgt_reps": self._encode(tgt[KEY]) if tgt else None,
+        }
+
+    def _encode(self, batch: Batch) -> torch.Tensor:
+        made: dict[int, torch.Tensor] = {}
+        # A script's autocast would take float32 weights to bfloat16, and in v1 those of queries only.
+        with torch.autocast(self.model.device.type, enabled=False):
+            for part in batch.parts:
+                try:
+                    vectors = torch.from_numpy(self._encoder.encode_prepared(batch.side, part.prepared))
+                except torch.OutOfMemoryError as error:
+                    tokens = part.prepared.input_ids.numel()
+                    raise RuntimeError(
+                        f"out of memory at {len(part.rows)} inputs, {tokens} tokens: pass --gen2embed_batch_tokens "
+                        f"{max(1, tokens // 2)}"
+                    ) from error
+                made.update(zip(part.rows, vectors, strict=True))
+        if self._share.world_size > 1:
+            shares: list[dict[int, torch.Tensor]] = [{} for _ in range(self._share.world_size)]
+            torch.distributed.all_gather_object(shares, made)
+            made = {row: vector for share in shares for row, vector in share.items()}
+        return torch.stack([made[row] for row in range(batch.num_rows)])
+
+    def _open(self, sample: Sample, images: ImageSource | None) -> dict[str, Any]:
+        if isinstance(sample.image, bytes):
+            image = resize(decode(io.BytesIO(sample.image), "<bytes>"), self._resize_policy)
+            return {"text": sample.text, "image": ensure_min_side(image, self._min_side)}
+        if sample.image is None:
+            return {"text": sample.text}
+        return open_input(_given(images, sample.image), sample.text, [sample.image], self._resize_policy, self._min_side)
+
+    def _sizes(self, sample: Sample, images: ImageSource | None) -> list[Size] | ImageError:
+        """The sizes in which a sample's images reach the processor, from their headers."""
+        if sample.image is None:
+            return []
+        try:
+            if isinstance(sample.image, bytes):
+                facts = facts_of(sample.image, "<bytes>")
+            else:
+                facts = _given(images, sample.image).facts(sample.image)
+        except ImageError as error:
+            return error
+        return [min_side_size(resized_size(facts.size, self._resize_policy), self._min_side)]
+
+
+KEY = "gen2embed"
+
+
+def _given(images: ImageSource | None, path: str) -> ImageSource:
+    if images is None:
+        raise ImageError(path, "no image folder was given", "pass --image_dir (v1) or --data_basedir (V2)")
+    return images

@@ -1,0 +1,88 @@
+"""Running a VLM2Vec script with this backbone: `python -m vlm2vec_adapter PATH/eval.py …`."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from gen2embed_mteb.sharing import Share
+from vlm2vec_adapter import BACKBONE
+from vlm2vec_adapter.options import take_options, wants_us
+
+logger = logging.getLogger(__name__)
+
+
+def generation_of(script: Path) -> ModuleType:
+    """The module that knows a script's generation, `v1` or `v2`.
+
+    Args:
+        script: VLM2Vec's `eval.py`, in its checkout.
+
+    Raises:
+        FileNotFoundError: there is no such script.
+        ValueError: it is not in a checkout of VLM2Vec.
+    """
+    from vlm2vec_adapter import v1, v2
+
+    if not script.is_file():
+        raise FileNotFoundError(f"{script}: no such file; pass the path of VLM2Vec's eval.py")
+    for generation in (v2, v1):
+        if (script.parent / generation.MARKER_FILE).is_file():
+            return generation
+    raise ValueError(
+        f"{script.parent} is no checkout of VLM2Vec: neither {v1.MARKER_FILE} (branch v1) nor {v2.MARKER_FILE} "
+        "(branch main) is there; git clone https://github.com/TIGER-AI-Lab/VLM2Vec"
+    )
+
+
+def run(script: Path, arguments: Sequence[str]) -> None:
+    """Run a script of VLM2Vec as if by `python SCRIPT ARGUMENTS`, this backbone among its own.
+
+    Args:
+        script: VLM2Vec's `eval.py`.
+        arguments: VLM2Vec's flags and ours.
+
+    Raises:
+        FileNotFoundError: there is no such script.
+        ValueError: options that cannot be used, or an output folder that another configuration made.
+    """
+    generation = generation_of(script)
+    options, rest = take_options(arguments, os.environ)
+    if not wants_us(rest):
+        raise ValueError(f"pass --model_backbone {BACKBONE}; for other backbones run {script} without the adapter")
+    _log_to_stderr()
+    _prepare_processes()
+    folder = str(script.parent.resolve())
+    sys.argv = [str(script), *rest]
+    sys.path.insert(0, folder)  # what `python SCRIPT` does
+    from vlm2vec_adapter.session import Session
+    from vlm2vec_adapter.stubs import stubbed
+
+    session = Session(options, generation.NAME, Share.from_environment(), generation.describe_datasets)
+    with stubbed(generation.VENDORED):
+        generation.install(session)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def _prepare_processes() -> None:
+    """Workers are forked: they find the replaced methods and the model's processor as they are, without a copy."""
+    if sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) is None:
+        multiprocessing.set_start_method("fork")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+
+
+def _log_to_stderr() -> None:
+    """Our few lines are shown whatever VLM2Vec sets up, by the first process only."""
+    log = logging.getLogger(__package__)
+    log.propagate = False
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("gen2embed: %(message)s"))
+        log.addHandler(handler)

@@ -1,0 +1,126 @@
+"""Our own options beside VLM2Vec's: `--gen2embed_*` flags, or environment variables, taken out before VLM2Vec parses."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vlm2vec_adapter import BACKBONE
+
+PREFIX = "gen2embed_"
+
+RELEASED = re.compile(r"SaHa-Qwen2-VL-\d+B-Instruct")
+"""How the checkpoints released with the paper are called, on the hub, in its cache and in most copies of it."""
+
+
+def _option(text: str, default: Any = None, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What decides the vectors beyond VLM2Vec's own flags; each is `--gen2embed_NAME` or the variable `GEN2EMBED_NAME`.
+
+    Raises:
+        ValueError: a value is unknown or out of its range; the message names it and the remedy.
+    """
+
+    prompt_mode: str | None = _option("prompt strategy (default: hierarchical, or an exported model's own)")
+    layout: str = _option(
+        "image layout: native, official, or auto: official for the checkpoints released with the paper",
+        "auto",
+        choices=("auto", "native", "official"),
+    )
+    adapter: str | None = _option("LoRA or DoRA adapter: directory or hub id; --lora True --checkpoint_path is the same")
+    batch_tokens: int | None = _option("tokens a call of the model, padding included (default: as suits the device)")
+    dtype: str | None = _option("float32, bfloat16, float16 (default: what the checkpoint was saved in)")
+    resize: str = _option("how images are resized before the processor: processor, official, square-448", "processor")
+    min_side: int = _option("least image side in pixels; smaller images are enlarged, 0: never", 28)
+    revision: str | None = _option("revision of the model on the hub")
+
+    def __post_init__(self) -> None:
+        """Check every value, so that a run does not fail on one after the model was loaded."""
+        from gen2embed_mteb.images import RESIZE_POLICIES
+        from gen2embed_mteb.prompts import strategy
+
+        if self.prompt_mode is not None:
+            strategy(self.prompt_mode)
+        for name, known in (("layout", ("auto", "native", "official")), ("resize", tuple(RESIZE_POLICIES))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{PREFIX}{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise ValueError(f"--{PREFIX}batch_tokens is {self.batch_tokens}; pass 1 or more")
+        if self.min_side < 0:
+            raise ValueError(f"--{PREFIX}min_side is {self.min_side}; pass 0 or more")
+
+    def layout_for(self, *sources: str | None) -> str:
+        """The image layout for a model: as asked, or by its name.
+
+        Args:
+            sources: hub ids or paths of the model and its adapter.
+
+        Returns:
+            `native` or `official`.
+        """
+        if self.layout != "auto":
+            return self.layout
+        return "official" if any(RELEASED.search(source or "") for source in sources) else "native"
+
+
+def take_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Options, list[str]]:
+    """Separate our options from VLM2Vec's.
+
+    Args:
+        arguments: the words after the script's path; `--flag value`, `--flag=value`, and `-` for `_` in our flags.
+        environment: where `GEN2EMBED_PROMPT_MODE` and the like are looked up; a flag wins.
+
+    Returns:
+        Our options, and the words that are left, in order.
+
+    Raises:
+        ValueError: a flag of ours that does not exist, lacks its value, or has one that is not usable.
+    """
+    known = {option.name: option for option in fields(Options)}
+    given = {name: environment[key] for name in known if environment.get(key := f"GEN2EMBED_{name.upper()}")}
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or not name.startswith(PREFIX):
+            rest.append(word)
+            continue
+        name = name.removeprefix(PREFIX)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean --{PREFIX}{close[0]}?" if close else ""
+            raise ValueError(f"unknown option {flag}.{hint} Known: {', '.join(f'--{PREFIX}{name}' for name in known)}")
+        found = value if equals else next(words, None)
+        if found is None or (not equals and found.startswith("--")):
+            raise ValueError(f"{flag} needs a value: {known[name].metadata['help']}")
+        given[name] = found
+    return Options(**{name: _parsed(name, text) for name, text in given.items()}), rest
+
+
+def _parsed(name: str, text: str) -> str | int:
+    if name not in ("batch_tokens", "min_side"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--{PREFIX}{name} (or GEN2EMBED_{name.upper()}) is {text!r}; pass a whole number") from None
+
+
+def wants_us(arguments: Sequence[str]) -> bool:
+    """Whether a command line of VLM2Vec's asks for this backbone, as `--model_backbone gen2embed` or with `=`."""
+    words = [word.replace("-", "_") if word.startswith("--") else word for word in arguments]
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    return any(pair == ("__model_backbone", BACKBONE) or pair[0] == f"__model_backbone={BACKBONE}" for pair in pairs)
+
+
+def usage() -> str:
+    """Our options with their help, one a line."""
+    return "\n".join(f"  --{PREFIX + option.name:<24} {option.metadata['help']}" for option in fields(Options))

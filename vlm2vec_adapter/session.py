@@ -1,0 +1,247 @@
+"""One run of a VLM2Vec script: what it was asked for, the model, and the replacements that both generations share.
+
+Both scripts parse the command line, load a configuration and a processor by the model's name, call `MMEBModel.load`,
+then loop over datasets. The first is listened to; the next three are answered for this backbone; the loop is theirs.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from gen2embed_mteb.image_source import ImageSource
+from gen2embed_mteb.mmeb import MMEB, DatasetInfo
+from gen2embed_mteb.sharing import Share
+from vlm2vec_adapter import BACKBONE, output
+from vlm2vec_adapter.engine import Engine
+from vlm2vec_adapter.options import Options
+
+logger = logging.getLogger(__name__)
+
+IGNORED = {"image_resolution": "--gen2embed_resize", "resize_min_pixels": "", "resize_max_pixels": ""}
+"""VLM2Vec's flags for how its own processors resize, and ours in their place."""
+
+
+class Session:
+    """The state of a run.
+
+    Args:
+        options: our options.
+        generation: "v1" or "v2".
+        share: which rows of every batch are this process's. V2 shares the rows itself.
+        describe_datasets: what decides the rows of each dataset, from VLM2Vec's `DataArguments`.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        generation: str,
+        share: Share,
+        describe_datasets: Callable[[Any], Mapping[str, Mapping[str, Any]]],
+    ) -> None:
+        """Keep the parts; the rest is known once VLM2Vec has parsed its command line."""
+        self.options = options
+        self.generation = generation
+        self.share = share
+        self._describe_datasets = describe_datasets
+        self._model_args: Any = None
+        self._data_args: Any = None
+        self._loading = False
+        self._engine: Engine | None = None
+        self._images: dict[str, ImageSource] = {}
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The model; there once the script has called `MMEBModel.load`."""
+        if self._engine is None:
+            raise RuntimeError("VLM2Vec asked for a batch before it called MMEBModel.load")
+        return self._engine
+
+    @property
+    def data_args(self) -> Any:
+        """VLM2Vec's `DataArguments`."""
+        return self._data_args
+
+    def images_in(self, root: str | None) -> ImageSource | None:
+        """The images below a folder, or in a zip archive; `None` if none was named.
+
+        Raises:
+            FileNotFoundError: there is nothing of that kind.
+        """
+        if not root:
+            return None
+        if root not in self._images:
+            self._images[root] = ImageSource(Path(root).expanduser())
+        return self._images[root]
+
+    def install(self, model_class: Any) -> None:
+        """Replace what both generations share, in memory.
+
+        Args:
+            model_class: VLM2Vec's `MMEBModel`.
+        """
+        import torch
+        import transformers
+
+        self._listen_to(transformers.HfArgumentParser)
+        self._answer(transformers.AutoConfig, SimpleNamespace(model_type=BACKBONE))
+        self._answer(transformers.AutoProcessor, SimpleNamespace(name=BACKBONE))
+        model_class.load = classmethod(lambda _, model_args, *args, **kwargs: self.load(model_args))
+        torch.distributed.init_process_group = _with_gloo(torch.distributed.init_process_group)
+
+    def load(self, model_args: Any) -> Engine:
+        """What `MMEBModel.load` does for this backbone.
+
+        Args:
+            model_args: VLM2Vec's `ModelArguments`.
+
+        Raises:
+            OutputMismatchError: the output folder was made by another model.
+            ValueError: the model or its adapter cannot be used.
+        """
+        from gen2embed_mteb.fingerprint import fingerprint
+        from gen2embed_mteb.model import Gen2Embed
+
+        name, adapter, layout = self._sources(model_args)
+        options = self.options
+        self._loading = True
+        try:
+            model = Gen2Embed(
+                name,
+                prompt_mode=options.prompt_mode,
+                adapter=adapter,
+                layout=layout,
+                max_length=self._data_args.max_len,
+                device="cpu",  # the script moves it
+                revision=options.revision,
+                model_kwargs={"dtype": options.dtype} if options.dtype else None,
+            )
+        finally:
+            self._loading = False
+        model.eval()
+        logger.info(
+            "%s%s: prompt %r, layout %r, %s",
+            name,
+            f" + {adapter}" if adapter else "",
+            model.prompt_mode,
+            model.layout,
+            str(model.dtype).removeprefix("torch."),
+        )
+        if self._folder is not None and self.share.rank == 0:
+            settings = {**self._settings(model_args), "prompt_mode": model.prompt_mode, "fingerprint": fingerprint(model)}
+            output.claim(self._folder, settings, self._describe_datasets(self._data_args))
+        self._engine = Engine(
+            model,
+            batch_tokens=options.batch_tokens,
+            resize_policy=options.resize,
+            min_side=options.min_side,
+            share=self.share if self.generation == "v1" else None,
+        )
+        return self._engine
+
+    def _sources(self, model_args: Any) -> tuple[str, str | None, Any]:
+        """The model, its adapter and the layout that VLM2Vec's flags and ours ask for."""
+        name, checkpoint, adapter = model_args.model_name, model_args.checkpoint_path, self.options.adapter
+        if checkpoint and adapter and checkpoint != adapter:
+            raise ValueError(f"--checkpoint_path {checkpoint} and --gen2embed_adapter {adapter}: pass one of the two")
+        if checkpoint:
+            is_adapter = model_args.lora or (Path(checkpoint) / "adapter_config.json").is_file()
+            name, adapter = (name, checkpoint) if is_adapter else (checkpoint, None)
+        return name, adapter, self.options.layout_for(name, adapter)
+
+    def _settings(self, model_args: Any) -> dict[str, Any]:
+        """What decides the vectors, as far as it is known before the model is loaded."""
+        name, adapter, layout = self._sources(model_args)
+        return {
+            "generation": self.generation,
+            "model": name,
+            "adapter": adapter,
+            "layout": layout,
+            "max_len": self._data_args.max_len,
+            "dtype": self.options.dtype,
+            "resize": self.options.resize,
+            "min_side": self.options.min_side,
+        }
+
+    def _parsed(self, model_args: Any, data_args: Any) -> None:
+        """Look at what the script was asked for, before anything is loaded."""
+        if model_args.model_backbone != BACKBONE:
+            raise ValueError(f"--model_backbone is {model_args.model_backbone!r}; this adapter serves {BACKBONE!r}")
+        self._model_args, self._data_args = model_args, data_args
+        for flag, ours in IGNORED.items():
+            default = getattr(type(data_args), flag, None)
+            if getattr(data_args, flag, default) != default:
+                logger.warning("--%s is not used%s", flag, f": {ours} says it" if ours else "")
+        if model_args.pooling not in ("last", "eos"):
+            logger.warning("--pooling %s is not used: this model pools by the last token", model_args.pooling)
+        if not data_args.encode_output_path:
+            return
+        self._folder = Path(data_args.encode_output_path)
+        if self.share.rank == 0 and self._folder.is_dir():
+            settings = self._settings(model_args)
+            if self.options.prompt_mode:
+                settings["prompt_mode"] = self.options.prompt_mode
+            output.check(self._folder, settings, self._describe_datasets(data_args))
+            output.drop_unfinished(self._folder)
+        elif self.generation == "v1" and self.share.rank > 0:
+            # In v1 every process writes every file. Those of the first count; the others write where nobody looks,
+            # and see there what the first sees, so that all skip the same datasets.
+            self._scratch = tempfile.TemporaryDirectory(prefix="gen2embed-")
+            for path in self._folder.glob("*") if self._folder.is_dir() else ():
+                if path.name.endswith(output.VECTORS):
+                    (Path(self._scratch.name) / path.name).symlink_to(path.absolute())
+            data_args.encode_output_path = self._scratch.name
+
+    def _listen_to(self, parser_class: Any) -> None:
+        stock = parser_class.parse_args_into_dataclasses
+
+        @wraps(stock)
+        def parse_args_into_dataclasses(parser: Any, *args: Any, **kwargs: Any) -> Any:
+            parsed = stock(parser, *args, **kwargs)
+            self._parsed(parsed[0], parsed[1])
+            return parsed
+
+        parser_class.parse_args_into_dataclasses = parse_args_into_dataclasses
+
+    def _answer(self, auto_class: Any, answer: Any) -> None:
+        """Let `from_pretrained` return `answer` to the script, for its own model; the model is loaded as ever."""
+        stock = auto_class.from_pretrained.__func__
+
+        @wraps(stock)
+        def from_pretrained(cls: Any, name: Any, *args: Any, **kwargs: Any) -> Any:
+            asked = self._model_args is not None and not self._loading
+            if asked and name in (self._model_args.model_name, self._model_args.checkpoint_path):
+                return answer
+            return stock(cls, name, *args, **kwargs)
+
+        auto_class.from_pretrained = classmethod(from_pretrained)
+
+
+def _with_gloo(stock: Any) -> Any:
+    """V2 asks for nccl whatever the machine has; without a GPU that is gloo."""
+
+    @wraps(stock)
+    def init_process_group(backend: Any = None, *args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        if backend == "nccl" and not torch.cuda.is_available():
+            logger.info("no GPU: processes talk through gloo, not nccl")
+            backend = "gloo"
+        return stock(backend, *args, **kwargs)
+
+    return init_process_group
+
+
+def dataset_of(name: str) -> DatasetInfo | None:
+    """What is known of a dataset of MMEB or MMEB-mini, by name; `None` for any other."""
+    from gen2embed_mteb.mini.benchmark import MMEB_MINI
+
+    known = {folder: dataset for dataset in (*MMEB_MINI.datasets, *MMEB.datasets) for folder in dataset.folders}
+    return known.get(name)

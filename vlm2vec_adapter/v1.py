@@ -1,0 +1,107 @@
+"""VLM2Vec v1 (branch `v1`): what its scripts do differently, and how rows become inputs there.
+
+v1 takes the backbone from the model's configuration, ignores `--model_backbone`, and encodes the distinct inputs of each
+dataset in the order of a set, which depends on PYTHONHASHSEED: here they are sorted by length. It has no notion of
+several processes: here each prepares and encodes its rows of every batch, and they exchange the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import wraps
+from importlib import import_module
+from typing import Any
+
+from gen2embed_mteb.encoding import Side
+from vlm2vec_adapter import BACKBONE
+from vlm2vec_adapter.engine import KEY, Sample
+from vlm2vec_adapter.session import Session, dataset_of
+
+NAME = "v1"
+MARKER_FILE = "src/model_utils.py"
+"""The file by which a checkout of v1 is known."""
+VENDORED = ("src.vlm_backbone",)
+SHARES_ROWS = False
+
+
+def describe_datasets(data_args: Any) -> Mapping[str, Mapping[str, Any]]:
+    """What decides the rows of each dataset of a run."""
+    source = {"dataset_name": data_args.dataset_name, "dataset_split": data_args.dataset_split}
+    return dict.fromkeys(data_args.subset_name or (), source)
+
+
+def install(session: Session) -> None:
+    """Add this backbone to v1's registries, and replace how its datasets hand out rows; `src` must be importable."""
+    model_utils, model, dataset = (import_module(f"src.{name}") for name in ("model_utils", "model", "dataset"))
+    import_module("src.collator")
+    model_utils.MODEL2BACKBONE[BACKBONE] = BACKBONE
+    model_utils.SUPPORTED_MODELS.add(BACKBONE)
+    model_utils.vlm_image_tokens[BACKBONE] = model_utils.vlm_image_tokens[model_utils.PHI3V]  # as the data has it
+    model_utils.process_vlm_inputs_fns[BACKBONE] = _process_batch
+    _replace_rows(dataset.EvalDataset, session)
+    session.install(model.MMEBModel)
+
+
+def _process_batch(model_inputs: dict[str, Any], processor: Any, max_length: int | None = None) -> dict[str, Any]:
+    """What v1's collator calls: the rows of a batch, which bring along how they are prepared."""
+    rows = [row for group in model_inputs["text"] for row in group]
+    return {KEY: rows[0].prepare(rows)}
+
+
+class _Row:
+    """One row on its way from the dataset to the collator."""
+
+    __slots__ = ("dataset", "sample")
+
+    def __init__(self, dataset: Any, sample: Sample) -> None:
+        self.dataset = dataset
+        self.sample = sample
+
+    def prepare(self, rows: list[_Row]) -> Any:
+        return self.dataset.prepare([row.sample for row in rows])
+
+
+class _Side:
+    """What a dataset of v1 needs to know about its rows."""
+
+    def __init__(self, session: Session, subset: str, text_field: str) -> None:
+        self.session = session
+        self.images = session.images_in(session.data_args.image_dir)
+        info = dataset_of(subset)
+        as_query = text_field.startswith("qry") or (info is not None and info.candidates_as_queries)
+        self.side: Side = "query" if as_query else "document"
+
+    def sorted_pairs(self, pairs: list[dict[str, str]]) -> list[dict[str, str]]:
+        samples = [Sample.of(pair["text"], pair["img_path"]) for pair in pairs]
+        return [pairs[row] for row in self.session.engine.sorted_order(self.side, samples, self.images)]
+
+    def prepare(self, samples: list[Sample]) -> Any:
+        return self.session.engine.prepare(self.side, samples, self.images)
+
+
+def _replace_rows(dataset_class: Any, session: Session) -> None:
+    """`EvalDataset`: sorted, and an item is as many rows as there are processes, so that each has one to encode."""
+    stock_init, stock_pairs = dataset_class.__init__, dataset_class.get_paired_data
+    width = session.share.world_size
+
+    @wraps(stock_init)
+    def __init__(
+        self: Any, data_args: Any, model_args: Any, subset: str, text_field: str, img_path_field: str
+    ) -> None:
+        self.gen2embed = _Side(session, subset, text_field)
+        stock_init(self, data_args, model_args, subset, text_field, img_path_field)
+
+    @wraps(stock_pairs)
+    def get_paired_data(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.gen2embed.sorted_pairs(stock_pairs(self, *args, **kwargs))
+
+    def __len__(self: Any) -> int:
+        return -(-len(self.paired_data) // width)
+
+    def __getitem__(self: Any, item: int) -> Any:
+        pairs = self.paired_data[item * width : (item + 1) * width]
+        rows = [_Row(self.gen2embed, Sample.of(pair["text"], pair["img_path"])) for pair in pairs]
+        return rows, None
+
+    for replacement in (__init__, get_paired_data, __len__, __getitem__):
+        setattr(dataset_class, replacement.__name__, replacement)
