@@ -33,6 +33,7 @@ OPT_OUT = "GEN2EMBED_NO_HOOK"
 # Library to wait for -> modules of ours whose `install()` patches it; each is idempotent and takes no argument.
 PATCHES = {
     "sentence_transformers": ("gen2embed_mteb.compat", "gen2embed_mteb.short_names"),
+    "mteb": ("gen2embed_mteb.mteb_plugin.registration",),
 }
 
 

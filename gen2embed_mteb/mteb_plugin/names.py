@@ -1,0 +1,32 @@
+"""What the tasks are called in mteb, and what the encoder has to know about them.
+
+mteb tells an encoder a task's metadata only. Two facts about MMEB are not in there, so they are found by name: whether
+candidates go in as queries do, and that its texts are complete (their instruction is part of them).
+"""
+
+from __future__ import annotations
+
+from gen2embed_mteb.mini.benchmark import MMEB_MINI
+from gen2embed_mteb.mmeb.datasets import MMEB, Benchmark, DatasetInfo
+
+BENCHMARKS: dict[str, Benchmark] = {"MMEB": MMEB, "MMEB-mini": MMEB_MINI}
+"""The benchmarks of MMEB's form, by their name in mteb."""
+
+CAPTION_TASKS = ("SugarCrepePlusPlus", "SugarCrepePlusPlus-mini")
+"""The compositionality tasks that mteb lacks; SugarCrepe itself it has."""
+
+
+def task_name(benchmark: str, dataset: DatasetInfo) -> str:
+    """The name of a dataset's task: `MMEB-ImageNet-1K`, `MMEB-mini-Scenes_t2i`."""
+    return f"{benchmark}-{dataset.name}"
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    task_name(name, dataset): dataset for name, benchmark in BENCHMARKS.items() for dataset in benchmark.datasets
+}
+"""Every dataset by the name of its task."""
+
+
+def has_complete_texts(task: str) -> bool:
+    """Whether the task's texts are what is to be encoded, instruction included, to the last newline."""
+    return task in DATASETS or task in CAPTION_TASKS
