@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,23 @@ def leaderboard_json(result: EvaluationResult, config: EvaluationConfig) -> dict
     Returns:
         `metadata` and `metrics`, the latter by modality (`image`) and dataset.
     """
-    known: dict[str, Any] = {"model_name": config.model_name, "data_source": "Self-Reported"}
-    metadata = {key: known.get(key) for key in LEADERBOARD_METADATA} | dict(config.leaderboard)
-    metadata["report_generated_date"] = datetime.datetime.now(datetime.UTC).isoformat()
     metrics = {score.dataset.name: ranking_metrics(score) for score in result.scores}
-    return {"metadata": metadata, "metrics": {"image": metrics}}
+    return leaderboard_entry({"model_name": config.model_name, **config.leaderboard}, {"image": metrics})
+
+
+def leaderboard_entry(known: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts a leaderboard entry together.
+
+    Args:
+        known: Metadata, by the names in `LEADERBOARD_METADATA`; the rest is null.
+        metrics: By modality, dataset and name.
+
+    Returns:
+        `metadata`, with the time of this call, and `metrics`.
+    """
+    metadata = {**dict.fromkeys(LEADERBOARD_METADATA), "data_source": "Self-Reported", **known}
+    metadata["report_generated_date"] = datetime.datetime.now(datetime.UTC).isoformat()
+    return {"metadata": metadata, "metrics": dict(metrics)}
 
 
 def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
@@ -147,19 +160,35 @@ def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
     return f"{as_text(datasets)}\n\n{as_text(averages)}"
 
 
-def _tables(result: EvaluationResult, config: EvaluationConfig) -> tuple[Table, Table]:
-    columns = [*result.benchmark.meta_tasks, "IND", "OOD", "Overall"]
-    averages: Table = [["", *columns]]
-    for label, strict in (("ours", False), ("ours, strict", True)):
-        figures = _by_column(average(result.scores, strict=strict))
-        averages.append([label, *(percent(figures[column]) for column in columns)])
-    for row in rows_beside(config.prompt_mode):
+def averages_table(runs: Sequence[tuple[str, Averages]], prompt_mode: str) -> Table:
+    """Builds the table of averages, the paper's rows below.
+
+    Args:
+        runs: One label and its averages a run; the first says which meta-tasks there are.
+        prompt_mode: The strategy, which chooses the paper's rows.
+
+    Returns:
+        A column a meta-task, then IND, OOD and Overall, in percent.
+    """
+    columns = [*runs[0][1].meta_tasks, "IND", "OOD", "Overall"]
+    table: Table = [["", *columns]]
+    for label, averages in runs:
+        found = _by_column(averages)
+        table.append([label, *(percent(found.get(column)) for column in columns)])
+    for row in rows_beside(prompt_mode):
         printed = {"IND": row.figures.get("ind"), "OOD": row.figures.get("ood"), "Overall": row.figures["overall"]}
         figures = {**row.figures, **printed}
         beside = (figures.get(column) for column in columns)
-        averages.append(
-            [f"paper, {row.table}: {row.label}", *("–" if cell is None else f"{cell:.1f}" for cell in beside)]
-        )
+        table.append([f"paper, {row.table}: {row.label}", *("–" if cell is None else f"{cell:.1f}" for cell in beside)])
+    return table
+
+
+def _tables(result: EvaluationResult, config: EvaluationConfig) -> tuple[Table, Table]:
+    ours = [
+        ("ours", average(result.scores)),
+        ("ours, strict", average(result.scores, strict=True)),
+    ]
+    averages = averages_table(ours, config.prompt_mode)
     datasets: Table = [["dataset", "meta-task", "domain", "P@1", "strict", "rows", "set aside"]]
     for score in result.scores:
         dataset = score.dataset

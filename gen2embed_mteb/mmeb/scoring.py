@@ -138,7 +138,20 @@ def average(scores: Sequence[DatasetScore], *, strict: bool = False) -> Averages
     Returns:
         The averages; datasets without a scored row are left out.
     """
-    figures = [(item.dataset, item.precision_at_1_strict if strict else item.precision_at_1) for item in scores]
+    return average_figures(
+        [(item.dataset, item.precision_at_1_strict if strict else item.precision_at_1) for item in scores]
+    )
+
+
+def average_figures(figures: Sequence[tuple[DatasetInfo, float | None]]) -> Averages:
+    """Averages figures of datasets as the paper's Table V does.
+
+    Args:
+        figures: One figure a dataset, in [0, 1]; None where no row was scored.
+
+    Returns:
+        The averages; datasets without a figure are left out.
+    """
     return Averages(
         meta_tasks={
             task: _mean(figure for dataset, figure in figures if dataset.meta_task == task)
