@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ from vlm2vec_adapter.options import usage
 
 USAGE = f"""\
 python -m vlm2vec_adapter PATH/eval.py --model_backbone gen2embed <VLM2Vec's own flags>
-python -m vlm2vec_adapter enable | disable   let plain `python eval.py --model_backbone gen2embed …` work, or no longer
-python -m vlm2vec_adapter report OUT …       the leaderboard's file, and tables beside the paper's figures
-python -m vlm2vec_adapter mini DIR           draw MMEB-mini in the form that both generations read
+python -m vlm2vec_adapter enable | disable      let plain `python eval.py --model_backbone gen2embed …` work, or not
+python -m vlm2vec_adapter report OUT [OUT …]    the leaderboard's file, and tables beside the paper's figures
+python -m vlm2vec_adapter mini DIR              draw MMEB-mini in the form that both generations read
 
-Options beside VLM2Vec's, each also as an environment variable (GEN2EMBED_PROMPT_MODE and so on):
+Options beside VLM2Vec's, each also an environment variable (GEN2EMBED_PROMPT_MODE and so on):
 {usage()}
 """
 
@@ -37,17 +38,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from vlm2vec_adapter.launch import run
 
             run(Path(words[0]), words[1:])
-            return 0
-        if words[0] == "mini":
-            from vlm2vec_adapter.mini import write
-
-            write(Path(words[1]))
-            return 0
-        print(f"unknown command {words[0]!r}\n\n{USAGE}", end="", file=sys.stderr)
-        return 2
-    except (ValueError, FileNotFoundError) as error:
+        else:
+            _command(words)
+    except (ValueError, OSError) as error:
         print(f"vlm2vec_adapter: error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _command(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m vlm2vec_adapter", usage=USAGE, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("enable", "disable"):
+        commands.add_parser(name)
+    commands.add_parser("mini").add_argument("folder", type=Path)
+    report = commands.add_parser("report")
+    report.add_argument("folders", type=Path, nargs="+", metavar="OUT")
+    report.add_argument("--metadata", nargs="+", default=(), metavar="KEY=VALUE", help="for the leaderboard")
+    asked = parser.parse_args(words)
+    if asked.command == "report":
+        from vlm2vec_adapter.report import write
+
+        pairs = [item.partition("=") for item in asked.metadata]
+        print(write(asked.folders, {key: value for key, _, value in pairs}))
+    elif asked.command == "mini":
+        from vlm2vec_adapter.mini import write as write_mini
+
+        write_mini(asked.folder)
+        print(f"Written to {asked.folder}")
+    else:
+        from vlm2vec_adapter import startup
+
+        path = startup.enable() if asked.command == "enable" else startup.disable()
+        print(f"{'Written' if asked.command == 'enable' else 'Deleted'}: {path}" if path else "It was not enabled.")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from gen2embed_mteb.images import (
 )
 from gen2embed_mteb.mmeb.composition import drop_unmatched_markers
 from gen2embed_mteb.model import Gen2Embed
-from gen2embed_mteb.prefix import Prepared, PrefixEncoder
+from gen2embed_mteb.prefix import PrefixEncoder, Prepared
 from gen2embed_mteb.sharing import Share
 
 NUM_HEADER_THREADS = 8
@@ -79,7 +79,13 @@ class Engine(nn.Module):
     """
 
     def __init__(
-        self, model: Gen2Embed, *, batch_tokens: int | None, resize_policy: str, min_side: int, share: Share | None = None
+        self,
+        model: Gen2Embed,
+        *,
+        batch_tokens: int | None,
+        resize_policy: str,
+        min_side: int,
+        share: Share | None = None,
     ) -> None:
         """Keep the parts; the prompt's shared beginning is run once the model is where it stays."""
         super().__init__()
@@ -194,7 +200,9 @@ class Engine(nn.Module):
             return {"text": sample.text, "image": ensure_min_side(image, self._min_side)}
         if sample.image is None:
             return {"text": sample.text}
-        return open_input(_given(images, sample.image), sample.text, [sample.image], self._resize_policy, self._min_side)
+        return open_input(
+            _given(images, sample.image), sample.text, [sample.image], self._resize_policy, self._min_side
+        )
 
     def _sizes(self, sample: Sample, images: ImageSource | None) -> list[Size] | ImageError:
         """The sizes in which a sample's images reach the processor, from their headers."""

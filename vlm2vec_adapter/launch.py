@@ -8,11 +8,12 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from gen2embed_mteb.sharing import Share
-from vlm2vec_adapter import BACKBONE
+from vlm2vec_adapter import BACKBONE, GENERATIONS
 from vlm2vec_adapter.options import take_options, wants_us
 
 logger = logging.getLogger(__name__)
@@ -28,16 +29,14 @@ def generation_of(script: Path) -> ModuleType:
         FileNotFoundError: there is no such script.
         ValueError: it is not in a checkout of VLM2Vec.
     """
-    from vlm2vec_adapter import v1, v2
-
     if not script.is_file():
         raise FileNotFoundError(f"{script}: no such file; pass the path of VLM2Vec's eval.py")
-    for generation in (v2, v1):
-        if (script.parent / generation.MARKER_FILE).is_file():
-            return generation
+    for name, file in GENERATIONS.items():
+        if (script.parent / file).is_file():
+            return import_module(f"vlm2vec_adapter.{name}")
     raise ValueError(
-        f"{script.parent} is no checkout of VLM2Vec: neither {v1.MARKER_FILE} (branch v1) nor {v2.MARKER_FILE} "
-        "(branch main) is there; git clone https://github.com/TIGER-AI-Lab/VLM2Vec"
+        f"{script.parent} is no checkout of VLM2Vec: none of {', '.join(GENERATIONS.values())} is there; "
+        "git clone https://github.com/TIGER-AI-Lab/VLM2Vec (branch main is V2, branch v1 is v1)"
     )
 
 

@@ -1,9 +1,13 @@
 """MMEB-mini on disk in the form that VLM2Vec reads: a trial of either generation without a download.
 
-    DIR/MMEB-eval                          v1: --dataset_name MMEB-eval --image_dir images
-    DIR/ziyjiang/MMEB_Test_Instruct        V2: the name that its code has, found in the working directory
-    DIR/image.yaml                         V2: --dataset_config image.yaml --data_basedir .
-    DIR/images
+| in the folder                 |                                                                      |
+|-------------------------------|----------------------------------------------------------------------|
+| `MMEB-eval`                   | v1: `--dataset_name MMEB-eval --image_dir images`                    |
+| `ziyjiang/MMEB_Test_Instruct` | V2: the name that its code has, which a folder in the way answers to |
+| `image.yaml`                  | V2: `--dataset_config image.yaml --data_basedir .`                   |
+| `images`                      | the images of both                                                   |
+
+Run VLM2Vec's script from inside the folder.
 """
 
 from __future__ import annotations

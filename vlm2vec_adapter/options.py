@@ -1,4 +1,4 @@
-"""Our own options beside VLM2Vec's: `--gen2embed_*` flags, or environment variables, taken out before VLM2Vec parses."""
+"""Our own options beside VLM2Vec's: `--gen2embed_*` flags or environment variables, taken out before VLM2Vec parses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Options:
         "auto",
         choices=("auto", "native", "official"),
     )
-    adapter: str | None = _option("LoRA or DoRA adapter: directory or hub id; --lora True --checkpoint_path is the same")
+    adapter: str | None = _option("LoRA or DoRA adapter: directory or hub id (or --lora True --checkpoint_path)")
     batch_tokens: int | None = _option("tokens a call of the model, padding included (default: as suits the device)")
     dtype: str | None = _option("float32, bfloat16, float16 (default: what the checkpoint was saved in)")
     resize: str = _option("how images are resized before the processor: processor, official, square-448", "processor")
@@ -102,7 +102,8 @@ def take_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
         if found is None or (not equals and found.startswith("--")):
             raise ValueError(f"{flag} needs a value: {known[name].metadata['help']}")
         given[name] = found
-    return Options(**{name: _parsed(name, text) for name, text in given.items()}), rest
+    values: dict[str, Any] = {name: _parsed(name, text) for name, text in given.items()}
+    return Options(**values), rest
 
 
 def _parsed(name: str, text: str) -> str | int:
@@ -116,9 +117,11 @@ def _parsed(name: str, text: str) -> str | int:
 
 def wants_us(arguments: Sequence[str]) -> bool:
     """Whether a command line of VLM2Vec's asks for this backbone, as `--model_backbone gen2embed` or with `=`."""
-    words = [word.replace("-", "_") if word.startswith("--") else word for word in arguments]
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    return any(pair == ("__model_backbone", BACKBONE) or pair[0] == f"__model_backbone={BACKBONE}" for pair in pairs)
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag.replace("-", "_") == "__model_backbone" and (value if equals else following) == BACKBONE:
+            return True
+    return False
 
 
 def usage() -> str:

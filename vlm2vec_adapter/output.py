@@ -54,19 +54,28 @@ def check(folder: Path, settings: Mapping[str, Any], datasets: Mapping[str, Mapp
         raise OutputMismatchError(f"{folder} was made with {'; '.join(differing)}; {remedy}")
 
 
-def claim(folder: Path, settings: Mapping[str, Any], datasets: Mapping[str, Mapping[str, Any]]) -> None:
+def claim(
+    folder: Path,
+    settings: Mapping[str, Any],
+    datasets: Mapping[str, Mapping[str, Any]],
+    model: Mapping[str, Any],
+) -> None:
     """Write what a folder's vectors are made with, after `check`; datasets that are there already stay.
 
     Args:
         folder: `--encode_output_path`; made if missing.
         settings: as for `check`.
         datasets: as for `check`.
+        model: facts of the model, for the report.
+
+    Raises:
+        OutputMismatchError: as `check`.
     """
     check(folder, settings, datasets)
     folder.mkdir(parents=True, exist_ok=True)
     known = (read_record(folder) or {}).get("datasets", {})
-    record = {"settings": dict(settings), "datasets": {**known, **datasets}, "versions": installed_versions()}
-    write_json(folder / RECORD, record)
+    record = {"settings": dict(settings), "datasets": {**known, **datasets}, "model": dict(model)}
+    write_json(folder / RECORD, {**record, "versions": installed_versions()})
 
 
 def drop_unfinished(folder: Path) -> None:

@@ -135,8 +135,18 @@ class Session:
             str(model.dtype).removeprefix("torch."),
         )
         if self._folder is not None and self.share.rank == 0:
-            settings = {**self._settings(model_args), "prompt_mode": model.prompt_mode, "fingerprint": fingerprint(model)}
-            output.claim(self._folder, settings, self._describe_datasets(self._data_args))
+            settings = {
+                **self._settings(model_args),
+                "prompt_mode": model.prompt_mode,
+                "fingerprint": fingerprint(model),
+            }
+            facts = {
+                "model_backbone": model[0].config.model_type,
+                "model_size": f"{sum(weight.numel() for weight in model.parameters()) / 1e9:.2g}B",
+                "embedding_dimension": model.get_embedding_dimension(),
+                "max_length_tokens": model.max_seq_length,
+            }
+            output.claim(self._folder, settings, self._describe_datasets(self._data_args), facts)
         self._engine = Engine(
             model,
             batch_tokens=options.batch_tokens,

@@ -139,5 +139,6 @@ class _Missing(type):
             else "run VLM2Vec without the adapter for its other backbones"
         )
         raise ModuleNotFoundError(
-            f"{cls.__module__}.{cls.__name__} is a stub: --model_backbone gen2embed never runs it; {remedy}", name=package
+            f"{cls.__module__}.{cls.__name__} is a stub: --model_backbone gen2embed never runs it; {remedy}",
+            name=package,
         )

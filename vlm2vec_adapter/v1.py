@@ -1,6 +1,6 @@
 """VLM2Vec v1 (branch `v1`): what its scripts do differently, and how rows become inputs there.
 
-v1 takes the backbone from the model's configuration, ignores `--model_backbone`, and encodes the distinct inputs of each
+v1 takes the backbone from the model's configuration, ignores `--model_backbone`, and encodes the distinct inputs of a
 dataset in the order of a set, which depends on PYTHONHASHSEED: here they are sorted by length. It has no notion of
 several processes: here each prepares and encodes its rows of every batch, and they exchange the vectors.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import wraps
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from gen2embed_mteb.encoding import Side
@@ -18,10 +19,7 @@ from vlm2vec_adapter.engine import KEY, Sample
 from vlm2vec_adapter.session import Session, dataset_of
 
 NAME = "v1"
-MARKER_FILE = "src/model_utils.py"
-"""The file by which a checkout of v1 is known."""
 VENDORED = ("src.vlm_backbone",)
-SHARES_ROWS = False
 
 
 def describe_datasets(data_args: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -85,11 +83,10 @@ def _replace_rows(dataset_class: Any, session: Session) -> None:
     width = session.share.world_size
 
     @wraps(stock_init)
-    def __init__(
-        self: Any, data_args: Any, model_args: Any, subset: str, text_field: str, img_path_field: str
-    ) -> None:
-        self.gen2embed = _Side(session, subset, text_field)
-        stock_init(self, data_args, model_args, subset, text_field, img_path_field)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = signature(stock_init).bind(self, *args, **kwargs).arguments
+        self.gen2embed = _Side(session, given["subset"], given["text_field"])
+        stock_init(self, *args, **kwargs)
 
     @wraps(stock_pairs)
     def get_paired_data(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -20,10 +20,7 @@ from vlm2vec_adapter.engine import KEY, Sample
 from vlm2vec_adapter.session import Session, dataset_of
 
 NAME = "v2"
-MARKER_FILE = "src/model/processor.py"
-"""The file by which a checkout of V2 is known."""
 VENDORED = ("src.model.vlm_backbone", "src.model.baseline_backbone")
-SHARES_ROWS = True
 
 MARKER = "<|image_1|>"
 ROOTS = ("image_root", "video_root", "frame_root", "clip_root", "data_path")

@@ -1,0 +1,180 @@
+"""The report on finished runs: the leaderboard's file, and tables with the paper's figures beside.
+
+VLM2Vec writes one `{S}_score.json` a dataset: v1 the accuracy alone, V2 hits, nDCG and more at 1, 5 and 10. The
+leaderboard wants V2's form; of v1 it gets what is known, the figures at 1, which are all the accuracy where a row has
+one relevant candidate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
+from gen2embed_mteb.mmeb import MMEB, DatasetInfo
+from gen2embed_mteb.mmeb.report import LEADERBOARD_METADATA, averages_table, leaderboard_entry
+from gen2embed_mteb.mmeb.scoring import RANKING_METRICS, average_figures
+from gen2embed_mteb.store import write_atomic, write_json
+from vlm2vec_adapter.output import read_record
+from vlm2vec_adapter.session import dataset_of
+
+MODALITIES = ("image", "video", "visdoc")
+"""V2's modalities; its shell scripts give each a folder of its own, a single run is of images."""
+SUFFIX = "_score.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one output folder holds.
+
+    Attributes:
+        folder: the folder.
+        generation: "v1" or "v2".
+        metrics: in V2's form, by modality and dataset.
+        record: what `output.read_record` found, or nothing.
+    """
+
+    folder: Path
+    generation: str
+    metrics: dict[str, dict[str, dict[str, Any]]]
+    record: Mapping[str, Any]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the vectors were made with."""
+        settings: Mapping[str, Any] = self.record.get("settings", {})
+        return settings
+
+    @property
+    def label(self) -> str:
+        """The run in a table."""
+        name = self.settings.get("adapter") or self.settings.get("model") or self.folder.name
+        return f"{self.generation}: {Path(str(name)).name}"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Precision@1 of the datasets of images, by name."""
+        return {name: float(scores["hit@1"]) for name, scores in self.metrics.get("image", {}).items()}
+
+
+def read_run(folder: Path) -> Run:
+    """Read the scores of an output folder.
+
+    Args:
+        folder: `--encode_output_path`, or the folder above `image`, `video` and `visdoc`.
+
+    Raises:
+        ValueError: there are no scores, or a file is not one of VLM2Vec's.
+    """
+    found = {name: folder / name for name in MODALITIES if any((folder / name).glob(f"*{SUFFIX}"))}
+    found = found or {"image": folder}
+    metrics: dict[str, dict[str, dict[str, Any]]] = {}
+    generation = "v2"
+    for modality, place in found.items():
+        for path in sorted(place.glob(f"*{SUFFIX}")):
+            scores = _read_scores(path)
+            if "acc" in scores:
+                generation, scores = "v1", _in_v2_form(scores)
+            metrics.setdefault(modality, {})[path.name.removesuffix(SUFFIX)] = scores
+    if not metrics:
+        raise ValueError(f"{folder} holds no *{SUFFIX}; pass the --encode_output_path of a finished run")
+    return Run(folder, generation, metrics, read_record(next(iter(found.values()))) or {})
+
+
+def leaderboard_json(run: Run, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The entry that the MMEB leaderboard takes.
+
+    Args:
+        run: the run.
+        metadata: what the run itself does not know, by the leaderboard's names.
+
+    Raises:
+        ValueError: a name that the leaderboard does not have.
+    """
+    unknown = sorted(set(metadata) - set(LEADERBOARD_METADATA))
+    if unknown:
+        raise ValueError(f"unknown metadata {', '.join(unknown)}; known: {', '.join(LEADERBOARD_METADATA)}")
+    name = run.settings.get("adapter") or run.settings.get("model")
+    known = {"model_name": name, **run.record.get("model", {})}
+    return leaderboard_entry({**known, **metadata}, run.metrics)
+
+
+def tables(runs: Sequence[Run]) -> tuple[Table, Table]:
+    """The datasets, and the averages beside the paper's.
+
+    Args:
+        runs: of either generation; columns of the first table, rows of the second.
+    """
+    known = {name: info for run in runs for name in run.figures if (info := dataset_of(name)) is not None}
+    order = {dataset.name: place for place, dataset in enumerate(MMEB.datasets)}
+    names = sorted(known, key=lambda name: order.get(name, 0))
+    datasets: Table = [["dataset", "meta-task", "domain", *(run.label for run in runs)]]
+    for name in names:
+        info = known[name]
+        domain = "IND" if info.in_domain else "OOD"
+        datasets.append([name, info.meta_task, domain, *(percent(run.figures.get(name)) for run in runs)])
+    if not names:
+        raise ValueError(f"{runs[0].folder} holds no dataset of MMEB: {', '.join(runs[0].figures) or 'no images'}")
+    averages = [(run.label, average_figures([(known[name], run.figures.get(name)) for name in names])) for run in runs]
+    return datasets, averages_table(averages, str(runs[0].settings.get("prompt_mode", "hierarchical")))
+
+
+def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
+    """Write `leaderboard.json` into every folder, `report.md` into the first.
+
+    Args:
+        folders: of finished runs, of either generation.
+        metadata: for the leaderboard.
+
+    Returns:
+        The tables for a terminal.
+
+    Raises:
+        ValueError: a folder without scores, or unknown metadata.
+    """
+    runs = [read_run(folder) for folder in folders]
+    entries = [leaderboard_json(run, metadata) for run in runs]
+    datasets, averages = tables(runs)
+    notes = [note for run in runs for note in _notes(run)]
+    for run, entry in zip(runs, entries, strict=True):
+        write_json(run.folder / "leaderboard.json", entry)
+    page = ["# VLM2Vec's evaluation of Gen2Embed", "Precision@1 in percent.", *notes]
+    page += [as_markdown(averages), as_markdown(datasets)]
+    write_atomic(runs[0].folder / "report.md", ("\n\n".join(page) + "\n").encode())
+    written = [str(run.folder / "leaderboard.json") for run in runs] + [str(runs[0].folder / "report.md")]
+    return "\n\n".join([as_text(datasets), as_text(averages), *notes, f"Written: {', '.join(written)}"])
+
+
+def _notes(run: Run) -> list[str]:
+    """What a reader of the averages has to know."""
+    infos: dict[str, DatasetInfo | None] = {name: dataset_of(name) for name in run.figures}
+    notes = []
+    outside = [name for name, info in infos.items() if info is None]
+    if outside:
+        notes.append(f"{run.label}: not of MMEB, left out of the averages: {', '.join(outside)}.")
+    present = [dataset.name for dataset in MMEB.datasets if infos.get(dataset.name) == dataset]
+    if not present:
+        notes.append(f"{run.label}: the paper's rows are of MMEB itself; compare their order, not the figures.")
+    elif len(present) < len(MMEB.datasets):
+        notes.append(
+            f"{run.label}: {len(present)} of MMEB's {len(MMEB.datasets)} datasets; the paper's rows are of all."
+        )
+    return notes
+
+
+def _read_scores(path: Path) -> dict[str, Any]:
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it and run VLM2Vec's evaluation again") from error
+    if not isinstance(scores, dict) or not scores.keys() & {"acc", "hit@1"}:
+        raise ValueError(f"{path} has neither `acc` (v1) nor `hit@1` (V2): VLM2Vec did not write it")
+    return scores
+
+
+def _in_v2_form(scores: Mapping[str, Any]) -> dict[str, Any]:
+    number = scores.get("num_pred")
+    return {**{f"{name}@1": scores["acc"] for name in RANKING_METRICS}, "num_pred": number, "num_data": number}

@@ -1,0 +1,111 @@
+"""Switching plain `python eval.py --model_backbone gen2embed …` on and off.
+
+`enable` puts one `.pth` file into the environment's site-packages, `disable` deletes it; nothing else is changed.
+Python reads such a file whenever it starts. Ours looks at the command line, and only where that mentions this backbone
+is this module imported, which then starts the interpreter over as `python -m vlm2vec_adapter eval.py …`: the same
+process, the same flags. So there is one way to run a script, also under `torchrun`, and a program that is not VLM2Vec's
+evaluation runs as if nothing had been installed.
+
+Standard library only, and little of it: it runs before the program does.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from vlm2vec_adapter import BACKBONE, GENERATIONS
+from vlm2vec_adapter.options import wants_us
+
+FILE = "gen2embed_vlm2vec.pth"
+OPT_OUT = "GEN2EMBED_NO_HOOK"
+
+LINES = f"""\
+# Written by `python -m vlm2vec_adapter enable`, deleted by `disable`: lets VLM2Vec's plain
+# `python eval.py --model_backbone {BACKBONE} ...` run a Gen2Embed model. {OPT_OUT}=1 switches it off for one run.
+import sys; exec("if '{BACKBONE}' in ' '.join(sys.orig_argv):\\n try:\\n  import {__package__}.startup as s\\n\
+ except ImportError:\\n  pass\\n else:\\n  s.start()")
+"""
+
+WITH_VALUE = ("-X", "-W", "--check-hash-based-pycs")
+"""The interpreter's own flags that take the next word."""
+
+
+def start() -> None:
+    """Start over through the adapter if this is VLM2Vec's evaluation with this backbone; else do nothing."""
+    command = command_for(sys.orig_argv) if os.environ.get(OPT_OUT, "") in ("", "0") else None
+    if command is not None:
+        os.execv(sys.executable, [sys.executable, *command])  # noqa: S606  # no shell: the words as they came
+
+
+def command_for(words: list[str]) -> list[str] | None:
+    """The command line with the adapter in front of the script.
+
+    Args:
+        words: a command line as `sys.orig_argv` has it, the interpreter first.
+
+    Returns:
+        The words after the interpreter; `None` if it runs something else than a script of VLM2Vec with this backbone.
+    """
+    place = _place_of_script(words)
+    if place is None or not wants_us(words[place + 1 :]):
+        return None
+    script = Path(words[place])
+    if script.suffix != ".py" or not any((script.parent / known).is_file() for known in GENERATIONS.values()):
+        return None
+    return [*words[1:place], "-m", __package__, *words[place:]]
+
+
+def _place_of_script(words: list[str]) -> int | None:
+    """Where the script stands; `None` under `-c` and `-m`, and where the program is read from elsewhere."""
+    place = 1
+    while place < len(words) and words[place].startswith("-"):
+        flag = words[place]
+        if flag == "-" or (not flag.startswith("--") and flag[-1] in "cm"):
+            return None
+        place += 2 if flag in WITH_VALUE else 1
+    return place if place < len(words) else None
+
+
+def enable() -> Path:
+    """Write the start-up file.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        PermissionError: site-packages cannot be written.
+        ValueError: this package is not installed, so that an interpreter that starts would not find it.
+    """
+    import subprocess
+
+    probe = [sys.executable, "-P", "-c", f"import {__package__}"]
+    found = subprocess.run(probe, cwd=Path(sys.prefix), capture_output=True, check=False)  # noqa: S603
+    if found.returncode:
+        raise ValueError(
+            f"{__package__} is not installed in {sys.prefix}: run pip install in Gen2Embed's checkout first"
+        )
+    path = _path()
+    try:
+        path.write_text(LINES, encoding="utf-8")
+    except PermissionError as error:
+        raise PermissionError(f"{path} cannot be written; use an environment of your own (python -m venv)") from error
+    return path
+
+
+def disable() -> Path | None:
+    """Delete the start-up file.
+
+    Returns:
+        Where it was; `None` if there was none.
+    """
+    path = _path()
+    if not path.is_file():
+        return None
+    path.unlink()
+    return path
+
+
+def _path() -> Path:
+    import sysconfig
+
+    return Path(sysconfig.get_path("purelib")) / FILE
