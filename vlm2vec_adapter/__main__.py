@@ -34,16 +34,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if words else 2
     try:
-        if words[0].endswith(".py"):
-            from vlm2vec_adapter.launch import run
-
-            run(Path(words[0]), words[1:])
-        else:
+        if not words[0].endswith(".py"):
             _command(words)
+            return 0
+        from vlm2vec_adapter.launch import prepare
+
+        prepare(Path(words[0]), words[1:])
     except (ValueError, OSError) as error:
-        print(f"vlm2vec_adapter: error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(error)
+    return _run(Path(words[0]))
+
+
+def _run(script: Path) -> int:
+    from gen2embed_mteb.images import ImageError
+    from vlm2vec_adapter.launch import run
+    from vlm2vec_adapter.output import OutputMismatchError
+
+    try:
+        run(script)
+    except (OutputMismatchError, ImageError) as error:  # ours; VLM2Vec's errors keep their tracebacks
+        return _refuse(error)
     return 0
+
+
+def _refuse(error: Exception) -> int:
+    print(f"vlm2vec_adapter: error: {error}", file=sys.stderr)
+    return 2
 
 
 def _command(words: list[str]) -> None:

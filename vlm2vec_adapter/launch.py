@@ -40,8 +40,8 @@ def generation_of(script: Path) -> ModuleType:
     )
 
 
-def run(script: Path, arguments: Sequence[str]) -> None:
-    """Run a script of VLM2Vec as if by `python SCRIPT ARGUMENTS`, this backbone among its own.
+def prepare(script: Path, arguments: Sequence[str]) -> None:
+    """Put this backbone among VLM2Vec's own, in this process, and the command line where a script finds it.
 
     Args:
         script: VLM2Vec's `eval.py`.
@@ -49,7 +49,7 @@ def run(script: Path, arguments: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: there is no such script.
-        ValueError: options that cannot be used, or an output folder that another configuration made.
+        ValueError: options that cannot be used.
     """
     generation = generation_of(script)
     options, rest = take_options(arguments, os.environ)
@@ -66,6 +66,15 @@ def run(script: Path, arguments: Sequence[str]) -> None:
     session = Session(options, generation.NAME, Share.from_environment(), generation.describe_datasets)
     with stubbed(generation.VENDORED):
         generation.install(session)
+
+
+def run(script: Path) -> None:
+    """Run a script of VLM2Vec, after `prepare`, as if by `python SCRIPT`.
+
+    Raises:
+        OutputMismatchError: the output folder was made by another configuration.
+        ImageError: images cannot be used.
+    """
     runpy.run_path(str(script), run_name="__main__")
 
 

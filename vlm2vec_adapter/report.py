@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
-from gen2embed_mteb.mmeb import MMEB, DatasetInfo
+from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.report import LEADERBOARD_METADATA, averages_table, leaderboard_entry
 from gen2embed_mteb.mmeb.scoring import RANKING_METRICS, average_figures
 from gen2embed_mteb.store import write_atomic, write_json
+from vlm2vec_adapter.datasets import known_datasets
 from vlm2vec_adapter.output import read_record
-from vlm2vec_adapter.session import dataset_of
 
 MODALITIES = ("image", "video", "visdoc")
 """V2's modalities; its shell scripts give each a folder of its own, a single run is of images."""
@@ -108,16 +108,18 @@ def tables(runs: Sequence[Run]) -> tuple[Table, Table]:
     Args:
         runs: of either generation; columns of the first table, rows of the second.
     """
-    known = {name: info for run in runs for name in run.figures if (info := dataset_of(name)) is not None}
-    order = {dataset.name: place for place, dataset in enumerate(MMEB.datasets)}
-    names = sorted(known, key=lambda name: order.get(name, 0))
+    present = {name for run in runs for name in run.figures}
+    known = known_datasets()
+    names = [name for name in known if name in present]
     datasets: Table = [["dataset", "meta-task", "domain", *(run.label for run in runs)]]
     for name in names:
         info = known[name]
         domain = "IND" if info.in_domain else "OOD"
         datasets.append([name, info.meta_task, domain, *(percent(run.figures.get(name)) for run in runs)])
     if not names:
-        raise ValueError(f"{runs[0].folder} holds no dataset of MMEB: {', '.join(runs[0].figures) or 'no images'}")
+        raise ValueError(
+            f"{runs[0].folder} holds no dataset of MMEB, only {', '.join(sorted(present)) or 'other modalities'}"
+        )
     averages = [(run.label, average_figures([(known[name], run.figures.get(name)) for name in names])) for run in runs]
     return datasets, averages_table(averages, str(runs[0].settings.get("prompt_mode", "hierarchical")))
 
@@ -138,7 +140,7 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
     runs = [read_run(folder) for folder in folders]
     entries = [leaderboard_json(run, metadata) for run in runs]
     datasets, averages = tables(runs)
-    notes = [note for run in runs for note in _notes(run)]
+    notes = list(dict.fromkeys(note for run in runs for note in _notes(run)))
     for run, entry in zip(runs, entries, strict=True):
         write_json(run.folder / "leaderboard.json", entry)
     page = ["# VLM2Vec's evaluation of Gen2Embed", "Precision@1 in percent.", *notes]
@@ -150,14 +152,13 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
 
 def _notes(run: Run) -> list[str]:
     """What a reader of the averages has to know."""
-    infos: dict[str, DatasetInfo | None] = {name: dataset_of(name) for name in run.figures}
     notes = []
-    outside = [name for name, info in infos.items() if info is None]
+    outside = [name for name in run.figures if name not in known_datasets()]
     if outside:
         notes.append(f"{run.label}: not of MMEB, left out of the averages: {', '.join(outside)}.")
-    present = [dataset.name for dataset in MMEB.datasets if infos.get(dataset.name) == dataset]
+    present = [dataset for dataset in MMEB.datasets if run.figures.keys() & set(dataset.folders)]
     if not present:
-        notes.append(f"{run.label}: the paper's rows are of MMEB itself; compare their order, not the figures.")
+        notes.append("The paper's rows are of MMEB itself; compare their order, not the figures.")
     elif len(present) < len(MMEB.datasets):
         notes.append(
             f"{run.label}: {len(present)} of MMEB's {len(MMEB.datasets)} datasets; the paper's rows are of all."

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.mmeb import MMEB, DatasetInfo
 from gen2embed_mteb.sharing import Share
 from vlm2vec_adapter import BACKBONE, output
 from vlm2vec_adapter.engine import Engine
@@ -247,11 +246,3 @@ def _with_gloo(stock: Any) -> Any:
         return stock(backend, *args, **kwargs)
 
     return init_process_group
-
-
-def dataset_of(name: str) -> DatasetInfo | None:
-    """What is known of a dataset of MMEB or MMEB-mini, by name; `None` for any other."""
-    from gen2embed_mteb.mini.benchmark import MMEB_MINI
-
-    known = {folder: dataset for dataset in (*MMEB_MINI.datasets, *MMEB.datasets) for folder in dataset.folders}
-    return known.get(name)

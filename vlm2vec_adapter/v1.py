@@ -15,8 +15,9 @@ from typing import Any
 
 from gen2embed_mteb.encoding import Side
 from vlm2vec_adapter import BACKBONE
+from vlm2vec_adapter.datasets import candidates_are_queries
 from vlm2vec_adapter.engine import KEY, Sample
-from vlm2vec_adapter.session import Session, dataset_of
+from vlm2vec_adapter.session import Session
 
 NAME = "v1"
 VENDORED = ("src.vlm_backbone",)
@@ -65,8 +66,7 @@ class _Side:
     def __init__(self, session: Session, subset: str, text_field: str) -> None:
         self.session = session
         self.images = session.images_in(session.data_args.image_dir)
-        info = dataset_of(subset)
-        as_query = text_field.startswith("qry") or (info is not None and info.candidates_as_queries)
+        as_query = text_field.startswith("qry") or candidates_are_queries(subset)
         self.side: Side = "query" if as_query else "document"
 
     def sorted_pairs(self, pairs: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -16,8 +16,9 @@ from typing import Any
 
 from gen2embed_mteb.encoding import Side
 from vlm2vec_adapter import BACKBONE
+from vlm2vec_adapter.datasets import candidates_are_queries
 from vlm2vec_adapter.engine import KEY, Sample
-from vlm2vec_adapter.session import Session, dataset_of
+from vlm2vec_adapter.session import Session
 
 NAME = "v2"
 VENDORED = ("src.model.vlm_backbone", "src.model.baseline_backbone")
@@ -66,8 +67,7 @@ class _Rows:
 
         @wraps(stock_instantiate)
         def instantiate(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            info = dataset_of(kwargs.get("dataset_name", ""))
-            self._candidates_as_queries = info is not None and info.candidates_as_queries
+            self._candidates_as_queries = candidates_are_queries(kwargs.get("dataset_name", ""))
             self._root = kwargs.get("image_root")
             queries, corpus = stock_instantiate(cls, *args, **kwargs)
             return self._sorted(queries, "query"), corpus
