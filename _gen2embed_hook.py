@@ -109,12 +109,12 @@ def _patch(library: str) -> None:
 
 
 def _warn(library: str, name: str, error: Exception) -> None:
-    """Say that ``library`` works but does not know Gen2Embed's models, and what to do."""
+    """Say that ``library`` works but does not know (all of) what Gen2Embed adds to it, and what to do."""
     import warnings
 
     warnings.warn(
-        f"Gen2Embed could not extend {library} ({name}: {type(error).__name__}: {error}); the names 'gen2embed' and "
-        f"'gen2embed-mini' are unknown to it. Reinstall gen2embed, or set {OPT_OUT}=1 to start without it.",
+        f"Gen2Embed could not extend {library} ({name}: {type(error).__name__}: {error}). Names such as 'gen2embed' may "
+        f"be unknown to it. Mend that or reinstall gen2embed; {OPT_OUT}=1 starts without it.",
         RuntimeWarning,
         stacklevel=2,
     )

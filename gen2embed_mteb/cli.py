@@ -14,7 +14,7 @@ from gen2embed_mteb import __version__
 
 BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
 DEFAULT_MODEL = "gen2embed"
-PASSING_ON = ("train",)
+PASSING_ON = ("train", "mteb")
 """Commands that read their flags themselves."""
 
 
@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and arguments.command not in PASSING_ON:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
+    if arguments.command == "mteb":  # its flags keep their dashes
+        given = sys.argv[1:] if argv is None else list(argv)
+        arguments.rest = given[given.index("mteb") + 1 :]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("gen2embed_mteb").setLevel(logging.INFO if arguments.verbose else logging.WARNING)
     try:
@@ -74,6 +77,7 @@ def _build_parser() -> argparse.ArgumentParser:
         ("train", "fine-tune on what `sample` wrote; --help lists every flag", lambda _: None, _train),
         ("inspect", "a page on which a person can judge clusters", _add_inspect, _inspect),
         ("export", "write a directory that plain SentenceTransformer loads", _add_export, _export),
+        ("mteb", "mteb's own command line, with the models and tasks of Gen2Embed in it", lambda _: None, _mteb),
         ("doctor", "what is installed, what is missing, which extra mends it", lambda _: None, _doctor),
     ):
         command = commands.add_parser(name, help=summary, description=summary, add_help=name not in PASSING_ON)
@@ -288,6 +292,18 @@ def _train(arguments: argparse.Namespace) -> None:
     from trainers.train import run
 
     run(arguments.rest, prog="gen2embed train")
+
+
+def _mteb(arguments: argparse.Namespace) -> None:
+    """Importing this package has made sure that mteb learns of our models, start-up hook or not."""
+    from mteb.cli import main as mteb_main
+
+    given = sys.argv
+    sys.argv = ["gen2embed mteb", *(arguments.rest or ["--help"])]
+    try:
+        mteb_main()
+    finally:
+        sys.argv = given
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

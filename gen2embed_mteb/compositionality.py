@@ -158,7 +158,7 @@ def read_records(path: Path, benchmark: CaptionBenchmark, limit: int | None = No
     return records[:limit]
 
 
-def _items(record: Any, benchmark: CaptionBenchmark) -> tuple[Item, list[Item]]:
+def record_items(record: Any, benchmark: CaptionBenchmark) -> tuple[Item, list[Item]]:
     """The image and the captions of a record as items; raises ValueError with the reason."""
     for field in ("filename", *benchmark.captions):
         value = record.get(field) if isinstance(record, dict) else None
@@ -174,7 +174,7 @@ def _evaluate_set(
     rejected: list[RowError] = []
     for index, record in enumerate(records):
         try:
-            image, captions = _items(record, benchmark)
+            image, captions = record_items(record, benchmark)
         except ValueError as error:
             rejected.append(RowError(name, index, str(path), str(error)))
         else:

@@ -91,13 +91,14 @@ class SubsetTable:
                 raise DataError(f"{path}: damaged parquet file ({error}); download it again") from error
 
 
-def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str) -> SubsetTable:
+def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision: str | None = None) -> SubsetTable:
     """Opens the table of one dataset.
 
     Args:
         data_dir: A local folder, or a Hub id such as `TIGER-Lab/MMEB-eval`.
         dataset: The dataset; both its evaluation and its training name are tried.
         split: The split's name.
+        revision: The state of the Hub's data set; None: the newest.
 
     Returns:
         The table; nothing but its schema has been read from local files.
@@ -117,7 +118,7 @@ def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str) -> Subse
         return _open_files(files)
     if not _HUB_ID.fullmatch(str(data_dir)):
         raise DataError(f"{data_dir}: no such folder; pass an existing --data_dir, or a Hub id such as OWNER/NAME")
-    return _open_hub(str(data_dir), dataset, split)
+    return _open_hub(str(data_dir), dataset, split, revision)
 
 
 def open_subsets(
@@ -191,13 +192,13 @@ def _open_files(files: tuple[Path, ...]) -> SubsetTable:
     return SubsetTable(str(files[0]), columns, num_rows, files)
 
 
-def _open_hub(hub_id: str, dataset: DatasetInfo, split: str) -> SubsetTable:
+def _open_hub(hub_id: str, dataset: DatasetInfo, split: str, revision: str | None) -> SubsetTable:
     import datasets
 
     failure: Exception | None = None
     for folder in dataset.folders:
         try:
-            loaded = datasets.load_dataset(hub_id, folder, split=split)
+            loaded = datasets.load_dataset(hub_id, folder, split=split, revision=revision)
         except ValueError as error:  # no such configuration or split: try the other spelling
             failure = error
             continue

@@ -18,7 +18,7 @@ from gen2embed_mteb.encoding import BulkEncoder, Item, Side
 from gen2embed_mteb.families import ImageLayout
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.mteb_plugin.inputs import HeldImages, items_of, side_of
-from gen2embed_mteb.mteb_plugin.names import has_complete_texts
+from gen2embed_mteb.mteb_plugin.names import DATASETS
 from gen2embed_mteb.prefix import PrefixEncoder
 from gen2embed_mteb.store import EmbeddingStore
 
@@ -163,6 +163,6 @@ class Gen2EmbedEncoder(AbsEncoder):
 
     def _instruction(self, task_metadata: Any, side: Side) -> str:
         """The task's own instruction, or mteb's for tasks of its type; candidates have none."""
-        if side == "document" or has_complete_texts(task_metadata.name):
+        if side == "document" or task_metadata.name in DATASETS:
             return ""
         return str(self.get_instruction(task_metadata, PromptType.query))

@@ -22,7 +22,7 @@ from PIL import Image
 from gen2embed_mteb.encoding import Item, Side
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError, ImageFacts, image_digest, to_rgb
-from gen2embed_mteb.mteb_plugin.names import DATASETS, has_complete_texts
+from gen2embed_mteb.mteb_plugin.names import DATASETS
 
 
 def side_of(task_metadata: Any, prompt_type: Any, inputs: Any) -> Side:
@@ -145,7 +145,7 @@ def _text(batch: Mapping[str, Any], row: int, task: str) -> str:
         query, instruction = _cell(batch, "query", row), _cell(batch, "instruction", row)
         # mteb's cache of embeddings reads a batch a second time, and takes the glued text for the query.
         return query.removesuffix(f" {instruction}") if instruction else query
-    if "body" in batch and has_complete_texts(task):
+    if "body" in batch and task in DATASETS:
         return _cell(batch, "body", row)  # `text` is the body without the newline at its end
     return _cell(batch, "text", row)
 

@@ -1,7 +1,8 @@
 """What the tasks are called in mteb, and what the encoder has to know about them.
 
-mteb tells an encoder a task's metadata only. Two facts about MMEB are not in there, so they are found by name: whether
-candidates go in as queries do, and that its texts are complete (their instruction is part of them).
+mteb tells an encoder a task's metadata only. Two facts about tasks of MMEB's form are not in there, so they are found
+by name: their texts are complete (the instruction is part of them, to the last newline), and the candidates of one of
+them go in as queries do.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from gen2embed_mteb.mmeb.datasets import MMEB, Benchmark, DatasetInfo
 
 BENCHMARKS: dict[str, Benchmark] = {"MMEB": MMEB, "MMEB-mini": MMEB_MINI}
 """The benchmarks of MMEB's form, by their name in mteb."""
-
-CAPTION_TASKS = ("SugarCrepePlusPlus", "SugarCrepePlusPlus-mini")
-"""The compositionality tasks that mteb lacks; SugarCrepe itself it has."""
 
 
 def task_name(benchmark: str, dataset: DatasetInfo) -> str:
@@ -25,8 +23,3 @@ DATASETS: dict[str, DatasetInfo] = {
     task_name(name, dataset): dataset for name, benchmark in BENCHMARKS.items() for dataset in benchmark.datasets
 }
 """Every dataset by the name of its task."""
-
-
-def has_complete_texts(task: str) -> bool:
-    """Whether the task's texts are what is to be encoded, instruction included, to the last newline."""
-    return task in DATASETS or task in CAPTION_TASKS

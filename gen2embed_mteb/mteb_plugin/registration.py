@@ -6,40 +6,104 @@ ours are added behind mteb's, and nothing of mteb's is replaced.
 
 from __future__ import annotations
 
+import importlib.metadata
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gen2embed_mteb.short_names import DEFAULT
+
+if TYPE_CHECKING:
+    from gen2embed_mteb.mteb_plugin.models import Model
 
 
 def install() -> None:
     """Teach mteb everything of ours. Idempotent.
 
+    What can be registered is, whatever fails beside it.
+
     Raises:
-        ImportError, AttributeError: This mteb has no such registries (a newer or a damaged one); what was registered
-            before stays.
-        FileNotFoundError, ValueError: GEN2EMBED_MODEL names a directory that is not there, or not a model's; all else
-            is registered.
+        FileNotFoundError, ValueError: GEN2EMBED_MODEL names a directory that is not there, or not a model's.
+        RuntimeError: This mteb is not one that Gen2Embed knows: damaged, or newer. The message says what to install.
     """
+    steps = {"models": _add_models, "tasks": _add_tasks, "benchmarks": _add_benchmarks}
+    errors = {what: _attempt(step) for what, step in steps.items()}
+    chosen_error = None if errors["models"] else _attempt(_add_chosen)
+    failures = [f"{what}: {type(error).__name__}: {error}" for what, error in errors.items() if error]
+    if failures:
+        raise RuntimeError(
+            f"this is mteb {_version()}, where some of Gen2Embed's could not be registered ({'; '.join(failures)}); "
+            "install one that it was tested with: pip install 'mteb>=2.26,<3'"
+        )
+    if chosen_error:
+        raise chosen_error
+
+
+def _attempt(step: Callable[[], None]) -> Exception | None:
+    try:
+        step()
+    except Exception as error:  # a mteb that changed can fail anywhere; the other steps may still work
+        return error
+    return None
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("mteb")
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _registry() -> dict[str, Any]:
+    return import_module("mteb.models.model_implementations").MODEL_REGISTRY
+
+
+def _add_models() -> None:
     from gen2embed_mteb.mteb_plugin import models
 
-    registry = import_module("mteb.models.model_implementations").MODEL_REGISTRY
     for model in (*models.HUB_MODELS, models.mini()):
-        _add_model(registry, model)
-    _add_tasks()
-    chosen = models.chosen()
-    meta = registry.get(chosen.name) or _add_model(registry, chosen)
-    registry[DEFAULT] = meta
+        _add_model(model)
 
 
-def _add_model(registry: dict[str, Any], model: Any) -> Any:
+def _add_chosen() -> None:
+    """Let `gen2embed` stand for what GEN2EMBED_MODEL names."""
+    from gen2embed_mteb.mteb_plugin import models
+
+    _registry().pop(DEFAULT, None)  # rather unknown than another model, if what follows fails
+    _registry()[DEFAULT] = _add_model(models.chosen())
+
+
+def _add_model(model: Model) -> Any:
     from gen2embed_mteb.mteb_plugin.metas import as_meta
 
-    meta = registry.setdefault(model.name, as_meta(model))
+    registry = _registry()
+    if model.name not in registry:
+        registry[model.name] = as_meta(model)
     for alias in model.aliases:
-        registry.setdefault(alias, meta)
-    return meta
+        registry.setdefault(alias, registry[model.name])
+    return registry[model.name]
 
 
 def _add_tasks() -> None:
-    pass
+    from gen2embed_mteb.mteb_plugin import caption_tasks, mmeb_tasks
+
+    # By module name: `mteb.get_tasks` is also a function, and hides the module.
+    tasks: Any = import_module("mteb.get_tasks")
+    ours: tuple[Any, ...] = (*mmeb_tasks.TASKS["MMEB"], *mmeb_tasks.TASKS["MMEB-mini"], *caption_tasks.TASKS)
+    new = [task for task in ours if task.metadata.name not in tasks._TASKS_REGISTRY]
+    tasks._TASKS_REGISTRY.update({task.metadata.name: task for task in new})
+    tasks.TASK_LIST = (*tasks.TASK_LIST, *new)
+
+
+def _add_benchmarks() -> None:
+    from gen2embed_mteb.mteb_plugin.benchmarks import benchmark
+    from gen2embed_mteb.mteb_plugin.names import BENCHMARKS
+
+    found = import_module("mteb.benchmarks.benchmarks")
+    for name in BENCHMARKS:
+        attribute = name.replace("-", "_")
+        if not hasattr(found, attribute):
+            setattr(found, attribute, benchmark(name))
+    lookup = import_module("mteb.benchmarks.get_benchmark")
+    lookup._build_registry.cache_clear()
+    lookup._build_aliases_registry.cache_clear()

@@ -1,0 +1,152 @@
+"""SugarCrepe++ and SugarCrepe++-mini as compositionality tasks of mteb, one subset a set.
+
+Captions are given to the model as they are. What Gen2Embed says before them (`Find me an image that matches …`) is its
+encoder's instruction for compositionality tasks, so that other models are not asked in its words.
+
+| variable               | what it names                                       | default           |
+|------------------------|-----------------------------------------------------|-------------------|
+| `SUGARCREPE_PLUS_DIR`  | SugarCrepe++'s JSON files                           | the hub, pinned   |
+| `SUGARCREPE_IMAGE_DIR` | COCO's val2017 images: a folder, or a .zip archive  | needed            |
+| `MMEB_MINI_DIR`        | where SugarCrepe++-mini is drawn and kept           | the user's cache  |
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Value
+from mteb._create_dataloaders import create_dataloader
+from mteb.abstasks.image.image_text_pair_classification import AbsTaskImageTextPairClassification
+from mteb.timing import TimingStack
+
+from gen2embed_mteb.compositionality import read_records, record_items, set_file
+from gen2embed_mteb.compositionality_scoring import SUGARCREPE_PLUS_BENCHMARK as BENCHMARK
+from gen2embed_mteb.compositionality_scoring import SetScore, score_record
+from gen2embed_mteb.image_source import ImageSource
+from gen2embed_mteb.images import ImageError
+from gen2embed_mteb.mini.benchmark import ensure
+from gen2embed_mteb.mmeb.tables import DataError
+from gen2embed_mteb.mteb_plugin.metadata import (
+    SUGARCREPE_PLUS_HUB_ID,
+    SUGARCREPE_PLUS_HUB_REVISION,
+    sugarcrepe_plus_metadata,
+)
+from gen2embed_mteb.mteb_plugin.mmeb_tasks import MINI_VARIABLE
+
+logger = logging.getLogger(__name__)
+
+JSON_VARIABLE, IMAGE_VARIABLE = "SUGARCREPE_PLUS_DIR", "SUGARCREPE_IMAGE_DIR"
+
+
+class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
+    """SugarCrepe++: both captions against the negative, by image (ITT) and among themselves (TOT)."""
+
+    metadata = sugarcrepe_plus_metadata("SugarCrepe++", mini=False)
+    data_loaded: bool
+    images_column_names = "image"
+    texts_column_names = BENCHMARK.captions
+
+    def load_data(self, num_proc: int | None = None, *, timer: TimingStack | None = None, **kwargs: Any) -> None:
+        """Reads the sets; records that cannot be used are logged and set aside.
+
+        Raises:
+            DataError: Files or images are missing; the message names them and the remedy.
+        """
+        if self.data_loaded:
+            return
+        self.dataset = {}
+        with (timer or TimingStack())("Data loading", log_message=f"Loading dataset {self.metadata.name}..."):
+            json_dir, images = self._locate()
+            for name in self.hf_subsets:
+                records = read_records(set_file(json_dir, BENCHMARK, name), BENCHMARK)
+                self.dataset[name] = {"test": _table(name, records, images)}
+        self.data_loaded = True
+
+    def _evaluate_subset(
+        self,
+        model: Any,
+        data_split: Dataset,
+        *,
+        hf_split: str,
+        hf_subset: str,
+        encode_kwargs: Any,
+        num_proc: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, float]:
+        """Encodes captions and images, and scores every record by the rules of `compositionality_scoring.py`."""
+
+        def encode(columns: Dataset) -> np.ndarray:
+            loader = create_dataloader(columns, task_metadata=self.metadata, num_proc=num_proc, **encode_kwargs)
+            names = {"task_metadata": self.metadata, "hf_split": hf_split, "hf_subset": hf_subset}
+            rows = np.asarray(model.encode(loader, **names, **encode_kwargs), dtype=np.float32)
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+        texts = [row[column] for row in data_split.select_columns(BENCHMARK.captions) for column in BENCHMARK.captions]
+        captions = encode(Dataset.from_dict({"text": texts})).reshape(len(data_split), len(BENCHMARK.captions), -1)
+        images = encode(data_split.select_columns(["image"]))
+        hits: dict[str, list[bool]] = {task: [] for task in BENCHMARK.tasks}
+        ties: dict[str, list[bool]] = {task: [] for task in BENCHMARK.tasks}
+        for image, record in zip(images, captions, strict=True):
+            for task, (hit, tie) in zip(BENCHMARK.tasks, score_record(image, record), strict=True):
+                hits[task].append(hit)
+                ties[task].append(tie)
+        score = SetScore(hf_subset, hits, ties, num_errors=0)
+        figures = {task: score.accuracy(task) or 0.0 for task in BENCHMARK.tasks}
+        return {**figures, "num_records": float(len(data_split))}
+
+    def _locate(self) -> tuple[Path, ImageSource]:
+        """Where the JSON files are, and the images."""
+        image_dir = os.environ.get(IMAGE_VARIABLE, "")
+        if not image_dir:
+            raise DataError(
+                f"{self.metadata.name} needs COCO's val2017 images: name their folder or .zip in {IMAGE_VARIABLE}"
+            )
+        json_dir = os.environ.get(JSON_VARIABLE)
+        if not json_dir:
+            from huggingface_hub import snapshot_download
+
+            json_dir = snapshot_download(
+                SUGARCREPE_PLUS_HUB_ID,
+                repo_type="dataset",
+                revision=SUGARCREPE_PLUS_HUB_REVISION,
+                allow_patterns=["data/*.json"],
+            )
+        return Path(json_dir), ImageSource(Path(image_dir).expanduser())
+
+
+class SugarCrepePlusPlusMini(SugarCrepePlusPlus):
+    """SugarCrepe++-mini, drawn when it is first asked for."""
+
+    metadata = sugarcrepe_plus_metadata("SugarCrepe++-mini", mini=True)
+
+    def _locate(self) -> tuple[Path, ImageSource]:
+        root = ensure("crepe", os.environ.get(MINI_VARIABLE) or None)
+        return root / "SugarCrepe++", ImageSource(root / "val2017")
+
+
+TASKS = (SugarCrepePlusPlus, SugarCrepePlusPlusMini)
+
+
+def _table(name: str, records: list[Any], images: ImageSource) -> Dataset:
+    """The usable records of a set: `image` and the caption columns."""
+    from gen2embed_mteb.mteb_plugin.data import SourcedImage
+
+    columns: dict[str, list[str]] = {column: [] for column in ("image", *BENCHMARK.captions)}
+    for number, record in enumerate(records):
+        try:
+            record_items(record, BENCHMARK)
+            images.open(record["filename"])
+        except (ValueError, ImageError) as error:
+            logger.warning("%s: record %d was set aside: %s", name, number, error)
+            continue
+        columns["image"].append(record["filename"])
+        for caption in BENCHMARK.captions:
+            columns[caption].append(record[caption])
+    if not columns["image"]:
+        raise DataError(f"{name}: none of {len(records)} records can be used, the log says why; check {IMAGE_VARIABLE}")
+    texts = {caption: Value("string") for caption in BENCHMARK.captions}
+    return Dataset.from_dict(columns, features=Features({"image": SourcedImage(source=str(images.path)), **texts}))

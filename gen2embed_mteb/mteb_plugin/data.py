@@ -1,0 +1,158 @@
+"""From a table of MMEB's form to the corpus, queries and candidate lists of a retrieval task of mteb.
+
+Ids count what is distinct: a candidate of a thousand rows is one document. A query's candidates stand in the file's
+order, candidate 0, the positive, first. Images are opened when mteb reads a row, by our rules (formats, sizes, nothing
+outside of the folder, no rotation by EXIF), from a folder or from the zip archive that MMEB ships.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import datasets
+from datasets.features.features import _FEATURE_TYPES
+from PIL import Image
+from tqdm import tqdm
+
+from gen2embed_mteb.encoding import Item
+from gen2embed_mteb.evaluation import EncodingConfig
+from gen2embed_mteb.image_source import ImageSource
+from gen2embed_mteb.images import ImageError
+from gen2embed_mteb.mmeb.datasets import DatasetInfo
+from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval_rows
+from gen2embed_mteb.mmeb.tables import DataError, SubsetTable
+from gen2embed_mteb.mteb_plugin.metadata import CATEGORIES
+
+logger = logging.getLogger(__name__)
+
+OPENERS = 4  # threads that check images
+
+
+@dataclass
+class SourcedImage(datasets.Image):
+    """A column of image paths, opened through an `ImageSource`.
+
+    Attributes:
+        source: The folder or zip archive that the paths are relative to.
+    """
+
+    source: str = ""
+    _type: str = field(default="SourcedImage", init=False, repr=False)
+
+    def decode_example(self, value: Any, token_per_repo_id: Any = None) -> Image.Image:
+        """Opens one image as RGB.
+
+        Raises:
+            ImageError: The image cannot be used.
+        """
+        return open_source(self.source).open(value["path"])
+
+
+# Reading a table again (`map`, a worker process) finds the class by its name. There is a function for this that does no
+# more, but warns everyone who imports mteb that it may change.
+_FEATURE_TYPES["SourcedImage"] = SourcedImage
+
+
+@lru_cache(maxsize=4)
+def open_source(path: str) -> ImageSource:
+    """The images at a path, opened once a process."""
+    return ImageSource(path)
+
+
+def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSource) -> tuple[dict[str, Any], int]:
+    """Reads a table.
+
+    Args:
+        table: The dataset's table.
+        dataset: Its record.
+        images: Where its images lie.
+
+    Returns:
+        mteb's `RetrievalSplitData` (`corpus`, `queries`, `relevant_docs`, `top_ranked`), and the number of rows that
+        were set aside, as `gen2embed evaluate` does: each is logged with its reason.
+
+    Raises:
+        DataError: A column is missing, no row is usable, more than 0.1 % of the rows were set aside, or a side has
+            images that the dataset's form has no place for.
+    """
+    table.require(eval_columns(dataset, table.columns))
+    rows = list(read_eval_rows(table, dataset))
+    good = [row for row in rows if isinstance(row, EvalRow)]
+    faults = _image_faults(
+        {path for row in good for item in (row.query, *row.candidates) for path in item.images}, images
+    )
+    kept: list[EvalRow] = []
+    for row in rows:
+        reason = row.reason if isinstance(row, BadRow) else _fault_of(row, faults)
+        if reason:
+            logger.warning("%s: row %d was set aside: %s", dataset.name, row.index, reason)
+        elif isinstance(row, EvalRow):
+            kept.append(row)
+    num_errors = len(rows) - len(kept)
+    if not kept or num_errors > EncodingConfig.max_error_rate * len(rows):
+        raise DataError(
+            f"{table.source}: {num_errors} of {len(rows)} rows cannot be used, the log says why; mend the data, or "
+            "score the rest with `gen2embed evaluate --max_error_rate`"
+        )
+    documents = _numbered("d", [item for row in kept for item in row.candidates])
+    query_kinds, document_kinds = CATEGORIES[dataset.form].split("2")
+    split = {
+        "queries": _table([(f"q{row.index}", row.query) for row in kept], query_kinds, images, table.source),
+        "corpus": _table([(name, item) for item, name in documents.items()], document_kinds, images, table.source),
+        "relevant_docs": {f"q{row.index}": {documents[row.candidates[0]]: 1} for row in kept},
+        # A candidate that a row lists twice counts once, where it stands first.
+        "top_ranked": {
+            f"q{row.index}": list(dict.fromkeys(documents[item] for item in row.candidates)) for row in kept
+        },
+    }
+    return split, num_errors
+
+
+def _numbered(prefix: str, items: list[Item]) -> dict[Item, str]:
+    return {item: f"{prefix}{number}" for number, item in enumerate(dict.fromkeys(items))}
+
+
+def _table(named: list[tuple[str, Item]], kinds: str, images: ImageSource, source: str) -> datasets.Dataset:
+    """A dataset of `id`, `text` and, where the side has any, `image`."""
+    columns: dict[str, list[Any]] = {"id": [name for name, _ in named], "text": [item.text for _, item in named]}
+    features = {"id": datasets.Value("string"), "text": datasets.Value("string")}
+    if "i" in kinds:
+        columns["image"] = [item.images[0] if item.images else None for _, item in named]
+        features["image"] = SourcedImage(source=str(images.path))
+    elif any(item.images for _, item in named):
+        raise DataError(
+            f"{source}: images where this dataset has text only; pass data of the dataset it is named after"
+        )
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _image_faults(paths: set[str], images: ImageSource) -> dict[str, str]:
+    """Opens every image once: mteb has no way of setting a row aside later."""
+
+    def fault(path: str) -> str:
+        try:
+            images.open(path)
+        except ImageError as error:
+            return str(error)
+        return ""
+
+    ordered = sorted(paths)
+    with ThreadPoolExecutor(OPENERS, thread_name_prefix="check") as pool:
+        found = tqdm(
+            pool.map(fault, ordered),
+            total=len(ordered),
+            desc="checking images",
+            disable=not sys.stderr.isatty(),
+            leave=False,
+        )
+        return {path: reason for path, reason in zip(ordered, found, strict=True) if reason}
+
+
+def _fault_of(row: EvalRow, faults: dict[str, str]) -> str:
+    paths = (path for item in (row.query, *row.candidates) for path in item.images)
+    return next((faults[path] for path in paths if path in faults), "") if faults else ""
