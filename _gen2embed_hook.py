@@ -34,6 +34,7 @@ OPT_OUT = "GEN2EMBED_NO_HOOK"
 PATCHES = {
     "sentence_transformers": ("gen2embed_mteb.compat", "gen2embed_mteb.short_names"),
     "mteb": ("gen2embed_mteb.mteb_plugin.registration",),
+    "mteb.benchmarks.benchmarks": ("gen2embed_mteb.mteb_plugin.benchmarks",),  # imported when first asked for
 }
 
 
@@ -113,8 +114,8 @@ def _warn(library: str, name: str, error: Exception) -> None:
     import warnings
 
     warnings.warn(
-        f"Gen2Embed could not extend {library} ({name}: {type(error).__name__}: {error}). Names such as 'gen2embed' may "
-        f"be unknown to it. Mend that or reinstall gen2embed; {OPT_OUT}=1 starts without it.",
+        f"Gen2Embed could not extend {library} ({name}: {type(error).__name__}: {error}). Names such as 'gen2embed' "
+        f"may be unknown to it. Mend that or reinstall gen2embed; {OPT_OUT}=1 starts without it.",
         RuntimeWarning,
         stacklevel=2,
     )

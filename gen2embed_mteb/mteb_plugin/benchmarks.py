@@ -6,6 +6,8 @@ like, `Domain::IND` and `Domain::OOD`; mteb's leaderboard shows the same as colu
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from mteb.benchmarks.benchmark import Benchmark, BenchmarkAggregation, CustomGroup, CustomGrouping
 
 from gen2embed_mteb.mteb_plugin.metadata import MMEB_CITATION
@@ -18,6 +20,22 @@ _DESCRIPTIONS = {
     "MMEB-mini": "A small benchmark in MMEB's form, drawn on the machine without a download: 16 datasets of coloured "
     "shapes and scanned digits. For trying models and code, not for ranking models.",
 }
+
+
+def install() -> None:
+    """Let mteb find both benchmarks by name. Idempotent.
+
+    Raises:
+        ImportError, AttributeError: This mteb keeps its benchmarks elsewhere.
+    """
+    found = import_module("mteb.benchmarks.benchmarks")
+    for name in BENCHMARKS:
+        attribute = name.replace("-", "_")
+        if not hasattr(found, attribute):
+            setattr(found, attribute, benchmark(name))
+    lookup = import_module("mteb.benchmarks.get_benchmark")
+    lookup._build_registry.cache_clear()
+    lookup._build_aliases_registry.cache_clear()
 
 
 def benchmark(name: str) -> Benchmark:

@@ -1,7 +1,8 @@
-"""Putting models, tasks and benchmarks into mteb's registries, which have no entry point for others.
+"""Putting models and tasks into mteb's registries, which have no entry point for others.
 
 mteb builds its registries when it is imported, from its own files. They are plain dictionaries and module attributes:
-ours are added behind mteb's, and nothing of mteb's is replaced.
+ours are added behind mteb's, and nothing of mteb's is replaced. Benchmarks follow when mteb imports its own
+(`benchmarks.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def install() -> None:
-    """Teach mteb everything of ours. Idempotent.
+    """Teach mteb our models and tasks. Idempotent.
 
     What can be registered is, whatever fails beside it.
 
@@ -26,7 +27,7 @@ def install() -> None:
         FileNotFoundError, ValueError: GEN2EMBED_MODEL names a directory that is not there, or not a model's.
         RuntimeError: This mteb is not one that Gen2Embed knows: damaged, or newer. The message says what to install.
     """
-    steps = {"models": _add_models, "tasks": _add_tasks, "benchmarks": _add_benchmarks}
+    steps = {"models": _add_models, "tasks": _add_tasks}
     errors = {what: _attempt(step) for what, step in steps.items()}
     chosen_error = None if errors["models"] else _attempt(_add_chosen)
     failures = [f"{what}: {type(error).__name__}: {error}" for what, error in errors.items() if error]
@@ -93,17 +94,3 @@ def _add_tasks() -> None:
     new = [task for task in ours if task.metadata.name not in tasks._TASKS_REGISTRY]
     tasks._TASKS_REGISTRY.update({task.metadata.name: task for task in new})
     tasks.TASK_LIST = (*tasks.TASK_LIST, *new)
-
-
-def _add_benchmarks() -> None:
-    from gen2embed_mteb.mteb_plugin.benchmarks import benchmark
-    from gen2embed_mteb.mteb_plugin.names import BENCHMARKS
-
-    found = import_module("mteb.benchmarks.benchmarks")
-    for name in BENCHMARKS:
-        attribute = name.replace("-", "_")
-        if not hasattr(found, attribute):
-            setattr(found, attribute, benchmark(name))
-    lookup = import_module("mteb.benchmarks.get_benchmark")
-    lookup._build_registry.cache_clear()
-    lookup._build_aliases_registry.cache_clear()

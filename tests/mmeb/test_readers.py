@@ -250,15 +250,19 @@ def test_a_hub_id_goes_through_datasets(tmp_path: Path, monkeypatch: pytest.Monk
     write_table(tmp_path / "ImageNet_1K" / "test-0.parquet", [eval_row(f"{M}\nq\n", "a.jpg", [("a", "")])])
     real = hub_datasets.load_dataset
 
-    def load(hub_id: str, name: str, split: str) -> Any:  # the Hub, served from a folder of its layout
+    asked = set()
+
+    def load(hub_id: str, name: str, split: str, revision: str | None) -> Any:  # the Hub, from a folder of its layout
         assert hub_id == "TIGER-Lab/MMEB-eval"
+        asked.add(revision)
         files = {split: [str(path) for path in (tmp_path / name).glob(f"{split}-*.parquet")]}
         if not files[split]:
             raise ValueError(f"BuilderConfig {name!r} not found")
         return real("parquet", data_files=files, split=split, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(hub_datasets, "load_dataset", load)
-    table = open_subset("TIGER-Lab/MMEB-eval", info("ImageNet-1K"), "test")
+    table = open_subset("TIGER-Lab/MMEB-eval", info("ImageNet-1K"), "test", "a-commit")
+    assert asked == {"a-commit"}
     assert table.source == "TIGER-Lab/MMEB-eval/ImageNet_1K"
     rows = list(read_eval_rows(table, info("ImageNet-1K")))
     assert rows == [EvalRow(0, Item(f"{M}\nq\n", ("a.jpg",)), (Item("a", ()),))]
