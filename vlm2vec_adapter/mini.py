@@ -13,6 +13,7 @@ Run VLM2Vec's script from inside the folder.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, ensure
@@ -35,22 +36,31 @@ def write(folder: Path) -> None:
     Args:
         folder: made if missing.
     """
-    root = ensure("eval", folder)
+    write_settings(ensure("eval", folder), MMEB_MINI.datasets)
+
+
+def write_settings(root: Path, datasets: Sequence[DatasetInfo]) -> None:
+    """Put beside tables and images what VLM2Vec's loaders ask for.
+
+    Args:
+        root: holds V1 tables in `MMEB-eval`, V2 tables in `MMEB-eval-V2`, and `images`.
+        datasets: the tables' datasets.
+    """
     for tables in (root / "MMEB-eval", root / "MMEB-eval-V2"):
-        (tables / "README.md").write_text(_card(), encoding="utf-8")
+        (tables / "README.md").write_text(_card([dataset.name for dataset in datasets]), encoding="utf-8")
     link = root / V2_NAME
     link.parent.mkdir(exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(Path("..") / "MMEB-eval-V2", target_is_directory=True)
-    (root / "image.yaml").write_text("".join(map(_task, MMEB_MINI.datasets)), encoding="utf-8")
+    (root / "image.yaml").write_text("".join(map(_task, datasets)), encoding="utf-8")
 
 
-def _card() -> str:
-    """The header by which `datasets` finds the subsets of a folder."""
+def _card(names: Sequence[str]) -> str:
+    """The header by which the library `datasets` finds the subsets of a folder."""
     lines = ["---", "configs:"]
-    for name in MMEB_MINI.names:
+    for name in names:
         lines += [f"- config_name: {name}", "  data_files:", "  - split: test", f"    path: {name}/test-*.parquet"]
-    return "\n".join([*lines, "---", "", "MMEB-mini, drawn by gen2embed.", ""])
+    return "\n".join([*lines, "---", "", "Written by vlm2vec_adapter.", ""])
 
 
 def _task(dataset: DatasetInfo) -> str:

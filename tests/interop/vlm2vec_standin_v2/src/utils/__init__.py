@@ -1,0 +1,1 @@
+"""Part of the stand-in for VLM2Vec V2."""
