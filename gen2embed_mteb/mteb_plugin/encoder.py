@@ -82,6 +82,7 @@ class Gen2EmbedEncoder(AbsEncoder):
         """Keeps the model."""
         self.model = model
         self._encoder = PrefixEncoder(model)
+        self._labels_of = ""  # the zero-shot task whose labels were encoded last
 
     def encode(
         self,
@@ -109,7 +110,8 @@ class Gen2EmbedEncoder(AbsEncoder):
         Raises:
             ValueError: An input that cannot be encoded; the message names the row.
         """
-        side = side_of(task_metadata, prompt_type, inputs)
+        side = side_of(task_metadata, prompt_type, inputs, after_labels=self._labels_of == task_metadata.name)
+        self._labels_of = task_metadata.name if side == "document" and prompt_type is None else ""
         instruction = self._instruction(task_metadata, side)
         images = HeldImages()
         items: list[Item] = []
@@ -162,7 +164,13 @@ class Gen2EmbedEncoder(AbsEncoder):
         return torch.from_numpy(np.einsum("nd,nd->n", left, right, optimize=False))
 
     def _instruction(self, task_metadata: Any, side: Side) -> str:
-        """The task's own instruction, or mteb's for tasks of its type; candidates have none."""
+        """The task's own instruction, or mteb's for tasks of its type; candidates have none.
+
+        mteb's speak of text and passages, so that a task with images goes without where it has none of its own.
+        """
         if side == "document" or task_metadata.name in DATASETS:
+            return ""
+        stated = task_metadata.prompt or task_metadata.type in self.prompts_dict
+        if "image" in task_metadata.modalities and not stated:
             return ""
         return str(self.get_instruction(task_metadata, PromptType.query))

@@ -25,13 +25,15 @@ from gen2embed_mteb.images import ImageError, ImageFacts, image_digest, to_rgb
 from gen2embed_mteb.mteb_plugin.names import DATASETS
 
 
-def side_of(task_metadata: Any, prompt_type: Any, inputs: Any) -> Side:
+def side_of(task_metadata: Any, prompt_type: Any, inputs: Any, *, after_labels: bool = False) -> Side:
     """Tells on which side a call of `encode` is.
 
     Args:
         task_metadata: mteb's `TaskMetadata`.
         prompt_type: mteb's `PromptType`, or None.
         inputs: The data loader that `encode` was given.
+        after_labels: Whether the call before was for the labels of this zero-shot task. mteb hands them over first,
+            which is all that tells them apart where the inputs are text as well.
 
     Returns:
         `query` or `document`; see the module's docstring.
@@ -43,30 +45,10 @@ def side_of(task_metadata: Any, prompt_type: Any, inputs: Any) -> Side:
     has_images = "image" in inputs.dataset.features
     if task_metadata.type == "Compositionality":
         return "document" if has_images else "query"
-    if "ZeroShot" in task_metadata.type or "Zeroshot" in task_metadata.type:
-        return "document" if not has_images and _are_labels(task_metadata, inputs) else "query"
+    if task_metadata.type == "ZeroShotClassification":
+        of_text_alone = "image" not in task_metadata.modalities
+        return "query" if has_images or (of_text_alone and after_labels) else "document"
     return "query"
-
-
-def _are_labels(task_metadata: Any, inputs: Any) -> bool:
-    """Whether texts of a zero-shot task are its labels; where its inputs are text as well, they are compared."""
-    if "image" in task_metadata.modalities:
-        return True
-    labels = _candidate_labels(task_metadata.name)
-    return labels is not None and list(inputs.dataset["text"]) == labels
-
-
-def _candidate_labels(task: str) -> list[str] | None:
-    from mteb.abstasks.zeroshot_classification import AbsTaskZeroShotClassification
-
-    pending = [AbsTaskZeroShotClassification]
-    while pending:
-        cls = pending.pop()
-        pending.extend(cls.__subclasses__())
-        metadata = getattr(cls, "metadata", None)
-        if metadata is not None and metadata.name == task:
-            return list(cls().get_candidate_labels())
-    return None
 
 
 def with_instruction(instruction: str, text: str) -> str:
