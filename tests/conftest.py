@@ -70,3 +70,11 @@ def pictures() -> list[Any]:
     random = np.random.default_rng(0)
     sizes = [(90, 60), (40, 100), (64, 64), (150, 12)]
     return [Image.fromarray(random.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    from environments import build_wheel
+
+    return build_wheel(tmp_path_factory.mktemp("wheel"))

@@ -1,27 +1,19 @@
-"""What an installation puts on a machine: wheel and editable, each in an environment of its own, asked from outside.
+"""What an installation puts on a machine: wheel and editable, each in an environment of its own, asked from outside."""
 
-The environments are real (``venv`` and ``pip install``) but borrow the heavy dependencies of the running one through a
-``.pth`` line, which keeps them cheap: nothing is downloaded.
-"""
-
-import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from environments import ROOT, Environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import gen2embed_mteb
-
-ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ("GEN2EMBED_", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
 
 LOADED = "import sys; print(*sorted(sys.modules))"
 HOOKED = "import sys; print('_Finder' in [type(f).__name__ for f in sys.meta_path])"
@@ -29,57 +21,6 @@ ENCODE_MINI = """
 from sentence_transformers import SentenceTransformer
 print(SentenceTransformer("gen2embed-mini", device="cpu").encode_query(["a red circle"]).shape[0])
 """
-
-
-class Environment:
-    """A virtual environment that sees the running one's dependencies, after its own packages."""
-
-    def __init__(self, path: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(path)], check=True)
-        self.python = path / "bin" / "python"
-        self.site = Path(self.run("import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
-        self.elsewhere = path / "elsewhere"
-        self.elsewhere.mkdir()
-        parent = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
-        # Such a line extends sys.path only: start-up hooks of the running environment stay out. "zz": after our own.
-        (self.site / "zz_dependencies.pth").write_text("\n".join(sorted(parent)) + "\n", encoding="utf-8")
-
-    def install(self, *arguments: str) -> None:
-        """``pip install`` of local files."""
-        # fmt: off
-        command = ["-m", "pip", "--python", str(self.python), "install", "-qq", "--no-deps", "--no-index",
-                   "--no-build-isolation", "--ignore-installed", *arguments]
-        # fmt: on
-        subprocess.run([sys.executable, *command], check=True, cwd=self.elsewhere)
-
-    def run(
-        self, code: str, *flags: str, cwd: Path | None = None, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run ``code`` in a fresh interpreter, in a folder that has nothing to do with the checkout."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
-        result = subprocess.run(
-            [str(self.python), *flags, "-c", code],
-            cwd=cwd or getattr(self, "elsewhere", None),
-            env={**kept, "HF_HUB_OFFLINE": "1", **variables},
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-        return result
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    # fmt: off
-    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-index", "--no-build-isolation",
-               "--wheel-dir", str(folder), str(ROOT)]
-    # fmt: on
-    subprocess.run(command, check=True, cwd=folder)
-    (built,) = folder.glob("gen2embed-*.whl")
-    return built
 
 
 @pytest.fixture(scope="module", params=["wheel", "editable"])
