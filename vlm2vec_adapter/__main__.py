@@ -48,11 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(script: Path) -> int:
     from gen2embed_mteb.images import ImageError
     from vlm2vec_adapter.launch import run
+    from vlm2vec_adapter.options import UsageError
     from vlm2vec_adapter.output import OutputMismatchError
 
     try:
         run(script)
-    except (OutputMismatchError, ImageError) as error:  # ours; VLM2Vec's errors keep their tracebacks
+    except (UsageError, OutputMismatchError, ImageError) as error:  # ours; VLM2Vec's errors keep their tracebacks
         return _refuse(error)
     return 0
 

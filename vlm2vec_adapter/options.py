@@ -16,6 +16,10 @@ RELEASED = re.compile(r"SaHa-Qwen2-VL-\d+B-Instruct")
 """How the checkpoints released with the paper are called, on the hub, in its cache and in most copies of it."""
 
 
+class UsageError(ValueError):
+    """A command line that cannot be used; the message names the flag and the remedy."""
+
+
 def _option(text: str, default: Any = None, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": text, **metadata})
 
@@ -25,7 +29,7 @@ class Options:
     """What decides the vectors beyond VLM2Vec's own flags; each is `--gen2embed_NAME` or the variable `GEN2EMBED_NAME`.
 
     Raises:
-        ValueError: a value is unknown or out of its range; the message names it and the remedy.
+        UsageError: a value is unknown or out of its range; the message names it and the remedy.
     """
 
     prompt_mode: str | None = _option("prompt strategy (default: hierarchical, or an exported model's own)")
@@ -50,11 +54,11 @@ class Options:
             strategy(self.prompt_mode)
         for name, known in (("layout", ("auto", "native", "official")), ("resize", tuple(RESIZE_POLICIES))):
             if getattr(self, name) not in known:
-                raise ValueError(f"--{PREFIX}{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
+                raise UsageError(f"--{PREFIX}{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise ValueError(f"--{PREFIX}batch_tokens is {self.batch_tokens}; pass 1 or more")
+            raise UsageError(f"--{PREFIX}batch_tokens is {self.batch_tokens}; pass 1 or more")
         if self.min_side < 0:
-            raise ValueError(f"--{PREFIX}min_side is {self.min_side}; pass 0 or more")
+            raise UsageError(f"--{PREFIX}min_side is {self.min_side}; pass 0 or more")
 
     def layout_for(self, *sources: str | None) -> str:
         """The image layout for a model: as asked, or by its name.
@@ -81,7 +85,7 @@ def take_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
         Our options, and the words that are left, in order.
 
     Raises:
-        ValueError: a flag of ours that does not exist, lacks its value, or has one that is not usable.
+        UsageError: a flag of ours that does not exist, lacks its value, or has one that is not usable.
     """
     known = {option.name: option for option in fields(Options)}
     given = {name: environment[key] for name in known if environment.get(key := f"GEN2EMBED_{name.upper()}")}
@@ -97,10 +101,10 @@ def take_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean --{PREFIX}{close[0]}?" if close else ""
-            raise ValueError(f"unknown option {flag}.{hint} Known: {', '.join(f'--{PREFIX}{name}' for name in known)}")
+            raise UsageError(f"unknown option {flag}.{hint} Known: {', '.join(f'--{PREFIX}{name}' for name in known)}")
         found = value if equals else next(words, None)
         if found is None or (not equals and found.startswith("--")):
-            raise ValueError(f"{flag} needs a value: {known[name].metadata['help']}")
+            raise UsageError(f"{flag} needs a value: {known[name].metadata['help']}")
         given[name] = found
     values: dict[str, Any] = {name: _parsed(name, text) for name, text in given.items()}
     return Options(**values), rest
@@ -112,7 +116,7 @@ def _parsed(name: str, text: str) -> str | int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"--{PREFIX}{name} (or GEN2EMBED_{name.upper()}) is {text!r}; pass a whole number") from None
+        raise UsageError(f"--{PREFIX}{name} (or GEN2EMBED_{name.upper()}) is {text!r}; pass a whole number") from None
 
 
 def wants_us(arguments: Sequence[str]) -> bool:

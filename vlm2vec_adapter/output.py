@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ logger = logging.getLogger(__name__)
 RECORD = "gen2embed.json"
 VECTORS = ("_qry", "_tgt")
 """How the names of VLM2Vec's files of vectors end, in both generations."""
+
+
+SOURCES = ("model", "adapter")
+"""Settings that say where the weights came from."""
 
 
 class OutputMismatchError(ValueError):
@@ -47,7 +52,11 @@ def check(folder: Path, settings: Mapping[str, Any], datasets: Mapping[str, Mapp
                 f"taken for this model's; {remedy}"
             )
         return
-    differing = _differences(found.get("settings", {}), settings)
+    made_with = found.get("settings", {})
+    # Paths of one model differ; its fingerprint does not. They are told where that differs.
+    differing = _differences(made_with, {name: value for name, value in settings.items() if name not in SOURCES})
+    if any(item.startswith("fingerprint") for item in differing):
+        differing = _differences(made_with, {name: settings[name] for name in SOURCES if name in settings}) + differing
     for name in datasets.keys() & found.get("datasets", {}).keys():
         differing += _differences(found["datasets"][name], datasets[name], f"{name}: ")
     if differing:
@@ -84,16 +93,32 @@ def drop_unfinished(folder: Path) -> None:
     Both generations write them as pickles, whose last byte is a full stop; nothing is unpickled here.
     """
     for path in folder.glob("*"):
-        if not path.name.endswith(VECTORS) or not path.is_file():
-            continue
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            size = file.tell()
-            file.seek(max(0, size - 1))
-            whole = size > 0 and file.read(1) == b"."
-        if not whole:
+        if path.name.endswith(VECTORS) and path.is_file() and not is_whole(path):
             logger.warning("%s is half written, by a run that was killed: deleted, its dataset is encoded again", path)
             path.unlink()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of vectors is there and was written to its end."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"."
+
+
+def mirror(folder: Path, other: Path) -> None:
+    """Let another folder show the finished datasets of this one: those that v1 does not encode again.
+
+    Args:
+        folder: `--encode_output_path`; may be missing.
+        other: an empty folder, for a process whose files nobody reads.
+    """
+    for query in folder.glob(f"*{VECTORS[0]}"):
+        pair = [query.with_name(query.name.removesuffix(VECTORS[0]) + ending) for ending in VECTORS]
+        if all(is_whole(path) for path in pair):
+            for path in pair:
+                (other / path.name).symlink_to(path.absolute())
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -14,11 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from gen2embed_mteb.adapters import CONFIG_FILE
 from gen2embed_mteb.image_source import ImageSource
+from gen2embed_mteb.prompts import strategy
 from gen2embed_mteb.sharing import Share
 from vlm2vec_adapter import BACKBONE, output
 from vlm2vec_adapter.engine import Engine
-from vlm2vec_adapter.options import Options
+from vlm2vec_adapter.options import Options, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -125,18 +127,14 @@ class Session:
         finally:
             self._loading = False
         model.eval()
-        logger.info(
-            "%s%s: prompt %r, layout %r, %s",
-            name,
-            f" + {adapter}" if adapter else "",
-            model.prompt_mode,
-            model.layout,
-            str(model.dtype).removeprefix("torch."),
-        )
+        dtype = str(model.dtype).removeprefix("torch.")
+        source = f"{name} + {adapter}" if adapter else name
+        logger.info("%s: prompt %r, layout %r, %s", source, model.prompt_mode, model.layout, dtype)
         if self._folder is not None and self.share.rank == 0:
             settings = {
                 **self._settings(model_args),
                 "prompt_mode": model.prompt_mode,
+                "dtype": dtype,
                 "fingerprint": fingerprint(model),
             }
             facts = {
@@ -158,11 +156,14 @@ class Session:
     def _sources(self, model_args: Any) -> tuple[str, str | None, Any]:
         """The model, its adapter and the layout that VLM2Vec's flags and ours ask for."""
         name, checkpoint, adapter = model_args.model_name, model_args.checkpoint_path, self.options.adapter
-        if checkpoint and adapter and checkpoint != adapter:
-            raise ValueError(f"--checkpoint_path {checkpoint} and --gen2embed_adapter {adapter}: pass one of the two")
-        if checkpoint:
-            is_adapter = model_args.lora or (Path(checkpoint) / "adapter_config.json").is_file()
-            name, adapter = (name, checkpoint) if is_adapter else (checkpoint, None)
+        if checkpoint and (model_args.lora or checkpoint == adapter or (Path(checkpoint) / CONFIG_FILE).is_file()):
+            if adapter not in (None, checkpoint):
+                raise UsageError(
+                    f"--checkpoint_path {checkpoint} and --gen2embed_adapter {adapter} are both adapters; pass one"
+                )
+            adapter = checkpoint
+        elif checkpoint:
+            name = checkpoint
         return name, adapter, self.options.layout_for(name, adapter)
 
     def _settings(self, model_args: Any) -> dict[str, Any]:
@@ -174,7 +175,6 @@ class Session:
             "adapter": adapter,
             "layout": layout,
             "max_len": self._data_args.max_len,
-            "dtype": self.options.dtype,
             "resize": self.options.resize,
             "min_side": self.options.min_side,
         }
@@ -182,7 +182,7 @@ class Session:
     def _parsed(self, model_args: Any, data_args: Any) -> None:
         """Look at what the script was asked for, before anything is loaded."""
         if model_args.model_backbone != BACKBONE:
-            raise ValueError(f"--model_backbone is {model_args.model_backbone!r}; this adapter serves {BACKBONE!r}")
+            raise UsageError(f"--model_backbone is {model_args.model_backbone!r}; this adapter serves {BACKBONE!r}")
         self._model_args, self._data_args = model_args, data_args
         for flag, ours in IGNORED.items():
             default = getattr(type(data_args), flag, None)
@@ -196,16 +196,14 @@ class Session:
         if self.share.rank == 0 and self._folder.is_dir():
             settings = self._settings(model_args)
             if self.options.prompt_mode:
-                settings["prompt_mode"] = self.options.prompt_mode
+                settings["prompt_mode"] = strategy(self.options.prompt_mode).name
             output.check(self._folder, settings, self._describe_datasets(data_args))
             output.drop_unfinished(self._folder)
         elif self.generation == "v1" and self.share.rank > 0:
             # In v1 every process writes every file. Those of the first count; the others write where nobody looks,
             # and see there what the first sees, so that all skip the same datasets.
             self._scratch = tempfile.TemporaryDirectory(prefix="gen2embed-")
-            for path in self._folder.glob("*") if self._folder.is_dir() else ():
-                if path.name.endswith(output.VECTORS):
-                    (Path(self._scratch.name) / path.name).symlink_to(path.absolute())
+            output.mirror(self._folder, Path(self._scratch.name))
             data_args.encode_output_path = self._scratch.name
 
     def _listen_to(self, parser_class: Any) -> None:

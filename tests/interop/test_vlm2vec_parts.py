@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,14 @@ from vlm2vec_files import STANDINS
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError
 from gen2embed_mteb.mmeb import MMEB
+from gen2embed_mteb.sharing import Share
 from vlm2vec_adapter import output
 from vlm2vec_adapter.__main__ import main
 from vlm2vec_adapter.datasets import candidates_are_queries
 from vlm2vec_adapter.engine import KEY, Engine, Sample
-from vlm2vec_adapter.options import Options, take_options, wants_us
+from vlm2vec_adapter.options import Options, UsageError, take_options, wants_us
 from vlm2vec_adapter.report import read_run
+from vlm2vec_adapter.session import Session
 from vlm2vec_adapter.startup import command_for
 from vlm2vec_adapter.stubs import PACKAGES, stubbed
 
@@ -59,6 +62,23 @@ def test_the_backbone_is_recognised_in_every_spelling() -> None:
     assert wants_us(["--lora", "True", "--model-backbone=gen2embed"])
     assert not wants_us(["--model_backbone", "qwen2_vl", "--model_name", "gen2embed"])
     assert not wants_us(["--model_backbone"])
+
+
+def sources_of(checkpoint: str | None, lora: bool, adapter: str | None = None) -> Any:
+    session = Session(Options(adapter=adapter), "v1", Share(), lambda _: {})
+    return session._sources(SimpleNamespace(model_name="base", checkpoint_path=checkpoint, lora=lora))[:2]
+
+
+def test_vlm2vecs_flags_say_which_weights_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert sources_of(None, False) == ("base", None)
+    assert sources_of(None, False, "own") == ("base", "own")
+    assert sources_of("tuned", True) == ("base", "tuned")
+    assert sources_of("tuned", False) == ("tuned", None)
+    assert sources_of("tuned", False, "own") == ("tuned", "own")
+    assert sources_of(str(tmp_path), False) == ("base", str(tmp_path))
+    with pytest.raises(UsageError, match="tuned and --gen2embed_adapter own are both adapters"):
+        sources_of("tuned", True, "own")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +162,24 @@ def test_a_folder_is_kept_by_what_made_it(tmp_path: Path) -> None:
         output.check(tmp_path, {**SETTINGS, "fingerprint": "abd"}, {})
     with pytest.raises(output.OutputMismatchError, match="VOC2007: dataset_split 'test', not 'train'"):
         output.check(tmp_path, SETTINGS, {"VOC2007": {"dataset_split": "train"}})
+
+
+def test_one_model_under_two_paths_is_one_model(tmp_path: Path) -> None:
+    output.claim(tmp_path, SETTINGS, {}, {})
+    output.check(tmp_path, {**SETTINGS, "model": "/elsewhere/m"}, {})
+    with pytest.raises(output.OutputMismatchError, match="model 'm', not 'n'; fingerprint 'abc', not 'abd'"):
+        output.check(tmp_path, {**SETTINGS, "model": "n", "fingerprint": "abd"}, {})
+
+
+def test_a_second_process_sees_finished_datasets_and_writes_none_of_the_firsts_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    second.mkdir()
+    output.mirror(first, second)  # nothing was made yet
+    first.mkdir()
+    for name, content in (("A_qry", b"x."), ("A_tgt", b"x."), ("B_qry", b"x."), ("C_qry", b"x."), ("C_tgt", b"x")):
+        (first / name).write_bytes(content)
+    output.mirror(first, second)
+    assert sorted(path.name for path in second.iterdir()) == ["A_qry", "A_tgt"]
 
 
 def test_vectors_of_unknown_origin_are_refused(tmp_path: Path) -> None:
