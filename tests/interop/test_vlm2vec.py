@@ -7,9 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from environments import Environment
 from mmeb_files import M
 from PIL import Image
 from vlm2vec_files import NUM_ROWS, STANDINS, SUBSETS, flags, run, write_data
@@ -248,16 +246,12 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_enabled_a_plain_script_runs_and_loads_an_adapter(data: Path, adapter: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
-    python = str(tmp_path / "env" / "bin" / "python")
-    site = Path(
-        run(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], data, python=python).stdout.strip()
-    )
-    # What is installed here is on the other's path; its own start-up files are not read there.
-    checkout_root = STANDINS.parents[1]
-    paths = [str(checkout_root), *{sysconfig.get_path(kind) for kind in ("purelib", "platlib")}]
-    (site / "dependencies.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
+def test_enabled_a_plain_script_runs_and_loads_an_adapter(
+    data: Path, adapter: Path, wheel: Path, tmp_path: Path
+) -> None:
+    environment = Environment(tmp_path / "env")
+    environment.install(str(wheel))
+    python, site = str(environment.python), environment.site
 
     checkout = CHECKOUTS[0].values[0]
     subset = ("OK-VQA",)
