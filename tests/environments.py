@@ -47,20 +47,24 @@ class Environment:
         subprocess.run([sys.executable, *command], check=True, cwd=self.elsewhere)
 
     def run(
-        self, code: str, *flags: str, cwd: Path | None = None, **variables: str
+        self, code: str, *flags: str, cwd: Path | None = None, expect: int = 0, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``code`` in a fresh interpreter, in a folder that has nothing to do with the checkout."""
-        return self._run([*flags, "-c", code], cwd, variables)
+        """Run ``code`` in a fresh interpreter, in a folder that has nothing to do with the checkout.
+
+        ``expect`` is the exit status that is asserted.
+        """
+        return self._run([*flags, "-c", code], cwd, expect, variables)
 
     def script(self, name: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a console script of a borrowed dependency, as its own installation wrote it, but for the interpreter."""
-        borrowed = (Path(sys.executable).parent / name).read_text(encoding="utf-8")
+        """Run a console script: one that was installed here, or a borrowed dependency's, but for its interpreter."""
         script = self.python.parent / name
-        script.write_text("\n".join([f"#!{self.python}", *borrowed.splitlines()[1:]]) + "\n", encoding="utf-8")
-        return self._run([str(script), *words], None, variables)
+        if not script.exists():
+            borrowed = (Path(sys.executable).parent / name).read_text(encoding="utf-8")
+            script.write_text("\n".join([f"#!{self.python}", *borrowed.splitlines()[1:]]) + "\n", encoding="utf-8")
+        return self._run([str(script), *words], None, 0, variables)
 
     def _run(
-        self, arguments: list[str], cwd: Path | None, variables: dict[str, str]
+        self, arguments: list[str], cwd: Path | None, expect: int, variables: dict[str, str]
     ) -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
         result = subprocess.run(
@@ -71,5 +75,5 @@ class Environment:
             capture_output=True,
             check=False,
         )
-        assert result.returncode == 0, result.stderr
+        assert result.returncode == expect, result.stderr
         return result

@@ -74,6 +74,24 @@ def test_short_name_loads_from_any_folder(installed: Environment) -> None:
     assert installed.run(ENCODE_MINI).stdout.split() == ["1"]
 
 
+def test_mteb_knows_models_tasks_and_benchmarks_without_an_import_of_ours(installed: Environment) -> None:
+    code = """
+import mteb
+print(mteb.get_model_meta("gen2embed").name, mteb.get_model_meta("gen2embed-mini").name)
+print([task.metadata.name for task in mteb.get_tasks(["MMEB-ImageNet-1K", "MMEB-mini-Digits"])])
+print(len(mteb.get_benchmark("MMEB").tasks), len(mteb.get_benchmark("MMEB-mini").tasks))
+"""
+    result = installed.run(code)
+    assert result.stdout.splitlines() == [
+        "Gen2Embed/Qwen2-VL-2B-Instruct Gen2Embed/gen2embed-mini",
+        "['MMEB-ImageNet-1K', 'MMEB-mini-Digits']",
+        "36 16",
+    ]
+    assert "gen2embed" not in result.stderr.lower()
+    without = installed.run("import mteb; mteb.get_model_meta('gen2embed-mini')", expect=1, GEN2EMBED_NO_HOOK="1")
+    assert "KeyError" in without.stderr
+
+
 def test_folder_of_that_name_wins(installed: Environment, tmp_path: Path) -> None:
     (tmp_path / "gen2embed").mkdir()
     code = """

@@ -50,11 +50,16 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
     images_column_names = "image"
     texts_column_names = BENCHMARK.captions
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As mteb's."""
+        super().__init__(*args, **kwargs)
+        self.num_errors: dict[str, int] = {}  # by set, the records that were set aside
+
     def load_data(self, num_proc: int | None = None, *, timer: TimingStack | None = None, **kwargs: Any) -> None:
         """Reads the sets; records that cannot be used are logged and set aside.
 
         Raises:
-            DataError: Files or images are missing; the message names them and the remedy.
+            DataError: Files or images are missing, or more than 0.1 % of a set; the message names the remedy.
         """
         if self.data_loaded:
             return
@@ -62,8 +67,9 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
         with (timer or TimingStack())("Data loading", log_message=f"Loading dataset {self.metadata.name}..."):
             json_dir, images = self._locate()
             for name in self.hf_subsets:
-                records = read_records(set_file(json_dir, BENCHMARK, name), BENCHMARK)
-                self.dataset[name] = {"test": _table(name, records, images)}
+                file = set_file(json_dir, BENCHMARK, name)
+                table, self.num_errors[name] = _table(file, read_records(file, BENCHMARK), images)
+                self.dataset[name] = {"test": table}
         self.data_loaded = True
 
     def _evaluate_subset(
@@ -94,9 +100,9 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
             for task, (hit, tie) in zip(BENCHMARK.tasks, score_record(image, record), strict=True):
                 hits[task].append(hit)
                 ties[task].append(tie)
-        score = SetScore(hf_subset, hits, ties, num_errors=0)
-        figures = {task: score.accuracy(task) or 0.0 for task in BENCHMARK.tasks}
-        return {**figures, "num_records": float(len(data_split))}
+        score = SetScore(hf_subset, hits, ties, self.num_errors.get(hf_subset, 0))
+        figures = {f"accuracy_{task}": score.accuracy(task) or 0.0 for task in BENCHMARK.tasks}
+        return {**figures, "num_queries": float(score.num_scored), "num_errors": float(score.num_errors)}
 
     def _locate(self) -> tuple[Path, ImageSource]:
         """Where the JSON files are, and the images."""
@@ -131,9 +137,9 @@ class SugarCrepePlusPlusMini(SugarCrepePlusPlus):
 TASKS = (SugarCrepePlusPlus, SugarCrepePlusPlusMini)
 
 
-def _table(name: str, records: list[Any], images: ImageSource) -> Dataset:
-    """The usable records of a set: `image` and the caption columns."""
-    from gen2embed_mteb.mteb_plugin.data import SourcedImage
+def _table(file: Path, records: list[Any], images: ImageSource) -> tuple[Dataset, int]:
+    """The usable records of a set (`image` and the caption columns), and the number of the others."""
+    from gen2embed_mteb.mteb_plugin.data import SourcedImage, check_error_rate
 
     columns: dict[str, list[str]] = {column: [] for column in ("image", *BENCHMARK.captions)}
     for number, record in enumerate(records):
@@ -141,12 +147,13 @@ def _table(name: str, records: list[Any], images: ImageSource) -> Dataset:
             record_items(record, BENCHMARK)
             images.open(record["filename"])
         except (ValueError, ImageError) as error:
-            logger.warning("%s: record %d was set aside: %s", name, number, error)
+            logger.warning("%s: record %d was set aside: %s", file, number, error)
             continue
         columns["image"].append(record["filename"])
         for caption in BENCHMARK.captions:
             columns[caption].append(record[caption])
-    if not columns["image"]:
-        raise DataError(f"{name}: none of {len(records)} records can be used, the log says why; check {IMAGE_VARIABLE}")
+    num_errors = len(records) - len(columns["image"])
+    check_error_rate(str(file), num_errors, len(records))
     texts = {caption: Value("string") for caption in BENCHMARK.captions}
-    return Dataset.from_dict(columns, features=Features({"image": SourcedImage(source=str(images.path)), **texts}))
+    features = Features({"image": SourcedImage(source=str(images.path)), **texts})
+    return Dataset.from_dict(columns, features=features), num_errors

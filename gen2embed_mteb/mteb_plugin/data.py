@@ -94,11 +94,7 @@ def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSourc
         elif isinstance(row, EvalRow):
             kept.append(row)
     num_errors = len(rows) - len(kept)
-    if not kept or num_errors > EncodingConfig.max_error_rate * len(rows):
-        raise DataError(
-            f"{table.source}: {num_errors} of {len(rows)} rows cannot be used, the log says why; mend the data, or "
-            "score the rest with `gen2embed evaluate --max_error_rate`"
-        )
+    check_error_rate(table.source, num_errors, len(rows))
     documents = _numbered("d", [item for row in kept for item in row.candidates])
     query_kinds, document_kinds = CATEGORIES[dataset.form].split("2")
     split = {
@@ -111,6 +107,24 @@ def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSourc
         },
     }
     return split, num_errors
+
+
+def check_error_rate(source: str, num_errors: int, num_rows: int) -> None:
+    """Refuses data of which too little can be used: mteb has no way of saying so beside a score.
+
+    Args:
+        source: The file, for the message.
+        num_errors: The rows that were set aside.
+        num_rows: All rows.
+
+    Raises:
+        DataError: They are more than `gen2embed evaluate` allows by default, or all.
+    """
+    if num_errors == num_rows or num_errors > EncodingConfig.max_error_rate * num_rows:
+        raise DataError(
+            f"{source}: {num_errors} of {num_rows} rows cannot be used, the log says why; mend the data, or score the "
+            "rest with `gen2embed evaluate --max_error_rate`"
+        )
 
 
 def _numbered(prefix: str, items: list[Item]) -> dict[Item, str]:

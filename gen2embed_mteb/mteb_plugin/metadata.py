@@ -183,7 +183,7 @@ def sugarcrepe_plus_metadata(name: str, mini: bool) -> TaskMetadata:
         reference="https://arxiv.org/abs/2406.11171",
         eval_splits=["test"],
         eval_langs={name: ["eng-Latn"] for name in SUGARCREPE_PLUS_BENCHMARK.sets},
-        main_score="itt",
+        main_score="accuracy_itt",
         date=("2026-01-01", "2026-12-31") if mini else ("2024-01-01", "2024-12-31"),
         domains=["Constructed"] if mini else ["Web", "Scene"],
         task_subtypes=["Caption Pairing"],
