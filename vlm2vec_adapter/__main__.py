@@ -64,7 +64,7 @@ def _refuse(error: Exception) -> int:
 
 
 def _command(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vlm2vec_adapter", usage=USAGE, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m vlm2vec_adapter", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("enable", "disable"):
         commands.add_parser(name)

@@ -33,6 +33,9 @@ from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.prefix import PrefixEncoder, Prepared
 from gen2embed_mteb.sharing import Share
 
+KEY = "gen2embed"
+"""Under which a batch travels through VLM2Vec's loops, in a dictionary that they take for inputs of a model."""
+
 NUM_HEADER_THREADS = 8
 MAX_SHOWN = 5
 
@@ -163,7 +166,7 @@ class Engine(nn.Module):
         """VLM2Vec's call: one side's batch.
 
         Args:
-            qry: the batch of queries, as `batch_of` made it.
+            qry: the batch of queries, as `prepare` made it, under `KEY`.
             tgt: the batch of candidates, likewise.
 
         Returns:
@@ -216,9 +219,6 @@ class Engine(nn.Module):
         except ImageError as error:
             return error
         return [min_side_size(resized_size(facts.size, self._resize_policy), self._min_side)]
-
-
-KEY = "gen2embed"
 
 
 def _given(images: ImageSource | None, path: str) -> ImageSource:

@@ -20,8 +20,8 @@ class UsageError(ValueError):
     """A command line that cannot be used; the message names the flag and the remedy."""
 
 
-def _option(text: str, default: Any = None, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": text, **metadata})
+def _option(text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,6 @@ class Options:
     layout: str = _option(
         "image layout: native, official, or auto: official for the checkpoints released with the paper",
         "auto",
-        choices=("auto", "native", "official"),
     )
     adapter: str | None = _option("LoRA or DoRA adapter: directory or hub id (or --lora True --checkpoint_path)")
     batch_tokens: int | None = _option("tokens a call of the model, padding included (default: as suits the device)")

@@ -247,6 +247,22 @@ def test_autocast_around_the_call_changes_nothing(tiny: Any, images: ImageSource
     assert cast.dtype == torch.float32
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 5])
+def test_processes_share_the_rows_of_a_batch(tiny: Any, images: ImageSource, num_rows: int) -> None:
+    samples = SAMPLES[:num_rows]
+    whole = engine_of(tiny("qwen2_vl"))
+    expected = whole(qry={KEY: whole.prepare("query", samples, images)})["qry_reps"]
+    found: dict[int, torch.Tensor] = {}
+    for rank in range(2):
+        batch = engine_of(tiny("qwen2_vl"), share=Share(rank, 2)).prepare("query", samples, images)
+        assert batch.num_rows == num_rows
+        for part in batch.parts:
+            rows = dict(zip(part.rows, whole._encoder.encode_prepared("query", part.prepared), strict=True))
+            assert not rows.keys() & found.keys()
+            found |= rows
+    np.testing.assert_allclose(np.stack([found[row] for row in range(num_rows)]), expected, atol=1e-5)
+
+
 def test_an_encoded_image_counts_as_the_file_does(tiny: Any, images: ImageSource) -> None:
     engine = engine_of(tiny("qwen2_vl"))
     data = io.BytesIO()
