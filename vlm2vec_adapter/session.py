@@ -223,9 +223,10 @@ class Session:
 
         @wraps(stock)
         def from_pretrained(cls: Any, name: Any, *args: Any, **kwargs: Any) -> Any:
-            asked = self._model_args is not None and not self._loading
-            if asked and name in (self._model_args.model_name, self._model_args.checkpoint_path):
-                return answer
+            if self._model_args is not None and not self._loading:
+                asked = self._model_args
+                if name in (asked.model_name, asked.checkpoint_path, asked.processor_name):
+                    return answer
             return stock(cls, name, *args, **kwargs)
 
         auto_class.from_pretrained = classmethod(from_pretrained)
