@@ -80,6 +80,7 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
         hf_split: str,
         hf_subset: str,
         encode_kwargs: Any,
+        prediction_folder: Path | None = None,
         num_proc: int | None = None,
         **kwargs: Any,
     ) -> dict[str, float]:
@@ -100,6 +101,8 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
             for task, (hit, tie) in zip(BENCHMARK.tasks, score_record(image, record), strict=True):
                 hits[task].append(hit)
                 ties[task].append(tie)
+        if prediction_folder:
+            self._save_task_predictions(hits, model, prediction_folder, hf_subset=hf_subset, hf_split=hf_split)
         score = SetScore(hf_subset, hits, ties, self.num_errors.get(hf_subset, 0))
         figures = {f"accuracy_{task}": score.accuracy(task) or 0.0 for task in BENCHMARK.tasks}
         return {**figures, "num_queries": float(score.num_scored), "num_errors": float(score.num_errors)}

@@ -10,12 +10,9 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gen2embed_mteb.short_names import DEFAULT
-
-if TYPE_CHECKING:
-    from gen2embed_mteb.mteb_plugin.models import Model
 
 
 def install() -> None:
@@ -61,28 +58,29 @@ def _registry() -> dict[str, Any]:
 
 def _add_models() -> None:
     from gen2embed_mteb.mteb_plugin import models
+    from gen2embed_mteb.mteb_plugin.metas import as_meta
 
+    registry = _registry()
     for model in (*models.HUB_MODELS, models.mini()):
-        _add_model(model)
+        meta = registry.setdefault(model.name, as_meta(model))
+        for alias in model.aliases:
+            registry.setdefault(alias, meta)
 
 
 def _add_chosen() -> None:
     """Let `gen2embed` stand for what GEN2EMBED_MODEL names."""
     from gen2embed_mteb.mteb_plugin import models
-
-    _registry().pop(DEFAULT, None)  # rather unknown than another model, if what follows fails
-    _registry()[DEFAULT] = _add_model(models.chosen())
-
-
-def _add_model(model: Model) -> Any:
     from gen2embed_mteb.mteb_plugin.metas import as_meta
 
     registry = _registry()
-    if model.name not in registry:
-        registry[model.name] = as_meta(model)
-    for alias in model.aliases:
-        registry.setdefault(alias, registry[model.name])
-    return registry[model.name]
+    registry.pop(DEFAULT, None)  # rather unknown than another model, if what follows fails
+    chosen = models.chosen()
+    # A directory may be called as a model of the table is, and is another model all the same.
+    meta = registry.get(chosen.name)
+    if meta is None or meta.loader_kwargs["source"] != chosen.source:
+        meta = as_meta(chosen)
+        registry.setdefault(chosen.name, meta)
+    registry[DEFAULT] = meta
 
 
 def _add_tasks() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from gen2embed_mteb import families
@@ -41,6 +42,8 @@ def inputs_digest(layout: str) -> str:
 def directory_digest(directory: Path) -> str:
     """Digests the files of a model that decide its vectors: weights, configurations, templates, tokenizer.
 
+    Of an adapter the model that it is for counts as well: its files, or the commit of it that would be loaded.
+
     Args:
         directory: The model; reading its weights takes about a second a gigabyte.
 
@@ -53,9 +56,14 @@ def directory_digest(directory: Path) -> str:
             digest.update(f"{path.relative_to(directory).as_posix()} {path.stat().st_size}\n".encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+    adapter = directory / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        digest.update((directory_digest(Path(base)) if Path(base).is_dir() else hub_commit(base) or "").encode())
     return digest.hexdigest()[:40]
 
 
+@cache
 def hub_commit(hub_id: str) -> str | None:
     """Finds the commit that loading a hub id would give: the one in the local cache, or else the hub's newest.
 
@@ -63,7 +71,7 @@ def hub_commit(hub_id: str) -> str | None:
         hub_id: The repository.
 
     Returns:
-        40 hexadecimal digits; None where neither is to be had.
+        40 hexadecimal digits; None where neither is to be had. The answer is kept for the life of the process.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 

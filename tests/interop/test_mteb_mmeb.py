@@ -130,7 +130,11 @@ def test_sugarcrepe_plus_plus_scores_as_gen2embed_evaluate(
     monkeypatch.setenv("MMEB_MINI_DIR", str(mini))
     expected = evaluate("sugarcrepe++-mini", mini, tmp_path)["datasets"]
     task = mteb.get_task("SugarCrepe++-mini")
-    (result,) = mteb.evaluate(encoder, task, cache=None, show_progress_bar=False).task_results
+    (result,) = mteb.evaluate(
+        encoder, task, cache=None, show_progress_bar=False, prediction_folder=tmp_path
+    ).task_results
+    predictions = json.loads((tmp_path / task.prediction_file_name).read_text(encoding="utf-8"))
+    assert len(predictions["swap_object"]["test"]["itt"]) == 8
     found = {scores["hf_subset"]: scores for scores in result.scores["test"]}
     assert sorted(found) == sorted(SETS)
     for name in SETS:

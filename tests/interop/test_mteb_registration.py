@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -133,6 +134,16 @@ def test_variable_names_another_model(registered_again: Any, tiny_dir: Any, tmp_
     assert sum(parameter.numel() for parameter in encoder.model.parameters()) == meta.n_parameters
 
 
+def test_a_directory_called_as_a_listed_model_is_not_taken_for_it(
+    registered_again: Any, tiny_dir: Any, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_dir("qwen2_vl"), tmp_path / "Qwen2-VL-2B-Instruct")
+    meta, listed = registered_again(str(copy)), mteb.get_model_meta("Gen2Embed/Qwen2-VL-2B-Instruct")
+    assert (meta.name, meta.embed_dim, meta.loader_kwargs["source"]) == (listed.name, 32, str(copy))
+    assert (listed.embed_dim, listed.loader_kwargs["source"]) == (1536, "Qwen/Qwen2-VL-2B-Instruct")
+    assert meta.revision != listed.revision
+
+
 def test_variable_that_names_no_model_leaves_the_name_unknown_rather_than_another_model(
     registered_again: Any, tmp_path: Path
 ) -> None:
@@ -164,6 +175,24 @@ def test_revision_follows_weights_prompt_and_layout(
     other = dataclasses.replace(STRATEGIES["hierarchical"], query_text="\nIn one word.")
     monkeypatch.setattr(revisions, "strategy", lambda _: other)
     assert revisions.revision_of(str(copy), "native") not in (first, changed)
+
+
+def test_revision_of_an_adapter_follows_its_base_as_well(
+    tiny_dir: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter = Path(shutil.copytree(tiny_dir("qwen2_vl"), tmp_path / "base")), tmp_path / "adapter"
+    adapter.mkdir()
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(base)}), encoding="utf-8")
+    first = revisions.revision_of(str(adapter), "native")
+    (base / "config.json").write_text("{}", encoding="utf-8")
+    assert revisions.revision_of(str(adapter), "native") != first
+    config.write_text(json.dumps({"base_model_name_or_path": "someone/a-model"}), encoding="utf-8")
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        monkeypatch.setattr(revisions, "hub_commit", lambda _, commit=commit: commit)
+        found.append(revisions.revision_of(str(adapter), "native"))
+    assert found[0] != found[1]
 
 
 def test_every_record_of_the_table_has_its_own_revision(monkeypatch: pytest.MonkeyPatch) -> None:
