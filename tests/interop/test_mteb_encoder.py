@@ -7,8 +7,8 @@ import mteb
 import numpy as np
 import pytest
 from mteb._create_dataloaders import create_dataloader
-from mteb.mocks import MOCK_MIEB_TASK_GRID, MOCK_TASK_TEST_GRID
-from mteb.mocks.mock_run import mock_run
+from mteb.mocks import ALL_MOCK_TASK_TEST_GRID, MOCK_MIEB_TASK_GRID, MOCK_TASK_TEST_GRID
+from mteb.mocks.mock_run import get_compatible_mock_tasks, mock_run
 from mteb.models import CachedEmbeddingWrapper
 from mteb.types import PromptType
 from PIL import Image
@@ -30,8 +30,13 @@ def mock_results(encoder: Any) -> Any:
     return mock_run(encoder)
 
 
-def test_there_are_the_43_mock_tasks_that_are_known() -> None:
+def test_there_are_the_43_mock_tasks_that_are_known(encoder: Any) -> None:
     assert len(MOCKS) == 43
+    assert {task.metadata.name for task in get_compatible_mock_tasks(encoder)} == set(MOCKS)
+    grid = {
+        task.metadata.name for task in ALL_MOCK_TASK_TEST_GRID if set(task.metadata.modalities) <= {"text", "image"}
+    }
+    assert grid == set(MOCKS)  # what mteb ships beyond these is audio and video
 
 
 @pytest.mark.parametrize("name", MOCKS)
@@ -146,8 +151,15 @@ def encode(encoder: Any, data: Any, task: Any, prompt_type: PromptType | None) -
     return encoder.encode(data, **names, prompt_type=prompt_type)
 
 
-def test_vectors_are_those_of_the_model_whatever_the_batches(encoder: Any, pictures: list[Image.Image]) -> None:
+def test_vectors_are_those_of_the_model_whatever_the_batches(
+    encoder: Any, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Interleaved text and images, of sizes that differ, batched by mteb one by one and by three."""
+    sizes = []
+    prepare = PrefixEncoder.prepare
+    monkeypatch.setattr(
+        PrefixEncoder, "prepare", lambda self, side, inputs: sizes.append(len(inputs)) or prepare(self, side, inputs)
+    )
     task = MOCKS["MockVisionCentricQA"]
     columns = {"image": pictures, "text": ["one", "two two", "three " * 9, ""]}
     expected = encoder.model.encode_query(
@@ -159,6 +171,25 @@ def test_vectors_are_those_of_the_model_whatever_the_batches(encoder: Any, pictu
         assert vectors.shape == (4, encoder.model.get_embedding_dimension())
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
         np.testing.assert_allclose(vectors[:3], expected, atol=2e-5)
+    assert sizes == [4, 4]  # batched anew, by length
+
+
+class Batches:
+    """A data loader that hands over images as they are."""
+
+    dataset = datasets.Dataset.from_dict({"image": ["stands for them"]})
+
+    def __init__(self, images: list[Any]) -> None:
+        self._images = images
+
+    def __iter__(self) -> Any:
+        yield {"image": self._images}
+
+
+def test_a_row_may_have_several_images(encoder: Any, pictures: list[Image.Image]) -> None:
+    vectors = encode(encoder, Batches([pictures[:2], pictures[2:3], None]), MOCKS["MockVisualSTS"], None)
+    expected = encoder.model.encode_query([{"image": pictures[:2]}, {"image": pictures[2]}, ""])
+    np.testing.assert_allclose(vectors, expected, atol=2e-5)
 
 
 def test_images_of_every_mode_are_taken_as_rgb(encoder: Any) -> None:
@@ -167,16 +198,6 @@ def test_images_of_every_mode_are_taken_as_rgb(encoder: Any) -> None:
     grey = Image.fromarray(random.integers(0, 255, (40, 50), dtype=np.uint8))
     colour = Image.fromarray(random.integers(0, 255, (40, 50, 3), dtype=np.uint8))
     others = [grey, colour.convert("RGBA"), colour.convert("P")]
-
-    class Batches:
-        dataset = datasets.Dataset.from_dict({"image": ["stands for them"]})
-
-        def __init__(self, images: list[Image.Image]) -> None:
-            self._images = images
-
-        def __iter__(self) -> Any:
-            yield {"image": self._images}
-
     vectors = encode(encoder, Batches(others), task, None)
     expected = encode(encoder, Batches([image.convert("RGB") for image in others]), task, None)
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
@@ -230,12 +251,5 @@ def test_similarities_of_equal_candidates_are_equal_wherever_they_stand(encoder:
 def test_an_input_that_cannot_be_encoded_is_named() -> None:
     encoder = mteb.get_model("gen2embed-mini", device="cpu", max_length=56)
     task = MOCKS["MockVisualSTS"]
-
-    class Batches:
-        dataset = datasets.Dataset.from_dict({"image": ["stands for it"]})
-
-        def __iter__(self) -> Any:
-            yield {"image": [Image.new("RGB", (64, 64))]}
-
     with pytest.raises(ValueError, match=r"MockVisualSTS, subset default, split test, query 0 cannot be encoded"):
-        encode(encoder, Batches(), task, None)
+        encode(encoder, Batches([Image.new("RGB", (64, 64))]), task, None)
