@@ -21,8 +21,12 @@ from gen2embed_mteb.store import write_atomic, write_json
 from vlm2vec_adapter.datasets import known_datasets
 from vlm2vec_adapter.output import read_record
 
-MODALITIES = ("image", "video", "visdoc")
-"""V2's modalities; its shell scripts give each a folder of its own, a single run is of images."""
+OTHER_MODALITIES = {"video": "hit@1", "visdoc": "ndcg_linear@5"}
+"""V2's modalities beside images, with the figure that its leaderboard averages."""
+
+MODALITIES = ("image", *OTHER_MODALITIES)
+"""V2's shell scripts give each a folder of its own; a folder without them is of images."""
+
 SUFFIX = "_score.json"
 
 
@@ -102,26 +106,35 @@ def leaderboard_json(run: Run, metadata: Mapping[str, str]) -> dict[str, Any]:
     return leaderboard_entry({**known, **metadata}, run.metrics)
 
 
-def tables(runs: Sequence[Run]) -> tuple[Table, Table]:
-    """The datasets, and the averages beside the paper's.
+def tables(runs: Sequence[Run]) -> list[Table]:
+    """Every dataset of MMEB, the averages beside the paper's, then V2's other modalities.
 
     Args:
-        runs: of either generation; columns of the first table, rows of the second.
+        runs: of either generation; columns of the tables of datasets, rows of the averages.
+
+    Returns:
+        As many tables as there is something for, figures in percent.
     """
-    present = {name for run in runs for name in run.figures}
+    labels = [run.label for run in runs]
     known = known_datasets()
+    present = {name for run in runs for name in run.figures}
     names = [name for name in known if name in present]
-    datasets: Table = [["dataset", "meta-task", "domain", *(run.label for run in runs)]]
-    for name in names:
-        info = known[name]
-        domain = "IND" if info.in_domain else "OOD"
-        datasets.append([name, info.meta_task, domain, *(percent(run.figures.get(name)) for run in runs)])
-    if not names:
-        raise ValueError(
-            f"{runs[0].folder} holds no dataset of MMEB, only {', '.join(sorted(present)) or 'other modalities'}"
-        )
-    averages = [(run.label, average_figures([(known[name], run.figures.get(name)) for name in names])) for run in runs]
-    return datasets, averages_table(averages, str(runs[0].settings.get("prompt_mode", "hierarchical")))
+    found: list[Table] = []
+    if names:
+        rows = [[name, known[name].meta_task, "IND" if known[name].in_domain else "OOD"] for name in names]
+        cells = [[percent(run.figures.get(name)) for run in runs] for name in names]
+        found.append([["dataset", "meta-task", "domain", *labels], *map(list.__add__, rows, cells)])
+        averages = [
+            (run.label, average_figures([(known[name], run.figures.get(name)) for name in names])) for run in runs
+        ]
+        found.append(averages_table(averages, str(runs[0].settings.get("prompt_mode", "hierarchical"))))
+    for modality, metric in OTHER_MODALITIES.items():
+        others = sorted({name for run in runs for name in run.metrics.get(modality, {})})
+        if others:
+            scores = [run.metrics.get(modality, {}) for run in runs]
+            rows = [[name, *(percent(of_run.get(name, {}).get(metric)) for of_run in scores)] for name in others]
+            found.append([[f"{modality}, {metric}", *labels], *rows])
+    return found
 
 
 def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
@@ -139,15 +152,15 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
     """
     runs = [read_run(folder) for folder in folders]
     entries = [leaderboard_json(run, metadata) for run in runs]
-    datasets, averages = tables(runs)
+    found = tables(runs)
     notes = list(dict.fromkeys(note for run in runs for note in _notes(run)))
     for run, entry in zip(runs, entries, strict=True):
         write_json(run.folder / "leaderboard.json", entry)
-    page = ["# VLM2Vec's evaluation of Gen2Embed", "Precision@1 in percent.", *notes]
-    page += [as_markdown(averages), as_markdown(datasets)]
+    page = ["# VLM2Vec's evaluation of Gen2Embed", "Precision@1 in percent, where nothing else is said.", *notes]
+    page += [as_markdown(table) for table in found]
     write_atomic(runs[0].folder / "report.md", ("\n\n".join(page) + "\n").encode())
     written = [str(run.folder / "leaderboard.json") for run in runs] + [str(runs[0].folder / "report.md")]
-    return "\n\n".join([as_text(datasets), as_text(averages), *notes, f"Written: {', '.join(written)}"])
+    return "\n\n".join([*map(as_text, found), *notes, f"Written: {', '.join(written)}"])
 
 
 def _notes(run: Run) -> list[str]:
@@ -157,9 +170,9 @@ def _notes(run: Run) -> list[str]:
     if outside:
         notes.append(f"{run.label}: not of MMEB, left out of the averages: {', '.join(outside)}.")
     present = [dataset for dataset in MMEB.datasets if run.figures.keys() & set(dataset.folders)]
-    if not present:
+    if not present and run.figures:
         notes.append("The paper's rows are of MMEB itself; compare their order, not the figures.")
-    elif len(present) < len(MMEB.datasets):
+    elif 0 < len(present) < len(MMEB.datasets):
         notes.append(
             f"{run.label}: {len(present)} of MMEB's {len(MMEB.datasets)} datasets; the paper's rows are of all."
         )

@@ -25,7 +25,7 @@ from vlm2vec_adapter.__main__ import main
 from vlm2vec_adapter.datasets import candidates_are_queries
 from vlm2vec_adapter.engine import KEY, Engine, Sample
 from vlm2vec_adapter.options import Options, UsageError, take_options, wants_us
-from vlm2vec_adapter.report import read_run
+from vlm2vec_adapter.report import read_run, write
 from vlm2vec_adapter.session import Session
 from vlm2vec_adapter.startup import command_for
 from vlm2vec_adapter.stubs import PACKAGES, stubbed
@@ -303,6 +303,14 @@ def test_the_report_reads_what_v2s_shell_scripts_leave(tmp_path: Path) -> None:
     assert run.generation == "v2"
     assert run.metrics["visdoc"]["ViDoRe_docvqa"]["ndcg_linear@5"] == 0.7
     assert run.figures == {"VOC2007": 0.5}
+    shown = write([tmp_path], {})
+    assert "visdoc, ndcg_linear@5" in shown
+    assert next(line for line in shown.splitlines() if line.startswith("ViDoRe_docvqa")).split() == [
+        "ViDoRe_docvqa",
+        "70.0",
+    ]
+    entry = json.loads((tmp_path / "leaderboard.json").read_text())
+    assert set(entry["metrics"]) == {"image", "visdoc"}
 
 
 @pytest.mark.parametrize(
