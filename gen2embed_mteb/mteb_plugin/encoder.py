@@ -20,6 +20,7 @@ from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.mteb_plugin.inputs import HeldImages, items_of, side_of
 from gen2embed_mteb.mteb_plugin.names import DATASETS
 from gen2embed_mteb.prefix import PrefixEncoder
+from gen2embed_mteb.prompts import HierarchicalPrompt
 from gen2embed_mteb.store import EmbeddingStore
 
 MAX_HELD_PIXELS = 2**28
@@ -33,6 +34,7 @@ def load(
     device: str | None = None,
     source: str,
     layout: ImageLayout = "native",
+    prompt_mode: str | dict[str, str] | None = None,
     **options: Any,
 ) -> Gen2EmbedEncoder:
     """Loads an encoder; `mteb.get_model` calls this through the model's metadata.
@@ -43,17 +45,24 @@ def load(
         device: `cpu`, `cuda`, …; None: the best there is.
         source: The hub id or directory of the weights.
         layout: How images are laid out in the prompt.
-        options: `prompt_mode`, `adapter`, `max_length`, `resize`, `model_kwargs`, … as `Gen2Embed` takes them.
+        prompt_mode: A strategy's name, or the texts of one's own as `HierarchicalPrompt` takes them.
+        options: `adapter`, `max_length`, `resize`, `model_kwargs`, … as `Gen2Embed` takes them.
 
     Raises:
         OSError: The weights are neither there nor on the hub.
+        TypeError: A `HierarchicalPrompt`: mteb names results by the options, which must be JSON for that.
         ValueError: An option that `Gen2Embed` refuses.
     """
+    if isinstance(prompt_mode, HierarchicalPrompt):
+        raise TypeError(
+            "mteb can only keep results apart by plain options: pass prompt_mode=dataclasses.asdict(prompt)"
+        )
     directory = Path(source)
     commit = re.match(r"[0-9a-f]{40}(?=-|$)", revision or "")
     model = Gen2Embed(
         source,
         layout=layout,
+        prompt_mode=HierarchicalPrompt(**prompt_mode) if isinstance(prompt_mode, dict) else prompt_mode,
         device=device,
         revision=commit.group() if commit and not directory.is_dir() else None,
         # A directory needs nothing from the hub, unless it is an adapter, whose base model may lie there.

@@ -43,10 +43,12 @@ class AbsTaskMMEB(AbsTaskRetrieval):
 
     Attributes:
         info: The dataset.
+        variable: The environment variable that names its data.
         num_errors: By split, the rows that were set aside.
     """
 
     info: ClassVar[DatasetInfo]
+    variable: ClassVar[str]
     dataset: dict[str, dict[str, Any]]
     data_loaded: bool
     _top_k: int
@@ -72,7 +74,10 @@ class AbsTaskMMEB(AbsTaskRetrieval):
             for split in self.eval_splits:
                 data_dir, images = self._locate()
                 revision = HUB_REVISION if data_dir == HUB_ID else None
-                table = open_subset(data_dir, self.info, split, revision)
+                try:
+                    table = open_subset(data_dir, self.info, split, revision)
+                except DataError as error:
+                    raise DataError(f"{error} (in mteb, the variable {self.variable} says where)") from error
                 read, self.num_errors[split] = retrieval_split(table, self.info, images)
                 self.dataset["default"][split] = read
                 # mteb cuts rankings at its largest k, 1,000; the position of the positive needs all of them.
@@ -106,6 +111,8 @@ class AbsTaskMMEB(AbsTaskRetrieval):
 class AbsTaskMMEBEval(AbsTaskMMEB):
     """A dataset of MMEB, from a folder or from the hub."""
 
+    variable = EVAL_VARIABLE
+
     def _locate(self) -> tuple[str, ImageSource]:
         data_dir = os.environ.get(EVAL_VARIABLE) or HUB_ID
         image_dir = os.environ.get(IMAGE_VARIABLE, "")
@@ -113,7 +120,7 @@ class AbsTaskMMEBEval(AbsTaskMMEB):
             try:
                 return data_dir, find_images(data_dir, image_dir)
             except FileNotFoundError as error:
-                raise DataError(f"{error} (here: the variable {IMAGE_VARIABLE})") from error
+                raise DataError(f"{error} (in mteb, the variable {IMAGE_VARIABLE} says where)") from error
         if data_dir != HUB_ID:
             raise DataError(
                 f"{EVAL_VARIABLE}={data_dir} is no folder; name one, or unset it to read {HUB_ID} from the hub. With a "
@@ -126,6 +133,8 @@ class AbsTaskMMEBEval(AbsTaskMMEB):
 
 class AbsTaskMMEBMini(AbsTaskMMEB):
     """A dataset of MMEB-mini, drawn when it is first asked for."""
+
+    variable = MINI_VARIABLE
 
     def _locate(self) -> tuple[str, ImageSource]:
         root = ensure("eval", os.environ.get(MINI_VARIABLE) or None)
@@ -144,7 +153,7 @@ _KINDS = {"MMEB": (AbsTaskMMEBEval, mmeb_metadata), "MMEB-mini": (AbsTaskMMEBMin
 
 def _task(benchmark: str, dataset: DatasetInfo) -> type[AbsTaskMMEB]:
     base, metadata = _KINDS[benchmark]
-    name = "".join(part for part in f"{benchmark}_{dataset.name}".replace("-", "_"))
+    name = f"{benchmark}_{dataset.name}".replace("-", "_")
     return type(name, (base,), {"metadata": metadata(dataset), "info": dataset, "__module__": __name__})
 
 

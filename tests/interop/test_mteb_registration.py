@@ -21,7 +21,7 @@ from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb.datasets import MMEB
 from gen2embed_mteb.mteb_plugin import models, registration, revisions
 from gen2embed_mteb.mteb_plugin.metas import as_meta
-from gen2embed_mteb.prompts import STRATEGIES
+from gen2embed_mteb.prompts import STRATEGIES, HierarchicalPrompt
 
 HUB_MODELS = {model.name: model for model in models.HUB_MODELS}
 
@@ -205,7 +205,14 @@ def test_every_record_of_the_table_has_its_own_revision(monkeypatch: pytest.Monk
 def test_options_of_get_model_are_kept_apart_from_the_default() -> None:
     plain = mteb.get_model("gen2embed-mini", device="cpu", prompt_mode="none")
     assert plain.model.prompt_mode == "none"
-    assert plain.mteb_model_meta.experiment_kwargs == {"prompt_mode": "none"}
+    assert plain.mteb_model_meta.experiment_name == "prompt_mode_none"
+    prompt = HierarchicalPrompt(query_text="\nIn one word:")
+    own = mteb.get_model("gen2embed-mini", device="cpu", prompt_mode=dataclasses.asdict(prompt))
+    assert own.model.prompt == prompt
+    other = mteb.get_model("gen2embed-mini", device="cpu", prompt_mode={"query_text": "\nAnother word:"})
+    assert own.mteb_model_meta.experiment_name != other.mteb_model_meta.experiment_name
+    with pytest.raises(TypeError, match="asdict"):
+        mteb.get_model("gen2embed-mini", device="cpu", prompt_mode=prompt)
 
 
 @pytest.mark.parametrize(("name", "form"), [("MMEB", MMEB), ("MMEB-mini", MMEB_MINI)])
