@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -178,24 +180,25 @@ class Engine(nn.Module):
         }
 
     def _encode(self, batch: Batch) -> torch.Tensor:
-        made: dict[int, torch.Tensor] = {}
         # A script's autocast would take float32 weights to bfloat16, and in v1 those of queries only.
         with torch.autocast(self.model.device.type, enabled=False):
-            for part in batch.parts:
-                try:
-                    vectors = torch.from_numpy(self._encoder.encode_prepared(batch.side, part.prepared))
-                except torch.OutOfMemoryError as error:
-                    tokens = part.prepared.input_ids.numel()
-                    raise RuntimeError(
-                        f"out of memory at {len(part.rows)} inputs, {tokens} tokens: pass --gen2embed_batch_tokens "
-                        f"{max(1, tokens // 2)}"
-                    ) from error
-                made.update(zip(part.rows, vectors, strict=True))
+            made = [(part.rows, self._vectors(batch.side, part)) for part in batch.parts]
         if self._share.world_size > 1:
-            shares: list[dict[int, torch.Tensor]] = [{} for _ in range(self._share.world_size)]
+            shares: list[list[tuple[list[int], npt.NDArray[np.float32]]]] = [[] for _ in range(self._share.world_size)]
             torch.distributed.all_gather_object(shares, made)
-            made = {row: vector for share in shares for row, vector in share.items()}
-        return torch.stack([made[row] for row in range(batch.num_rows)])
+            made = [piece for share in shares for piece in share]
+        order = np.argsort([row for rows, _ in made for row in rows])
+        return torch.from_numpy(np.concatenate([vectors for _, vectors in made])[order])
+
+    def _vectors(self, side: Side, part: Part) -> npt.NDArray[np.float32]:
+        try:
+            return self._encoder.encode_prepared(side, part.prepared)
+        except torch.OutOfMemoryError as error:
+            tokens = part.prepared.input_ids.numel()
+            raise RuntimeError(
+                f"out of memory at {len(part.rows)} inputs, {tokens} tokens: pass --gen2embed_batch_tokens "
+                f"{max(1, tokens // 2)}"
+            ) from error
 
     def _open(self, sample: Sample, images: ImageSource | None) -> dict[str, Any]:
         if isinstance(sample.image, bytes):
