@@ -12,7 +12,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from datasets.features.features import _FEATURE_TYPES
@@ -24,7 +24,7 @@ from gen2embed_mteb.evaluation import EncodingConfig
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
-from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval_rows
+from gen2embed_mteb.mmeb.readers import BadRow, eval_columns, read_eval_rows
 from gen2embed_mteb.mmeb.tables import DataError, SubsetTable
 from gen2embed_mteb.mteb_plugin.metadata import CATEGORIES
 
@@ -81,32 +81,44 @@ def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSourc
             images that the dataset's form has no place for.
     """
     table.require(eval_columns(dataset, table.columns))
-    rows = list(read_eval_rows(table, dataset))
-    good = [row for row in rows if isinstance(row, EvalRow)]
-    faults = _image_faults(
-        {path for row in good for item in (row.query, *row.candidates) for path in item.images}, images
-    )
-    kept: list[EvalRow] = []
-    for row in rows:
-        reason = row.reason if isinstance(row, BadRow) else _fault_of(row, faults)
-        if reason:
-            logger.warning("%s: row %d was set aside: %s", dataset.name, row.index, reason)
-        elif isinstance(row, EvalRow):
-            kept.append(row)
-    num_errors = len(rows) - len(kept)
-    check_error_rate(table.source, num_errors, len(rows))
-    documents = _numbered("d", [item for row in kept for item in row.candidates])
+    documents: dict[Item, str] = {}
+    rows: dict[int, _Row] = {}
+    rejected: dict[int, str] = {}
+    for row in read_eval_rows(table, dataset):
+        if isinstance(row, BadRow):
+            rejected[row.index] = row.reason
+        else:
+            names = [documents.setdefault(item, f"d{len(documents)}") for item in row.candidates]
+            # A candidate that a row lists twice counts once, where it stands first.
+            rows[row.index] = _Row(row.query, list(dict.fromkeys(names)))
+    items = (*documents, *(row.query for row in rows.values()))
+    faults = _image_faults({path for item in items for path in item.images}, images)
+    faulty = {name: reason for item, name in documents.items() if (reason := _fault_of(item, faults))}
+    for index, planned in rows.items():
+        bad = [faulty[name] for name in planned.candidates if name in faulty]
+        if fault := _fault_of(planned.query, faults) or next(iter(bad), ""):
+            rejected[index] = fault
+    for index, reason in sorted(rejected.items()):
+        logger.warning("%s: row %d was set aside: %s", dataset.name, index, reason)
+    kept = {f"q{index}": row for index, row in rows.items() if index not in rejected}
+    check_error_rate(table.source, len(rejected), len(rejected) + len(kept))
+    used = {name for row in kept.values() for name in row.candidates}
+    corpus = [(name, item) for item, name in documents.items() if name in used]
     query_kinds, document_kinds = CATEGORIES[dataset.form].split("2")
     split = {
-        "queries": _table([(f"q{row.index}", row.query) for row in kept], query_kinds, images, table.source),
-        "corpus": _table([(name, item) for item, name in documents.items()], document_kinds, images, table.source),
-        "relevant_docs": {f"q{row.index}": {documents[row.candidates[0]]: 1} for row in kept},
-        # A candidate that a row lists twice counts once, where it stands first.
-        "top_ranked": {
-            f"q{row.index}": list(dict.fromkeys(documents[item] for item in row.candidates)) for row in kept
-        },
+        "queries": _table([(name, row.query) for name, row in kept.items()], query_kinds, images, table.source),
+        "corpus": _table(corpus, document_kinds, images, table.source),
+        "relevant_docs": {name: {row.candidates[0]: 1} for name, row in kept.items()},
+        "top_ranked": {name: row.candidates for name, row in kept.items()},
     }
-    return split, num_errors
+    return split, len(rejected)
+
+
+class _Row(NamedTuple):
+    """A row in names: a dataset of MMEB holds a million candidates, most of them repeated."""
+
+    query: Item
+    candidates: list[str]
 
 
 def check_error_rate(source: str, num_errors: int, num_rows: int) -> None:
@@ -125,10 +137,6 @@ def check_error_rate(source: str, num_errors: int, num_rows: int) -> None:
             f"{source}: {num_errors} of {num_rows} rows cannot be used, the log says why; mend the data, or score the "
             "rest with `gen2embed evaluate --max_error_rate`"
         )
-
-
-def _numbered(prefix: str, items: list[Item]) -> dict[Item, str]:
-    return {item: f"{prefix}{number}" for number, item in enumerate(dict.fromkeys(items))}
 
 
 def _table(named: list[tuple[str, Item]], kinds: str, images: ImageSource, source: str) -> datasets.Dataset:
@@ -167,6 +175,5 @@ def _image_faults(paths: set[str], images: ImageSource) -> dict[str, str]:
         return {path: reason for path, reason in zip(ordered, found, strict=True) if reason}
 
 
-def _fault_of(row: EvalRow, faults: dict[str, str]) -> str:
-    paths = (path for item in (row.query, *row.candidates) for path in item.images)
-    return next((faults[path] for path in paths if path in faults), "") if faults else ""
+def _fault_of(item: Item, faults: dict[str, str]) -> str:
+    return next((faults[path] for path in item.images if path in faults), "")
