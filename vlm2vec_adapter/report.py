@@ -154,6 +154,9 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
     entries = [leaderboard_json(run, metadata) for run in runs]
     found = tables(runs)
     notes = list(dict.fromkeys(note for run in runs for note in _notes(run)))
+    if len({frozenset(run.figures) for run in runs}) > 1:
+        counts = ", ".join(f"{run.label} of {len(run.figures)}" for run in runs)
+        notes.insert(0, f"The runs hold different datasets; averages are over each run's own: {counts}.")
     for run, entry in zip(runs, entries, strict=True):
         write_json(run.folder / "leaderboard.json", entry)
     page = ["# VLM2Vec's evaluation of Gen2Embed", "Precision@1 in percent, where nothing else is said.", *notes]

@@ -313,6 +313,20 @@ def test_the_report_reads_what_v2s_shell_scripts_leave(tmp_path: Path) -> None:
     assert set(entry["metrics"]) == {"image", "visdoc"}
 
 
+def test_the_report_says_where_averages_cannot_be_compared(tmp_path: Path) -> None:
+    for folder, names in (("a", ("VOC2007", "OK-VQA")), ("b", ("VOC2007",))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            scores = {"acc": 0.25, "num_correct": 1, "num_pred": 4}
+            (tmp_path / folder / f"{name}_score.json").write_text(json.dumps(scores))
+    shown = write([tmp_path / "a", tmp_path / "b"], {})
+    assert "averages are over each run's own: v1: a of 2, v1: b of 1" in shown
+    entry = json.loads((tmp_path / "a" / "leaderboard.json").read_text())
+    found = entry["metrics"]["image"]["VOC2007"]
+    assert (found["hit@1"], found["mrr@1"], found["num_data"]) == (0.25, 0.25, 4)
+    assert "hit@5" not in found  # v1 does not say
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
