@@ -71,7 +71,12 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gen2embed {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
     for name, summary, add, run in (
-        ("demo", "the paper's effect on the embedded model, with a report to look at", _add_demo, _demo),
+        (
+            "demo",
+            "the paper's effect on the embedded model, then SaHa and a short fine-tuning, with a report",
+            _add_demo,
+            _demo,
+        ),
         ("evaluate", "MMEB, MMEB-mini, SugarCrepe, SugarCrepe++", _add_evaluate, _evaluate),
         ("sample", "SaHa: clusters of hard negatives from training pairs, offline", _add_sample, _sample),
         ("train", "fine-tune on what `sample` wrote; --help lists every flag", lambda _: None, _train),
@@ -344,12 +349,23 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="where results and the report go")
     parser.add_argument("--data_dir", type=Path, default=None, help="where MMEB-mini is kept (default: user's cache)")
     parser.add_argument("--limit", type=int, default=None, help="rows a dataset, for a quick look")
+    parser.add_argument("--max_steps", type=int, default=24, help="steps of fine-tuning; 0: zero-shot only")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    from functools import partial
+
     from gen2embed_mteb.demo.run import run_demo
 
-    for line in run_demo(arguments.output_dir, arguments.data_dir, arguments.limit):
+    places = (arguments.output_dir, arguments.data_dir, arguments.limit)
+    step = None
+    if arguments.max_steps < 0:
+        raise ValueError(f"max_steps is {arguments.max_steps}; pass 1 or more, or 0 for zero-shot only")
+    if arguments.max_steps:
+        from trainers.demo import fine_tune
+
+        step = partial(fine_tune, *places, arguments.max_steps)
+    for line in run_demo(*places, fine_tune=step):
         print(line, flush=True)
 
 

@@ -1,23 +1,33 @@
 """The command line, as people type it."""
 
+import contextlib
+import io
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from mmeb_files import colour_rows, write_images, write_table
+from sentence_transformers import SentenceTransformer
 
-from gen2embed_mteb import cli
+from gen2embed_mteb import Gen2Embed, cli
 from gen2embed_mteb.mini import benchmark
+from gen2embed_mteb.mini.tasks import tasks
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A small MMEB-mini: 12 rows a dataset."""
+    """A small MMEB-mini: 12 rows a dataset, 16 training pairs."""
     root = tmp_path_factory.mktemp("mini")
+    small = [replace(task, num_train=min(task.num_train, 16)) for task in tasks(benchmark.train_digits)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "NUM_QUERIES", 12)
         benchmark.ensure("eval", root)
+        patch.setattr(benchmark, "tasks", lambda _: small)
+        benchmark.ensure("train", root)
     benchmark.ensure("crepe", root)
     return root
 
@@ -115,12 +125,81 @@ def test_doctor_reports_what_is_installed(capsys):
     assert "torchvision" in printed
 
 
-def test_the_demo_ends_in_a_page_with_everything_inside(data, tmp_path, capsys):
-    assert cli.main(["demo", "--data_dir", str(data), "--output_dir", str(tmp_path), "--limit", "5"]) == 0
-    printed = capsys.readouterr().out
-    assert "gen2embed-mini, hierarchical" in printed
-    assert "paper, hierarchical" in printed
-    page = (tmp_path / "report.html").read_text()
+def demo(data, output, *more):
+    return cli.main(["demo", "--data_dir", str(data), "--output_dir", str(output), *more])
+
+
+def columns_of(printed, label):
+    """The figures of one row of the demo's table."""
+    line = next(line for line in printed.splitlines() if line.startswith(f"{label}  "))
+    return line.removeprefix(label).split()
+
+
+@pytest.fixture(scope="module")
+def demonstrated(data, tmp_path_factory):
+    """What the whole demo printed, and its folder; it was run there before, with other settings."""
+    output = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        assert demo(data, output, "--limit", "1", "--max_steps", "1") == 0
+        printed.truncate(printed.seek(0))
+        assert demo(data, output, "--limit", "2", "--max_steps", "2") == 0
+    return printed.getvalue(), output
+
+
+def test_the_demo_shows_the_tuned_model_beside_the_zero_shot_ones_and_the_paper(demonstrated):
+    printed, output = demonstrated
+    header = columns_of(printed, " " * len("gen2embed-mini, hierarchical + SaHa"))
+    assert header[-4:] == ["IND", "OOD", "Overall", "Digits"]
+    assert columns_of(printed, "paper, hierarchical + SaHa")[-4:] == ["70.8", "62.0", "66.9", "–"]
+    before, after = (
+        float(columns_of(printed, f"gen2embed-mini, {label}")[-2]) for label in ("hierarchical", "hierarchical + SaHa")
+    )
+    gain = re.search(r"Gain over zero-shot.*overall ([+-]\d+\.\d)", printed)
+    assert float(gain[1]) == pytest.approx(after - before, abs=0.11)
+    results = json.loads((output / "tuned" / "results.json").read_text())
+    assert f"{100 * results['overall']:.1f}" == f"{after:.1f}"
+    assert results["prompt_mode"] == "hierarchical"
+    assert results["fingerprint"] != json.loads((output / "hierarchical" / "results.json").read_text())["fingerprint"]
+    photos = next(line for line in printed.splitlines() if line.startswith("photo "))
+    assert photos.split()[2:] == ["none", "hierarchical", "hierarchical", "+", "SaHa"]
+
+
+def test_the_demos_model_is_one_that_plain_sentence_transformers_loads(demonstrated):
+    folder = demonstrated[1] / "gen2embed-mini-saha"
+    plain, ours, base = SentenceTransformer(str(folder)), Gen2Embed(folder / "adapter"), Gen2Embed("gen2embed-mini")
+    want = ours.encode_query(["a red circle"])
+    assert np.abs(plain.encode_query(["a red circle"]) - want).max() < 1e-5
+    assert np.abs(base.encode_query(["a red circle"]) - want).max() > 1e-4
+    assert json.loads((folder / "train.json").read_text())["arguments"]["max_steps"] == 2
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def test_the_demo_prints_lines_for_people(demonstrated):
+    printed, output = demonstrated
+    assert "{" not in printed
+    assert "train_runtime" in (output / "training.log").read_text()
+
+
+def test_the_demo_ends_in_a_page_with_everything_inside(demonstrated):
+    output = demonstrated[1]
+    page = (output / "report.html").read_text()
     assert page.count("data:image/") > 50
     assert "http://" not in page
     assert "https://" not in page
+    assert "Gain over zero-shot" in page
+    assert page.count("class='bar model-2'") == len(benchmark.MMEB_MINI.datasets)
+    assert page.count("<div class='mode'>hierarchical + SaHa</div>") == page.count("<div class='mode'>none</div>") > 0
+    clusters = output / re.search(r"<a href='([^']+)'", page)[1]
+    assert clusters.read_text().count("<section class='cluster'>") > 0
+    assert "data:image/" in clusters.read_text()
+
+
+def test_the_demo_without_fine_tuning(data, tmp_path, capsys):
+    assert demo(data, tmp_path, "--limit", "1", "--max_steps", "0") == 0
+    printed = capsys.readouterr().out
+    assert "gen2embed-mini, hierarchical" in printed
+    assert "SaHa" not in printed.partition("Precision@1")[2].partition("\n")[2]
+    assert "SaHa" not in (tmp_path / "report.html").read_text()
+    assert demo(data, tmp_path, "--max_steps", "-1") == 2
+    assert "max_steps" in capsys.readouterr().err

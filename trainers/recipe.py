@@ -62,6 +62,12 @@ class SahaTrainingArguments(SentenceTransformerTrainingArguments):
     logging_steps: float = option("optimizer steps between two logs", default=10)
     save_steps: float = option("optimizer steps between two checkpoints", default=200)
 
+    def __post_init__(self) -> None:
+        """Checks every value; without an accelerator, memory is not pinned for one, as with `use_cpu`."""
+        super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

@@ -110,11 +110,13 @@ class SahaTrainer(SentenceTransformerTrainer):
         args.router_mapping = args.router_mapping or roles_of(
             columns, model.prompt, query_prompt_in_training=query_prompt_in_training
         )
+        # The stock trainer's examples show cells as they are stored, paths that mean nothing to a reader. It chooses
+        # none, a thousand rows read for each, where there are some.
+        model.model_card_data.widget = [{}]
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        model.model_card_data.widget = []
         self.add_callback(_EpochOfSampler(self))
         if isinstance(train_dataset, Dataset) and len(train_dataset):
-            # What the stock trainer chose shows cells as they are stored: paths that mean nothing to a reader.
-            model.model_card_data.widget = []
             model.model_card_data.usage_examples = self._usage_examples(train_dataset)
 
     def get_data_collator(self, model: Gen2Embed, args: Any, processing_class: Any = None) -> Any:

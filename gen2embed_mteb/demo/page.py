@@ -11,10 +11,10 @@ from PIL import Image
 from gen2embed_mteb import pages
 
 _STYLE = """
-.bars { display: grid; grid-template-columns: 11rem 1fr; gap: .35rem .8rem; align-items: center; }
+.bars { display: grid; grid-template-columns: 11rem 1fr; gap: .7rem .8rem; align-items: center; }
 .bar { height: .7rem; border-radius: 2px; min-width: 1px; } .pair { display: grid; gap: 2px; }
 .row { display: flex; align-items: center; gap: .3rem; font-size: .8rem; }
-.none { background: var(--none); } .hierarchical { background: var(--ours); }
+.model-0 { background: var(--none); } .model-1 { background: var(--ours); } .model-2 { background: var(--good); }
 .query { display: flex; gap: 1rem; margin: 1.2rem 0 .3rem; align-items: center; }
 .cards { display: flex; gap: .5rem; flex-wrap: wrap; margin: .3rem 0; align-items: stretch; }
 .card { border: 2px solid var(--line); border-radius: 6px; padding: .3rem; width: 6.6rem; font-size: .75rem; }
@@ -29,7 +29,7 @@ _STYLE = """
 
 @dataclass(frozen=True)
 class Neighbours:
-    """One query and its nearest candidates under one prompt.
+    """One query and its nearest candidates by one model under one prompt.
 
     Attributes:
         dataset: where the row is from.
@@ -50,10 +50,14 @@ class DemoResult:
 
     Attributes:
         table: figures in percent, ours beside the paper's; the first row is the header.
-        scores: by prompt mode, P@1 in [0, 1] of every dataset.
+        scores: by model, P@1 in [0, 1] of every dataset.
         photos: the photographs by name.
-        similarities: (photo, caption, similarity by mode).
-        neighbours: by prompt mode, the shown rows.
+        similarities: (photo, caption, similarity by model).
+        neighbours: by model, the shown rows.
+        gain: what fine-tuning gained, as a sentence; empty without any.
+        clusters: a page of what was trained on, relative to this one; empty without any.
+
+    A model is named by its prompt, and by how it was trained where it was.
     """
 
     table: list[list[str]]
@@ -61,16 +65,24 @@ class DemoResult:
     photos: dict[str, Image.Image]
     similarities: list[tuple[str, str, dict[str, float]]]
     neighbours: dict[str, list[Neighbours]]
+    gain: str = ""
+    clusters: str = ""
 
 
 def write_page(demo: DemoResult, path: Path) -> Path:
     """Write the report atomically and return its path."""
+    tuned = (
+        " Then it is fine-tuned for a minute, on hard negatives that it chose itself (SaHa), and evaluated with the "
+        "same prompt."
+    )
+    link = f"<a href='{html.escape(demo.clusters)}'>Some of the clusters it was trained on</a>, with pictures."
     parts = [
-        "<h1>A generator as an embedder, by prompt alone</h1>",
+        f"<h1>A generator as an embedder, by prompt alone{', then fine-tuned' if demo.gain else ''}</h1>",
         "<p>One model, trained only to predict the next token (<code>gen2embed-mini</code>), on one benchmark "
-        "(MMEB-mini), twice: <b>none</b>, its inputs as they are, and <b>hierarchical</b>, with the two-level prompt. "
-        "Precision@1 in percent; the paper's rows are Qwen2-VL-2B on MMEB.</p>",
+        "(MMEB-mini), twice: <b>none</b>, its inputs as they are, and <b>hierarchical</b>, with the two-level prompt."
+        f"{tuned if demo.gain else ''} Precision@1 in percent; the paper's rows are Qwen2-VL-2B on MMEB.</p>",
         pages.table(demo.table),
+        f"<p><b>{html.escape(demo.gain)}.</b> {link}</p>" if demo.gain else "",
         "<h2>By dataset</h2>",
         _bars(demo.scores),
         "<h2>Real photographs and captions</h2>",
@@ -84,23 +96,26 @@ def write_page(demo: DemoResult, path: Path) -> Path:
 def _bars(scores: dict[str, dict[str, float]]) -> str:
     lines = []
     for name in next(iter(scores.values())):
-        pair = "".join(
-            f"<div class='row'><div class='bar {mode}' style='width:{80 * values[name]:.1f}%'></div>"
+        bars = "".join(
+            f"<div class='row'><div class='bar model-{number}' style='width:{80 * values[name]:.1f}%'></div>"
             f"{100 * values[name]:.1f}</div>"
-            for mode, values in scores.items()
+            for number, values in enumerate(scores.values())
         )
-        lines.append(f"<div>{html.escape(name)}</div><div class='pair'>{pair}</div>")
-    legend = " ".join(f"<span class='{mode}' style='padding:0 .6rem'>&nbsp;</span> {mode}" for mode in scores)
+        lines.append(f"<div>{html.escape(name)}</div><div class='pair'>{bars}</div>")
+    legend = " ".join(
+        f"<span class='model-{number}' style='padding:0 .6rem'>&nbsp;</span> {html.escape(model)}"
+        for number, model in enumerate(scores)
+    )
     return f"<p>{legend}</p><div class='bars'>{''.join(lines)}</div>"
 
 
 def _photos(demo: DemoResult) -> str:
-    modes = list(demo.scores)
+    models = list(demo.scores)
     figures = []
     for name, photo in demo.photos.items():
         rows = [(caption, values) for shown, caption, values in demo.similarities if shown == name]
-        cells = [[caption, *(f"{values[mode]:.3f}" for mode in modes)] for caption, values in rows]
-        table = pages.table([["caption", *modes], *cells])
+        cells = [[caption, *(f"{values[model]:.3f}" for model in models)] for caption, values in rows]
+        table = pages.table([["caption", *models], *cells])
         figures.append(f"<div class='photo'>{pages.picture(photo, name)}{table}</div>")
     return "<p>Similarity of a photograph, as the query, to each caption.</p>" + "".join(figures)
 
@@ -110,9 +125,9 @@ def _rows(neighbours: dict[str, list[Neighbours]], index: int) -> str:
     image = "" if first.image is None else pages.picture(first.image, "query")
     text = f"<b>{html.escape(first.dataset)}</b> {pages.plain(first.text)}"
     parts = [f"<div class='query'>{image}<div>{text}</div></div>"]
-    for mode, rows in neighbours.items():
+    for model, rows in neighbours.items():
         cards = "".join(_card(*candidate) for candidate in rows[index].candidates)
-        parts.append(f"<div class='cards'><div class='mode'>{mode}</div>{cards}</div>")
+        parts.append(f"<div class='cards'><div class='mode'>{html.escape(model)}</div>{cards}</div>")
     return "".join(parts)
 
 

@@ -1,15 +1,15 @@
-"""The main job on the embedded default: the same model and the same data, without a prompt and with the two-level one.
+"""The main job on the embedded default: the same model and data, without a prompt, with the two-level one, fine-tuned.
 
-MMEB-mini is drawn, `gen2embed-mini` evaluated under both prompts, two real photographs matched with captions, and a
-page with pictures written. Nothing is downloaded.
+MMEB-mini is drawn, `gen2embed-mini` evaluated under both prompts, fine-tuned where the caller says how, and evaluated
+again; two real photographs are matched with captions, and a page with pictures is written. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,14 +21,15 @@ from gen2embed_mteb.formatting import as_text, percent
 from gen2embed_mteb.images import open_image
 from gen2embed_mteb.mini import benchmark, model_dir
 from gen2embed_mteb.mmeb.evaluate import evaluate
-from gen2embed_mteb.mmeb.paper import TABLE_IV
+from gen2embed_mteb.mmeb.paper import TABLE_IV, TABLE_VII
 from gen2embed_mteb.mmeb.readers import EvalRow, read_eval_rows
-from gen2embed_mteb.mmeb.scoring import EvaluationResult, average
+from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average
 from gen2embed_mteb.mmeb.tables import open_subset
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.prefix import PrefixEncoder
 
 MODES = ("none", "hierarchical")
+TUNED = "hierarchical + SaHa"
 PHOTOS = ("china.jpg", "flower.jpg")
 CAPTIONS = ("A red flower on green.", "A gray building under a blue sky.", "A handwritten seven.", "A black square.")
 SHOWN = ("Scenes_t2i", "Pointing", "AttributeQA", "Digits")
@@ -36,77 +37,148 @@ SHOWN = ("Scenes_t2i", "Pointing", "AttributeQA", "Digits")
 ROWS_SHOWN, NEIGHBOURS = 3, 6
 
 
-def run_demo(output_dir: Path, data_dir: Path | None = None, limit: int | None = None) -> Iterator[str]:
+class FineTuned(NamedTuple):
+    """What a fine-tuning step leaves.
+
+    Attributes:
+        model: the saved model's folder.
+        clusters: an HTML page that shows what it was trained on, in or below the demo's output folder.
+    """
+
+    model: Path
+    clusters: Path
+
+
+FineTune = Callable[[], Generator[str, None, FineTuned]]
+"""Fine-tunes `gen2embed-mini`, saying how it goes; handed in, as this package stands below the one that trains."""
+
+
+class _Measured(NamedTuple):
+    """One model under one prompt: its scores, (photos, captions) similarities, and the shown rows."""
+
+    result: EvaluationResult
+    similarities: np.ndarray
+    neighbours: list[Neighbours]
+
+
+def run_demo(
+    output_dir: Path, data_dir: Path | None = None, limit: int | None = None, fine_tune: FineTune | None = None
+) -> Iterator[str]:
     """Run the demo and say how it goes, line by line.
 
     Args:
-        output_dir: where results and `report.html` are written.
+        output_dir: where results, models and `report.html` are written; what an earlier demo left there is replaced.
         data_dir: where MMEB-mini is kept; `None` is the user's cache folder.
         limit: rows a dataset; `None` for all.
+        fine_tune: runs after the zero-shot evaluations; `None` leaves it out.
     """
     started = time.monotonic()
     yield "Drawing MMEB-mini, unless it is there already …"
     root = benchmark.ensure("eval", data_dir)
-    results: dict[str, EvaluationResult] = {}
-    similarities: dict[str, np.ndarray] = {}
-    neighbours: dict[str, list[Neighbours]] = {}
+    output_dir.mkdir(parents=True, exist_ok=True)
     photos = load_photos()
+    measured: dict[str, _Measured] = {}
+    count = len(benchmark.MMEB_MINI.datasets)
     for mode in MODES:
-        yield f"Evaluating gen2embed-mini, prompt {mode!r}, on {len(benchmark.MMEB_MINI.datasets)} datasets …"
-        model = Gen2Embed(str(model_dir()), prompt_mode=mode, device="cpu", local_files_only=True)
-        config = EvaluationConfig(
-            data_dir=str(root / "MMEB-eval"),
-            image_dir=str(root / "images"),
-            output_dir=str(output_dir / mode),
-            limit=limit,
-            overwrite=True,
-            model_name="gen2embed-mini",
-            prompt_mode=mode,
-            fingerprint=fingerprint(model),
-        )
-        results[mode] = evaluate(PrefixEncoder(model), benchmark.MMEB_MINI, config)
-        similarities[mode] = _photo_similarities(model, list(photos.values()))
-        neighbours[mode] = _neighbours(model, root)
+        yield f"Evaluating gen2embed-mini, prompt {mode!r}, on {count} datasets …"
+        model = _load(model_dir(), mode)
+        measured[mode] = _measure(model, _config(root, output_dir / mode, limit, model), photos)
+    tuned = None
+    if fine_tune is not None:
+        tuned = yield from fine_tune()
+        yield f"Evaluating the tuned model, prompt {MODES[-1]!r}, on {count} datasets …"
+        model = _load(tuned.model, MODES[-1])
+        measured[TUNED] = _measure(model, _config(root, output_dir / "tuned", limit, model), photos)
+    averages = {label: average(one.result.scores) for label, one in measured.items()}
+    gain = _gain(averages[MODES[-1]], averages[TUNED]) if tuned else ""
     demo = DemoResult(
-        _table(results),
-        {mode: {score.dataset.name: score.precision_at_1 or 0.0 for score in results[mode].scores} for mode in MODES},
+        _table(measured, averages),
+        {
+            label: {score.dataset.name: score.precision_at_1 or 0.0 for score in one.result.scores}
+            for label, one in measured.items()
+        },
         photos,
         [
-            (photo, caption, {mode: float(similarities[mode][i, j]) for mode in MODES})
+            (photo, caption, {label: float(one.similarities[i, j]) for label, one in measured.items()})
             for i, photo in enumerate(PHOTOS)
             for j, caption in enumerate(CAPTIONS)
         ],
-        neighbours,
+        {label: one.neighbours for label, one in measured.items()},
+        gain,
+        tuned.clusters.relative_to(output_dir).as_posix() if tuned else "",
     )
-    yield "\nPrecision@1 in percent; the paper's rows are Qwen2-VL-2B on MMEB (Table IV):\n"
+    yield "\nPrecision@1 in percent; the paper's rows are Qwen2-VL-2B on MMEB (Tables IV and VII):\n"
     yield as_text(demo.table)
+    if gain:
+        yield f"\n{gain}"
     yield "\nReal photographs (scikit-learn's) and captions, similarity:\n"
-    photo_rows = [[p, c, *(f"{values[mode]:.3f}" for mode in MODES)] for p, c, values in demo.similarities]
-    yield as_text([["photo", "caption", *MODES], *photo_rows])
+    photo_rows = [[p, c, *(f"{values[label]:.3f}" for label in measured)] for p, c, values in demo.similarities]
+    yield as_text([["photo", "caption", *measured], *photo_rows])
     page = write_page(demo, output_dir / "report.html")
     yield f"\nReport with pictures: {page}  ({time.monotonic() - started:.0f} s)"
 
 
-def _table(results: dict[str, EvaluationResult]) -> list[list[str]]:
-    """Meta-task averages, the mini model beside the paper."""
+def _load(folder: Path, prompt_mode: str) -> Gen2Embed:
+    return Gen2Embed(str(folder), prompt_mode=prompt_mode, device="cpu", local_files_only=True)
+
+
+def _config(root: Path, output_dir: Path, limit: int | None, model: Gen2Embed) -> EvaluationConfig:
+    return EvaluationConfig(
+        data_dir=str(root / "MMEB-eval"),
+        image_dir=str(root / "images"),
+        output_dir=str(output_dir),
+        limit=limit,
+        overwrite=True,
+        model_name="gen2embed-mini",
+        prompt_mode=model.prompt_mode,
+        fingerprint=fingerprint(model),
+    )
+
+
+def _measure(model: Gen2Embed, config: EvaluationConfig, photos: dict[str, Image.Image]) -> _Measured:
+    return _Measured(
+        evaluate(PrefixEncoder(model), benchmark.MMEB_MINI, config),
+        _photo_similarities(model, list(photos.values())),
+        _neighbours(model, config),
+    )
+
+
+def _table(measured: dict[str, _Measured], averages: dict[str, Averages]) -> list[list[str]]:
+    """Averages, the mini model beside the paper."""
     columns = benchmark.MMEB_MINI.meta_tasks
-    rows = [["", *columns, "Overall", "Digits"]]
-    for mode in MODES:
-        averages = average(results[mode].scores)
-        digits = next((score for score in results[mode].scores if score.dataset.name == "Digits"), None)
+    rows = [["", *columns, "IND", "OOD", "Overall", "Digits"]]
+    for label, one in measured.items():
+        found = averages[label]
+        digits = next((score for score in one.result.scores if score.dataset.name == "Digits"), None)
         rows.append(
             [
-                f"gen2embed-mini, {mode}",
-                *(percent(averages.meta_tasks.get(task)) for task in columns),
-                percent(averages.overall),
+                f"gen2embed-mini, {label}",
+                *(percent(found.meta_tasks.get(task)) for task in columns),
+                *(percent(figure) for figure in (found.ind, found.ood, found.overall)),
                 percent(digits.precision_at_1 if digits else None),
             ]
         )
-    for row in TABLE_IV:
-        if row.prompt_mode in MODES:
-            figures = [f"{row.figures[name]:.1f}" for name in (*columns, "overall")]
-            rows.append([f"paper, {row.prompt_mode}", *figures, "–"])
+    beside = {row.prompt_mode: row for row in TABLE_IV if row.prompt_mode in MODES}
+    beside[TUNED] = next(row for row in TABLE_VII if row.label == "SaHa, k = 7")
+    for label in measured:
+        figures = [beside[label].figures.get(name) for name in (*columns, "ind", "ood", "overall")]
+        shown = ["–" if figure is None else f"{figure:.1f}" for figure in figures]
+        rows.append([f"paper, {label}", *shown, "–"])
     return rows
+
+
+def _gain(before: Averages, after: Averages) -> str:
+    """Differences in points of percent, over the averages that both have."""
+    differences = [
+        f"{name} {round(100 * (now - then), 1) + 0.0:+.1f}"
+        for name, then, now in (
+            ("overall", before.overall, after.overall),
+            ("in domain", before.ind, after.ind),
+            ("out of domain", before.ood, after.ood),
+        )
+        if then is not None and now is not None
+    ]
+    return f"Gain over zero-shot, the same prompt, in points: {', '.join(differences)}"
 
 
 def load_photos() -> dict[str, Image.Image]:
@@ -123,15 +195,17 @@ def _photo_similarities(model: Any, images: list[Image.Image]) -> np.ndarray:
     return np.asarray(model.similarity(photos, captions))
 
 
-def _neighbours(model: Any, root: Path) -> list[Neighbours]:
+def _neighbours(model: Any, config: EvaluationConfig) -> list[Neighbours]:
+    data_dir, images = Path(config.data_dir), Path(config.image_dir)
+    count = min(ROWS_SHOWN, config.limit or ROWS_SHOWN)
     shown = []
     for dataset in benchmark.MMEB_MINI.datasets:
         if dataset.name not in SHOWN:
             continue
-        table = open_subset(root / "MMEB-eval", dataset, "test")
-        rows = [row for row in read_eval_rows(table, dataset, ROWS_SHOWN) if isinstance(row, EvalRow)]
+        table = open_subset(data_dir, dataset, "test")
+        rows = [row for row in read_eval_rows(table, dataset, count) if isinstance(row, EvalRow)]
         for row in rows:
-            query, *candidates = [_opened(item, root / "images") for item in (row.query, *row.candidates)]
+            query, *candidates = [_opened(item, images) for item in (row.query, *row.candidates)]
             vectors = model.encode_document(candidates, show_progress_bar=False)
             nearest = vectors @ model.encode_query([query], show_progress_bar=False)[0]
             best = np.argsort(-nearest, kind="stable")[:NEIGHBOURS]

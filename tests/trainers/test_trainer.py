@@ -231,6 +231,23 @@ def test_the_adapter_is_the_recipes(tiny_dir):
     assert model[0].model.language_model.layers[0].self_attn.q_proj.base_layer.weight.dtype == torch.bfloat16
 
 
+def test_memory_is_pinned_where_there_is_an_accelerator_to_pin_it_for(tmp_path):
+    arguments = SahaTrainingArguments(output_dir=str(tmp_path))
+    assert arguments.dataloader_pin_memory == torch.accelerator.is_available()
+    assert not SahaTrainingArguments(output_dir=str(tmp_path), dataloader_pin_memory=False).dataloader_pin_memory
+
+
+def test_the_stock_trainer_does_not_look_for_examples_that_the_card_does_not_show(
+    tiny_dir, tmp_path, rows, root, capfd
+):
+    texts = datasets.Dataset.from_dict({"query": list(WORDS), "positive": list(WORDS)})
+    for dataset in (rows, texts):
+        model = model_of(tiny_dir("qwen2_vl"))
+        trainer_of(model, tmp_path, dataset, root)
+        assert model.model_card_data.widget == []
+    assert "widget examples" not in capfd.readouterr().err
+
+
 def test_targets_that_match_nothing_are_refused(tiny_dir):
     model = model_of(tiny_dir("qwen2_vl"))
     for target in ("query_key_value", "fc1"):  # the second is a layer of the vision tower

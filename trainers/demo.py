@@ -1,0 +1,123 @@
+"""The demo's second half: a short SaHa fine-tuning of `gen2embed-mini`, as `sample` and `train` would do it.
+
+Three things differ from the recipe, which is for a model a thousand times larger and a run a hundred times longer: a
+higher learning rate with a shorter warm-up, batches of 64 pairs, and no dropout. Part of the training pairs will do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from gen2embed_mteb.demo.run import FineTuned
+from gen2embed_mteb.fingerprint import fingerprint
+from gen2embed_mteb.mini import benchmark
+from gen2embed_mteb.model import Gen2Embed
+from gen2embed_mteb.prefix import PrefixEncoder
+from trainers.data import open_training_data
+from trainers.recipe import SahaTrainingArguments
+from trainers.saha.sample import ModelRecord, SampleConfig, sample
+from trainers.saha.viewer import inspect
+from trainers.train import TrainConfig, train
+
+MODEL = "gen2embed-mini"
+PROMPT_MODE = "hierarchical"
+NUM_HARD_NEGATIVES, POOL_MULTIPLIER = 7, 6
+ROWS = 600
+"""Training pairs a subset: more than the demo's steps see, few enough to be encoded within a minute."""
+FEWEST_ROWS = 16
+"""Below this the subsets would not hold the clusters of a batch."""
+BATCH_SIZE, LEARNING_RATE, WARMUP_SHARE = 64, 1e-3, 6
+SHOWN = "Scenes_t2i"
+"""The subset whose clusters are put on a page."""
+CLUSTERS_SHOWN = 6
+
+
+def fine_tune(
+    output_dir: Path, data_dir: Path | None, limit: int | None, max_steps: int
+) -> Generator[str, None, FineTuned]:
+    """Samples clusters, trains on them, and says how it goes, line by line; may be repeated in the same folder.
+
+    Args:
+        output_dir: Receives the model in `gen2embed-mini-saha`, the clusters in `saha`, and what the trainer says in
+            `training.log`.
+        data_dir: Where MMEB-mini is kept; None: the user's cache folder.
+        limit: Training pairs a subset, at most `ROWS`; None: `ROWS`.
+        max_steps: Optimizer steps of 64 pairs.
+
+    Returns:
+        Where the model and the page of clusters are.
+
+    Raises:
+        ValueError: `max_steps` is below 1.
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}; pass 1 or more")
+    rows = ROWS if limit is None else min(ROWS, max(limit, FEWEST_ROWS))
+    yield "Drawing MMEB-mini's training pairs, unless they are there already …"
+    root = benchmark.ensure("train", data_dir)
+    yield f"SaHa: encoding {rows:,} pairs a subset, choosing {NUM_HARD_NEGATIVES} hard negatives each …"
+    config = SampleConfig(
+        data_dir=str(root / "MMEB-train"),
+        output_dir=str(output_dir / "saha"),
+        num_hard_negatives=NUM_HARD_NEGATIVES,
+        pool_multiplier=POOL_MULTIPLIER,
+        limit=rows,
+        overwrite=True,
+    )
+    model = Gen2Embed(MODEL, prompt_mode=PROMPT_MODE, device="cpu")
+    record = ModelRecord(MODEL, model.revision, model.prompt_mode, fingerprint(model))
+    data = open_training_data(config, config.images_cache)
+    sampled = sample(PrefixEncoder(model), record, data, config)
+    num_clusters = sum(found["counts"]["clusters"] for found in sampled.records)
+    clusters = inspect(output_dir / "saha" / f"{SHOWN}.parquet", num_clusters=CLUSTERS_SHOWN)
+    yield (
+        f"Fine-tuning on {num_clusters:,} clusters of {NUM_HARD_NEGATIVES + 1} pairs: {max_steps} steps of "
+        f"{BATCH_SIZE} pairs …"
+    )
+    folder = output_dir / f"{MODEL}-saha"
+    with _quiet(output_dir / "training.log"):
+        trained = train(
+            TrainConfig(
+                model_name=MODEL,
+                processed_data_path=str(output_dir / "saha"),
+                prompt_mode=PROMPT_MODE,
+                lora_dropout=0.0,
+                resize="processor",
+            ),
+            SahaTrainingArguments(
+                output_dir=str(folder),
+                max_steps=max_steps,
+                per_device_train_batch_size=BATCH_SIZE,
+                learning_rate=LEARNING_RATE,
+                warmup_steps=max_steps // WARMUP_SHARE,
+                logging_steps=1,
+                save_strategy="no",  # a minute's work needs no checkpoints, and one left behind would ask to be resumed
+                report_to="none",
+                disable_tqdm=not sys.stderr.isatty(),
+                use_cpu=True,
+                bf16=False,
+            ),
+        )
+    seconds, loss = trained["metrics"]["train_runtime"], trained["metrics"]["train_loss"]
+    yield f"Fine-tuned in {seconds:.0f} s, mean loss {loss:.2f}; the model is in {folder}"
+    return FineTuned(folder, clusters)
+
+
+@contextlib.contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """Keeps what the trainer prints in a file: a bar on a terminal is all that is left between the demo's own lines."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
