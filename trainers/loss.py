@@ -7,6 +7,8 @@ only, and vectors do not tell, since padding and batch change their last bits.
 
 Whether candidates are equal is read off the features, as the model gets them: the token ids and the pixels of each row,
 as one number. That needs no column in the data, survives gathering, and finds the same image under two paths.
+
+The two passes of the cached loss share what a frozen vision tower computes (`vision.py`).
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import _create_minibatch
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.util import all_gather, cos_sim, get_rank, get_world_size
 from torch import Tensor
+
+from trainers.vision import has_frozen_vision, reusing_image_features
 
 TEMPERATURE = 0.02
 """The paper's τ (Sec. IV-A); the loss multiplies by its inverse, `scale`."""
@@ -97,7 +102,9 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         Returns:
             A scalar; its backward pass runs the model again, mini-batch by mini-batch.
         """
-        features = list(sentence_features)
+        inner = getattr(extract_model_from_parallel(self.model)[0], "model", None)
+        frozen = inner if inner is not None and has_frozen_vision(inner) else None
+        features: list[dict[str, Any]] = [_Column(column, frozen) for column in sentence_features]
         # The base class hands labels through to `calculate_loss` and has no other use for them.
         digests = None
         if self.mask_equal_positives:
@@ -135,9 +142,34 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         finally:
             self.loss.similarity_fct = stock
 
+    def embed_minibatch(
+        self, sentence_feature: dict[str, Any], begin: int, end: int, with_grad: bool, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
+        """Embeds rows `begin` to `end` of a column; called by the base class, twice where gradients are wanted."""
+        model = sentence_feature.model if isinstance(sentence_feature, _Column) else None
+        if model is None:
+            return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
+        keep = torch.is_grad_enabled() and not with_grad
+        with reusing_image_features(model, sentence_feature.image_features, begin, keep=keep):
+            return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
+
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, for model cards."""
         return {**super().get_config_dict(), "mask_equal_positives": self.mask_equal_positives}
+
+
+class _Column(dict[str, Any]):
+    """The features of a column, and with them, for as long as its batch lives, the image tokens of its mini-batches.
+
+    Attributes:
+        model: Whose vision tower is frozen; None where it is not.
+        image_features: By the first row of a mini-batch.
+    """
+
+    def __init__(self, features: dict[str, Any], model: torch.nn.Module | None) -> None:
+        super().__init__(features)
+        self.model = model
+        self.image_features: dict[int, Any] = {}
 
 
 def content_digests(features: dict[str, Any]) -> Tensor:

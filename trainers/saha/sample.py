@@ -37,6 +37,8 @@ from gen2embed_mteb.evaluation import (
     write_errors,
 )
 from gen2embed_mteb.formatting import as_text
+from gen2embed_mteb.mini.benchmark import MMEB_MINI
+from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
 from trainers.data import DataConfig, MmebSubset, TrainingData, TrainingSubset
 from trainers.negatives import hard_negatives
@@ -56,21 +58,13 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("parquet", "official")
 LABELLED = frozenset(
-    (
-        "ImageNet_1K",
-        "ImageNet-1K",
-        "N24News",
-        "HatefulMemes",
-        "VOC2007",
-        "SUN397",
-        "Place365",
-        "ImageNet-A",
-        "ImageNet-R",
-        "ObjectNet",
-        "Country211",
-    )
+    name
+    for benchmark in (MMEB, MMEB_MINI)
+    for dataset in benchmark.datasets
+    if dataset.meta_task == "Classification"
+    for name in (dataset.name, dataset.train_name or dataset.name)
 )
-"""Classification subsets that the official code does not re-rank (either spelling of ImageNet-1K)."""
+"""Classification subsets, whose candidates are labels; the official code does not re-rank those of MMEB."""
 
 
 @dataclass(frozen=True, kw_only=True)

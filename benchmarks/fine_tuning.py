@@ -1,0 +1,291 @@
+"""The paper's Tables VII and VIII in miniature: `gen2embed-mini`, fine-tuned on MMEB-mini's training pairs.
+
+python benchmarks/fine_tuning.py --output benchmarks/results/fine_tuning.json
+
+Every row is sampled by `gen2embed sample`, trained and evaluated by `gen2embed train`, as a user would run them. All
+see the same number of pairs, --max_steps times --batch_size, in batches of the same size: only the negatives differ.
+Settings that were chosen: the learning rate (of 5e-4, 1e-3, 2e-3), by the training loss of the in-batch run alone, as
+the recipe's is for a model a thousand times larger and a run thirty times longer; its warm-up, in proportion; no
+dropout, as a pass over part of the data has nothing to overfit. All else is the recipe. Nothing was chosen by what
+the evaluation sets say.
+
+Rows below the first table change one thing of SaHa, k = 7: the pool multiplier (Table VIII), the representation prompt
+on training queries, the masking of equal positives, the variant of Algorithm 1.
+
+Runs are kept in --work_dir, so an interrupted command goes on where it stopped, and the table is written anew after
+each run. --jobs runs several at a time, each on --threads threads: weights do not depend on either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from gen2embed_mteb.evaluation import installed_versions
+from gen2embed_mteb.formatting import Table, as_markdown
+from gen2embed_mteb.mini.benchmark import ensure
+from gen2embed_mteb.mmeb.paper import TABLE_VII
+from gen2embed_mteb.store import write_atomic, write_json
+
+SETTINGS = ("model_name", "max_steps", "batch_size", "learning_rate", "warmup_steps", "eval_limit")
+COLUMNS = ("ind", "ood", "overall")
+COMMAND = "gen2embed"
+MULTIPLIERS_OF_PAPER = {"m = 4": (70.8, 62.0, 66.9), "m = 6": (70.7, 61.9, 66.8), "m = 8": (70.6, 61.6, 66.6)}
+"""Table VIII: IND, OOD, average."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: how it is sampled, how trained, and the paper's figures for it."""
+
+    name: str
+    sampling: tuple[str, ...]
+    training: tuple[str, ...] = ()
+    paper: tuple[float, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """The name of its folder."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.name.lower()).split())
+
+    @property
+    def sampling_slug(self) -> str:
+        """The name of its sampling files' folder; rows that are sampled alike share it."""
+        return "_".join(part.removeprefix("--") for part in self.sampling)
+
+
+def _paper(label: str) -> tuple[float, ...]:
+    return next(tuple(row.figures[name] for name in COLUMNS) for row in TABLE_VII if row.label == label)
+
+
+def _saha(k: int = 7, *, m: int = 6, variant: str = "paper") -> tuple[str, ...]:
+    settings = {"num_hard_negatives": k, "pool_multiplier": m, "variant": variant}
+    return ("--method", "saha", *(word for name, value in settings.items() for word in (f"--{name}", str(value))))
+
+
+TABLE = (
+    Row("in-batch", ("--method", "in-batch"), paper=_paper("In-batch")),
+    Row("SaHa, k = 7", _saha(7), paper=_paper("SaHa, k = 7")),
+    Row("SaHa, k = 15", _saha(15), paper=_paper("SaHa, k = 15")),
+    Row("HN, k = 7", ("--method", "hn", "--num_hard_negatives", "7"), paper=_paper("HN, k = 7")),
+    Row("HN + beta, k = 7", ("--method", "hn-beta", "--num_hard_negatives", "7"), paper=_paper("HN + beta, k = 7")),
+)
+"""Table VII; its rows all have the representation prompt in training, equal positives masked, m = 6."""
+
+VARIATIONS = (
+    Row("SaHa, k = 7, m = 4", _saha(m=4), paper=MULTIPLIERS_OF_PAPER["m = 4"]),
+    Row("SaHa, k = 7, m = 8", _saha(m=8), paper=MULTIPLIERS_OF_PAPER["m = 8"]),
+    Row("SaHa, k = 7, official clusters", _saha(variant="official")),
+    Row("SaHa, k = 7, equal positives not masked", _saha(), ("--no_mask_equal_positives",)),
+    Row("SaHa, k = 7, no representation prompt in training", _saha(), ("--no_query_prompt_in_training",)),
+)
+
+
+def main() -> None:
+    """Sample, train and evaluate what is missing, print the tables, write them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the JSON; a Markdown table is put beside it")
+    parser.add_argument("--work_dir", type=Path, default=Path("results/fine_tuning"))
+    parser.add_argument("--model_name", default="gen2embed-mini")
+    parser.add_argument("--max_steps", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs a step; a multiple of 16")
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--warmup_steps", type=int, default=4)
+    parser.add_argument("--eval_limit", type=int, default=300, help="rows a dataset")
+    parser.add_argument("--seeds", type=int, default=3, help="of each row of Table VII")
+    parser.add_argument("--variation_seeds", type=int, default=3, help="of each other row")
+    parser.add_argument("--rows", nargs="+", default=None, help="run only these (their folders' names)")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+
+    ensure("train")  # both are drawn once, not by several runs at the same time
+    ensure("eval")
+    planned = [(row, seed) for seed in range(arguments.seeds) for row in TABLE]
+    planned += [(row, seed) for seed in range(arguments.variation_seeds) for row in VARIATIONS]
+    if arguments.rows:
+        planned = [(row, seed) for row, seed in planned if row.slug in arguments.rows]
+    runner = _Runner(arguments)
+    zero_shot = runner.zero_shot()
+    for row in {row.sampling: row for row, _ in planned}.values():
+        runner.sample(row)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for finished in pool.map(lambda task: runner.train(*task), planned):
+            print(finished, flush=True)
+            write_results(arguments, zero_shot)
+    print(write_results(arguments, zero_shot))
+
+
+class _Runner:
+    """Runs the commands whose results are not there yet."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._work_dir: Path = arguments.work_dir
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
+        self._cores: list[int] = sorted(os.sched_getaffinity(0))
+        self._lock = Lock()
+
+    def zero_shot(self) -> dict[str, float]:
+        """The model as it is, under the same prompt, on the same rows."""
+        folder = self._work_dir / "zero-shot"
+        self._run(
+            [
+                *("evaluate", "--model_name", self._arguments.model_name, "--benchmark", "mmeb-mini"),
+                *("--output_dir", str(folder), "--limit", str(self._arguments.eval_limit)),
+            ],
+            folder / "log.txt",
+        )
+        result = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return {name: result[name] for name in COLUMNS}
+
+    def sample(self, row: Row) -> None:
+        """Samples as `row` asks; vectors are shared, and what is there is kept."""
+        folder = self._work_dir / "sampled" / row.sampling_slug
+        self._run(
+            [
+                *("sample", "--model_name", self._arguments.model_name, "--data_dir", "mmeb-mini", *row.sampling),
+                *("--output_dir", str(folder), "--embedding_dir", str(self._work_dir / "embeddings")),
+            ],
+            folder.with_suffix(".log"),
+        )
+
+    def train(self, row: Row, seed: int) -> str:
+        """Trains and evaluates, unless that is done, and says how it went."""
+        folder = self._work_dir / run_name(row, seed)
+        if read_run(folder, self._arguments) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            settings = {name: getattr(self._arguments, name) for name in SETTINGS}
+            words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+            self._run(
+                [
+                    *("train", *words, "--lora_dropout", "0", "--resize", "processor", *row.training),
+                    *("--processed_data_path", str(self._work_dir / "sampled" / row.sampling_slug)),
+                    *("--seed", str(seed), "--eval_benchmark", "mmeb-mini", "--eval_strategy", "no"),
+                    *("--save_strategy", "no", "--report_to", "none", "--output_dir", str(folder)),
+                ],
+                folder.with_suffix(".log"),
+            )
+            (folder / "model.safetensors").unlink(missing_ok=True)  # the adapter stays
+        figures = read_run(folder, self._arguments)
+        if figures is None:
+            raise SystemExit(f"{folder}: trained, but its train.json holds no figures; see {folder}.log")
+        return f"{row.name}, seed {seed}: overall {100 * figures['overall']:.1f}, {figures['seconds']:.0f} s"
+
+    def _run(self, words: list[str], log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            # One job a core where there are enough: threads that wander between cores slow each other down.
+            core = self._cores.pop(0) if len(self._cores) > 1 and self._arguments.threads == 1 else None
+        pin = [] if core is None else ["taskset", "--cpu-list", str(core)]
+        try:
+            with log.open("w", encoding="utf-8") as output:
+                command = [*pin, sys.executable, "-m", "gen2embed_mteb.cli", *words]
+                done = subprocess.run(command, env=self._environment, stdout=output, stderr=output, check=False)  # noqa: S603
+        finally:
+            if core is not None:
+                with self._lock:
+                    self._cores.append(core)
+        if done.returncode:
+            raise SystemExit(f"failed with {done.returncode}: {COMMAND} {' '.join(words)}\nsee {log}")
+
+
+def run_name(row: Row, seed: int) -> str:
+    """The folder of one run, in the working folder."""
+    return f"{row.slug}/seed-{seed}"
+
+
+def read_run(folder: Path, arguments: argparse.Namespace) -> dict[str, float] | None:
+    """A finished run's figures in [0, 1] and its seconds of training; None if there is none of these settings."""
+    path = folder / "train.json"
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    metrics, used = record.get("metrics", {}), record["arguments"]
+    same = (
+        used["max_steps"] == arguments.max_steps
+        and used["per_device_train_batch_size"] == arguments.batch_size
+        and used["learning_rate"] == arguments.learning_rate
+        and used["warmup_steps"] == arguments.warmup_steps
+    )
+    if not same or "eval_mmeb-mini_overall" not in metrics:
+        return None
+    figures = {name: metrics[f"eval_mmeb-mini_{name}"] for name in COLUMNS}
+    return {**figures, "seconds": metrics["train_runtime"], "train_loss": metrics["train_loss"]}
+
+
+def write_results(arguments: argparse.Namespace, zero_shot: dict[str, float]) -> str:
+    """Writes what there is as JSON and Markdown; returns the Markdown."""
+    tables = {}
+    for title, rows in (("table_vii", TABLE), ("variations", VARIATIONS)):
+        tables[title] = {row.name: summary for row in rows if (summary := summarize(row, arguments)) is not None}
+    saha = tables["table_vii"].get("SaHa, k = 7")
+    shown = {**({} if saha is None else {"SaHa, k = 7 (m = 6, all on)": saha}), **tables["variations"]}
+    pairs = arguments.max_steps * arguments.batch_size
+    lines = [
+        f"`{arguments.model_name}` on MMEB-mini ({arguments.eval_limit} rows a dataset), {pairs:,} pairs seen, "
+        "Precision@1 in percent, mean ± standard deviation over seeds; the paper: Qwen2-VL-2B on MMEB.",
+        "",
+        as_markdown(_table({"zero-shot": zero_shot}, tables["table_vii"])),
+        "",
+        as_markdown(_table({}, shown)),
+    ]
+    markdown = "\n".join(lines) + "\n"
+    record = {
+        "command": "python benchmarks/fine_tuning.py --output benchmarks/results/fine_tuning.json",
+        "settings": {name: getattr(arguments, name) for name in (*SETTINGS, "threads")},
+        "pairs_seen": pairs,
+        "versions": installed_versions(),
+        "written": time.strftime("%Y-%m-%d"),
+        "zero_shot": zero_shot,
+        **tables,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.output, record)
+    write_atomic(arguments.output.with_suffix(".md"), markdown.encode())
+    return markdown
+
+
+def summarize(row: Row, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Mean and sample standard deviation over the seeds that have been run; None without any."""
+    folders = sorted((arguments.work_dir / row.slug).glob("seed-*"))
+    runs = {folder.name: run for folder in folders if (run := read_run(folder, arguments)) is not None}
+    if not runs:
+        return None
+    columns: dict[str, Any] = {}
+    for name in (*COLUMNS, "seconds", "train_loss"):
+        values = [run[name] for run in runs.values()]
+        columns[name] = {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+    return {**columns, "seeds": runs, "paper": list(row.paper), "sampling": list(row.sampling)}
+
+
+def _table(single: dict[str, dict[str, float]], summaries: dict[str, dict[str, Any]]) -> Table:
+    table = [["", "IND", "OOD", "overall", "training s", "seeds", "paper IND", "paper OOD", "paper overall"]]
+    for name, figures in single.items():
+        table.append([name, *(f"{100 * figures[column]:.1f}" for column in COLUMNS), *["–"] * 5])
+    for name, summary in summaries.items():
+        cells = [_mean_sd(summary[column], 100) for column in COLUMNS]
+        paper = [f"{figure:.1f}" for figure in summary["paper"]] or ["–"] * 3
+        table.append([name, *cells, _mean_sd(summary["seconds"], 1, 0), str(len(summary["seeds"])), *paper])
+    return table
+
+
+def _mean_sd(figure: dict[str, float | None], factor: float, digits: int = 1) -> str:
+    mean, deviation = figure["mean"], figure["sd"]
+    text = f"{factor * (mean or 0.0):.{digits}f}"
+    return text if deviation is None else f"{text} ± {factor * deviation:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
