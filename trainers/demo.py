@@ -43,10 +43,10 @@ def fine_tune(
     """Samples clusters, trains on them, and says how it goes, line by line; may be repeated in the same folder.
 
     Args:
-        output_dir: Receives the model in `gen2embed-mini-saha`, the clusters in `saha`, and what the trainer says in
-            `training.log`.
+        output_dir: Receives the model in `gen2embed-mini-saha`, the clusters in `saha-ROWS`, and what the trainer says
+            in `training.log`.
         data_dir: Where MMEB-mini is kept; None: the user's cache folder.
-        limit: Training pairs a subset, at most `ROWS`; None: `ROWS`.
+        limit: Training pairs a subset, kept between `FEWEST_ROWS` and `ROWS`; None: `ROWS`.
         max_steps: Optimizer steps of 64 pairs.
 
     Returns:
@@ -58,12 +58,14 @@ def fine_tune(
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; pass 1 or more")
     rows = ROWS if limit is None else min(ROWS, max(limit, FEWEST_ROWS))
+    # By the number of rows, so that a demo with another one has nothing to replace.
+    sampled_dir = output_dir / f"saha-{rows}"
     yield "Drawing MMEB-mini's training pairs, unless they are there already …"
     root = benchmark.ensure("train", data_dir)
     yield f"SaHa: encoding {rows:,} pairs a subset, choosing {NUM_HARD_NEGATIVES} hard negatives each …"
     config = SampleConfig(
         data_dir=str(root / "MMEB-train"),
-        output_dir=str(output_dir / "saha"),
+        output_dir=str(sampled_dir),
         num_hard_negatives=NUM_HARD_NEGATIVES,
         pool_multiplier=POOL_MULTIPLIER,
         limit=rows,
@@ -74,7 +76,7 @@ def fine_tune(
     data = open_training_data(config, config.images_cache)
     sampled = sample(PrefixEncoder(model), record, data, config)
     num_clusters = sum(found["counts"]["clusters"] for found in sampled.records)
-    clusters = inspect(output_dir / "saha" / f"{SHOWN}.parquet", num_clusters=CLUSTERS_SHOWN)
+    clusters = inspect(sampled_dir / f"{SHOWN}.parquet", num_clusters=CLUSTERS_SHOWN)
     yield (
         f"Fine-tuning on {num_clusters:,} clusters of {NUM_HARD_NEGATIVES + 1} pairs: {max_steps} steps of "
         f"{BATCH_SIZE} pairs …"
@@ -84,7 +86,7 @@ def fine_tune(
         trained = train(
             TrainConfig(
                 model_name=MODEL,
-                processed_data_path=str(output_dir / "saha"),
+                processed_data_path=str(sampled_dir),
                 prompt_mode=PROMPT_MODE,
                 lora_dropout=0.0,
                 resize="processor",
