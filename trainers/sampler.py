@@ -11,7 +11,8 @@ An epoch is planned in steps; a step is one batch for each process, since negati
    batches, or a number of batches that the processes cannot share evenly, would be dropped under data parallelism, or
    would leave processes waiting for each other.)
 2. The steps are shuffled.
-3. Clusters that sampling left short are topped up with further pairs of their subset, preferably such as have neither
+3. Within a batch, clusters of one subset stand side by side, so that sub-batches are of like length.
+4. Clusters that sampling left short are topped up with further pairs of their subset, preferably such as have neither
    row nor positive in common with the step.
 
 Everything follows from the seed and the epoch, in every process alike.
@@ -133,7 +134,7 @@ class SahaBatchSampler(DefaultBatchSampler):
         rng = self._rng()
         plan = self._plan(rng)
         fillers = _Fillers(self.clusters, [rng.permutation(rows) for rows in self._usable])
-        for step in plan:
+        for step in map(self._neighbourly, plan):
             rows = self.clusters.rows[step]
             fillers.fill(rows, self.clusters.subsets[step])
             for batch in rows.reshape(self.num_processes, self.batch_size):
@@ -150,6 +151,16 @@ class SahaBatchSampler(DefaultBatchSampler):
             for group in self._groups
         ]
         return rng.permutation(np.concatenate(steps))
+
+
+    def _neighbourly(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """A step with each batch's clusters of one subset side by side.
+
+        The loss does not know an order, but a sub-batch is as wide as its longest row: images apart from labels.
+        """
+        batches = step.reshape(self.num_processes, -1)
+        order = np.argsort(self.clusters.subsets[batches], axis=1, kind="stable")
+        return np.take_along_axis(batches, order, axis=1).ravel()
 
 
 class _Fillers:

@@ -229,3 +229,16 @@ def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path):
         DatasetClusters.of([write(tmp_path, "first"), write(tmp_path, "wider", k=3)])
     with pytest.raises(SamplingError, match="no sampling file"):
         DatasetClusters.of([])
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_clusters_of_a_subset_stand_side_by_side_in_a_batch(num_processes):
+    subsets = [[[row, row + 1] for row in range(first, first + 16, 2)] for first in (0, 16, 32)]
+    clusters = clusters_of(*subsets, num_rows=48)
+    sampler = SahaBatchSampler(rows_of(48), 12, sampling=clusters, num_processes=num_processes)
+    mixed = 0
+    for batch in epoch_of(sampler, 1):
+        own = [row // 16 for row in batch[::2]]
+        assert own == sorted(own)
+        mixed += len(set(own)) > 1
+    assert mixed

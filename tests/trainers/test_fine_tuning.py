@@ -1,0 +1,67 @@
+"""The table of `benchmarks/fine_tuning.py`, by hand, from runs that are written here."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SETTINGS = {"max_steps": 96, "batch_size": 64, "learning_rate": 1e-3, "warmup_steps": 10}
+
+
+@pytest.fixture(scope="module")
+def table():
+    path = Path(__file__).parents[2] / "benchmarks" / "fine_tuning.py"
+    spec = importlib.util.spec_from_file_location("fine_tuning", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fine_tuning"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_run(folder, overall, **changed):
+    used = {**SETTINGS, **changed}
+    used["per_device_train_batch_size"] = used.pop("batch_size")
+    figures = {"eval_mmeb-mini_overall": overall, "eval_mmeb-mini_ind": overall + 0.1, "eval_mmeb-mini_ood": 0.5}
+    folder.mkdir(parents=True)
+    metrics = {**figures, "train_runtime": 100.0, "train_loss": 1.0}
+    (folder / "train.json").write_text(json.dumps({"arguments": used, "metrics": metrics}))
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    return argparse.Namespace(
+        **SETTINGS, work_dir=tmp_path / "runs", output=tmp_path / "out.json", model_name="m", eval_limit=9, threads=1
+    )
+
+
+def test_mean_and_standard_deviation_over_seeds(table, arguments):
+    row = table.TABLE[0]
+    for seed, overall in enumerate((0.5, 0.6, 0.7)):
+        write_run(arguments.work_dir / table.run_name(row, seed), overall)
+    markdown = table.write_results(arguments, {"ind": 0.1, "ood": 0.2, "overall": 0.15})
+    assert "| zero-shot | 10.0 | 20.0 | 15.0 |" in markdown
+    # The sample deviation of 0.5, 0.6, 0.7 is 0.1. The paper's in-batch row is 68.5, 58.6, 64.1.
+    assert "| in-batch | 70.0 ± 10.0 | 50.0 ± 0.0 | 60.0 ± 10.0 | 100 ± 0 | 3 | 68.5 | 58.6 | 64.1 |" in markdown
+    record = json.loads(arguments.output.read_text())
+    assert record["pairs_seen"] == 6144
+    assert list(record["table_vii"]) == ["in-batch"]
+    assert arguments.output.with_suffix(".md").read_text() == markdown
+
+
+@pytest.mark.parametrize("changed", [{"max_steps": 32}, {"batch_size": 128}, {"learning_rate": 5e-5}])
+def test_runs_of_other_settings_are_not_counted(table, arguments, changed):
+    folder = arguments.work_dir / table.run_name(table.TABLE[0], 0)
+    write_run(folder, 0.5, **changed)
+    assert table.read_run(folder, arguments) is None
+    assert table.summarize(table.TABLE[0], arguments) is None
+
+
+def test_rows_that_are_sampled_alike_share_files(table):
+    by_slug = {row.slug: row for row in (*table.TABLE, *table.VARIATIONS)}
+    assert len(by_slug) == len(table.TABLE) + len(table.VARIATIONS)
+    unmasked = by_slug["saha-k-7-equal-positives-not-masked"]
+    assert unmasked.sampling_slug == by_slug["saha-k-7"].sampling_slug
+    assert len({row.sampling_slug for row in table.TABLE}) == len(table.TABLE)
