@@ -117,7 +117,7 @@ def _quiet(path: Path) -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        with path.open("w", buffering=1, encoding="utf-8") as log, contextlib.redirect_stdout(log):
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
