@@ -1,6 +1,6 @@
 # Every target builds what it needs, on a machine with nothing but Python 3.11 or newer and a package index:
 #
-#   make demo     the paper's effect on the embedded model, with a report to look at
+#   make demo     the whole pipeline on the embedded model: zero-shot, SaHa, fine-tuning, and a report to look at
 #   make test     formatter, linter and types, then the tests: what .ci/run calls
 #   make lint     only the first three
 #   make format   let ruff rewrite what it can

@@ -146,10 +146,9 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         self, sentence_feature: dict[str, Any], begin: int, end: int, with_grad: bool, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         """Embeds rows `begin` to `end` of a column; called by the base class, twice where gradients are wanted."""
-        model = sentence_feature.model if isinstance(sentence_feature, _Column) else None
-        if model is None:
+        if not isinstance(sentence_feature, _Column) or sentence_feature.model is None:
             return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
-        keep = torch.is_grad_enabled() and not with_grad
+        model, keep = sentence_feature.model, torch.is_grad_enabled() and not with_grad
         with reusing_image_features(model, sentence_feature.image_features, begin, keep=keep):
             return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
 

@@ -152,7 +152,6 @@ class SahaBatchSampler(DefaultBatchSampler):
         ]
         return rng.permutation(np.concatenate(steps))
 
-
     def _neighbourly(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """A step with each batch's clusters of one subset side by side.
 

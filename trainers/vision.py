@@ -60,7 +60,7 @@ def reusing_image_features(model: nn.Module, kept: dict[int, Any], number: int, 
             kept[number] = type(output)(**{name: output[name] for name in _KEPT if name in output})
         return output
 
-    model.get_image_features = reuse  # type: ignore[assignment]
+    model.get_image_features = reuse
     try:
         yield
     finally:

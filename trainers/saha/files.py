@@ -226,7 +226,9 @@ def _from_parquet(path: Path, data: bytes, width: int) -> SampledClusters:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(data), columns=["anchor", "members", "phase", "similarities"])
+        # Not `read_table`: its read-ahead threads may let go of `data` only after the interpreter is gone, and abort.
+        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+        table = file.read(["anchor", "members", "phase", "similarities"], use_threads=False)
         anchors = table["anchor"].to_numpy().astype(np.int64)
         phase = table["phase"].to_numpy().astype(np.int64)
         lists = {name: table[name].combine_chunks() for name in ("members", "similarities")}
