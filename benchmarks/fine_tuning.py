@@ -247,7 +247,7 @@ def write_results(arguments: argparse.Namespace, zero_shot: dict[str, float]) ->
     ]
     markdown = "\n".join(lines) + "\n"
     record = {
-        "command": "python benchmarks/fine_tuning.py --output benchmarks/results/fine_tuning.json",
+        "command": "python " + " ".join(sys.argv),
         "settings": {name: getattr(arguments, name) for name in (*SETTINGS, "threads")},
         "pairs_seen": pairs,
         "versions": installed_versions(),
