@@ -424,7 +424,7 @@ def test_the_hub_in_either_form(data: Path, tmp_path: Path, monkeypatch: pytest.
     }
     names = ["VOC2007", "MSCOCO_t2i"]
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda _: names)
-    monkeypatch.setattr(datasets, "load_dataset", lambda hub_id, name, split: loaded[name])
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub_id, name, split, revision=None: loaded[name])
     with pytest.raises(FileNotFoundError, match="--image_dir"):
         run(settings("owner/name", tmp_path / "hub", subsets=("VOC2007",)))
     run(settings("owner/name", tmp_path / "hub", subsets=("VOC2007",), image_dir=str(data)))
