@@ -13,6 +13,7 @@ official rule, the main score), and the strict figure; the rules are those of `m
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -103,9 +104,9 @@ class AbsTaskMMEB(AbsTaskRetrieval):
             "num_errors": float(score.num_errors),
         }
 
+    @abstractmethod
     def _locate(self) -> tuple[str, ImageSource]:
         """Where the tables are, and the images."""
-        raise NotImplementedError
 
 
 class AbsTaskMMEBEval(AbsTaskMMEB):
