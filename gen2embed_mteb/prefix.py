@@ -72,7 +72,7 @@ class PrefixEncoder:
     def __init__(self, model: Gen2Embed, *, reuse_prefix: bool = True) -> None:
         """Keeps the model; a side's prefix is run when the side is first used."""
         self._model = model
-        self._reuse_prefix = reuse_prefix and _attends_to_all(model)
+        self._reuse_prefix = reuse_prefix and attends_to_all(model[0].model.config)
         self._prefixes: dict[Side, _Prefix] = {}
 
     @property
@@ -206,9 +206,9 @@ class PrefixEncoder:
         return self._prefixes[side]
 
 
-def _attends_to_all(model: Gen2Embed) -> bool:
-    """Whether every layer keeps all keys: a sliding window would drop the prefix from some."""
-    config = model[0].model.config.get_text_config()
+def attends_to_all(config: Any) -> bool:
+    """Whether every decoder layer of a model of this configuration keeps all keys: a sliding window drops a prefix."""
+    config = config.get_text_config()
     types = getattr(config, "layer_types", None)
     if types is not None:
         return set(types) == {"full_attention"}

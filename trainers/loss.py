@@ -8,12 +8,14 @@ only, and vectors do not tell, since padding and batch change their last bits.
 Whether candidates are equal is read off the features, as the model gets them: the token ids and the pixels of each row,
 as one number. That needs no column in the data, survives gathering, and finds the same image under two paths.
 
-The two passes of the cached loss share what a frozen vision tower computes (`vision.py`).
+The two passes of the cached loss share what a frozen vision tower computes (`vision.py`); the rows of a mini-batch may
+share what they begin with (`shared_prefix.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from sentence_transformers.util import all_gather, cos_sim, get_rank, get_world_size
 from torch import Tensor
 
+from trainers.shared_prefix import can_share_prefix, sharing_prefix
 from trainers.vision import has_frozen_vision, reusing_image_features
 
 TEMPERATURE = 0.02
@@ -62,6 +65,8 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         mini_batch_num_tokens: If set, mini-batches are packed by tokens instead.
         gather_across_devices: Whether candidates of all processes are negatives; without effect on one.
         mask_equal_positives: Whether candidates that equal a query's positive are left out of its negatives.
+        share_prefix: Whether tokens that all rows of a mini-batch begin with are run once, where the model allows it;
+            None: where it is on a CPU.
         show_progress_bar: Show one a step.
     """
 
@@ -74,6 +79,7 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         mini_batch_num_tokens: int | None = None,
         gather_across_devices: bool = True,
         mask_equal_positives: bool = True,
+        share_prefix: bool | None = None,
         show_progress_bar: bool = False,
     ) -> None:
         super().__init__(
@@ -86,6 +92,7 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
             show_progress_bar=show_progress_bar,
         )
         self.mask_equal_positives = mask_equal_positives
+        self.share_prefix = share_prefix
 
     @property
     def gather_across_devices(self) -> bool:
@@ -103,8 +110,10 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
             A scalar; its backward pass runs the model again, mini-batch by mini-batch.
         """
         inner = getattr(extract_model_from_parallel(self.model)[0], "model", None)
-        frozen = inner if inner is not None and has_frozen_vision(inner) else None
-        features: list[dict[str, Any]] = [_Column(column, frozen) for column in sentence_features]
+        features = list(sentence_features)
+        if inner is not None:
+            savings = {"frozen_vision": has_frozen_vision(inner), "prefix": self._shares_prefix(inner)}
+            features = [_Column(column, inner, **savings) for column in features]
         # The base class hands labels through to `calculate_loss` and has no other use for them.
         digests = None
         if self.mask_equal_positives:
@@ -146,11 +155,14 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         self, sentence_feature: dict[str, Any], begin: int, end: int, with_grad: bool, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         """Embeds rows `begin` to `end` of a column; called by the base class, twice where gradients are wanted."""
-        if not isinstance(sentence_feature, _Column) or sentence_feature.model is None:
+        keep = torch.is_grad_enabled() and not with_grad
+        column = isinstance(sentence_feature, _Column)
+        with sentence_feature.saving_work(begin, keep=keep) if column else nullcontext():
             return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
-        model, keep = sentence_feature.model, torch.is_grad_enabled() and not with_grad
-        with reusing_image_features(model, sentence_feature.image_features, begin, keep=keep):
-            return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
+
+    def _shares_prefix(self, model: torch.nn.Module) -> bool:
+        wanted = next(model.parameters()).device.type == "cpu" if self.share_prefix is None else self.share_prefix
+        return wanted and can_share_prefix(model)
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, for model cards."""
@@ -158,17 +170,23 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
 
 
 class _Column(dict[str, Any]):
-    """The features of a column, and with them, for as long as its batch lives, the image tokens of its mini-batches.
+    """The features of a column, and how its mini-batches save work; it lives as long as its batch."""
 
-    Attributes:
-        model: Whose vision tower is frozen; None where it is not.
-        image_features: By the first row of a mini-batch.
-    """
-
-    def __init__(self, features: dict[str, Any], model: torch.nn.Module | None) -> None:
+    def __init__(self, features: dict[str, Any], model: torch.nn.Module, *, frozen_vision: bool, prefix: bool) -> None:
+        """Keeps what `forward` found out about the model, once a step."""
         super().__init__(features)
-        self.model = model
-        self.image_features: dict[int, Any] = {}
+        self._model, self._frozen_vision, self._prefix = model, frozen_vision, prefix
+        self._image_features: dict[int, Any] = {}
+
+    @contextmanager
+    def saving_work(self, begin: int, *, keep: bool) -> Iterator[None]:
+        """For one pass of the mini-batch that begins with row `begin`; `keep` if another will follow."""
+        with ExitStack() as stack:
+            if self._frozen_vision:
+                stack.enter_context(reusing_image_features(self._model, self._image_features, begin, keep=keep))
+            if self._prefix:
+                stack.enter_context(sharing_prefix(self._model))
+            yield
 
 
 def content_digests(features: dict[str, Any]) -> Tensor:
