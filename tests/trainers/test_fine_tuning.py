@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-SETTINGS = {"max_steps": 96, "batch_size": 64, "learning_rate": 1e-3, "warmup_steps": 10}
+SETTINGS = {
+    **{"model_name": "m", "max_steps": 96, "batch_size": 64, "learning_rate": 1e-3, "warmup_steps": 10},
+    "eval_limit": 9,
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +24,16 @@ def table():
     return module
 
 
-def write_run(folder, overall, **changed):
-    used = {**SETTINGS, **changed}
-    used["per_device_train_batch_size"] = used.pop("batch_size")
+def write_run(folder, overall):
     figures = {"eval_mmeb-mini_overall": overall, "eval_mmeb-mini_ind": overall + 0.1, "eval_mmeb-mini_ood": 0.5}
     folder.mkdir(parents=True)
     metrics = {**figures, "train_runtime": 100.0, "train_loss": 1.0}
-    (folder / "train.json").write_text(json.dumps({"arguments": used, "metrics": metrics}))
+    (folder / "train.json").write_text(json.dumps({"metrics": metrics}))
 
 
 @pytest.fixture
 def arguments(tmp_path):
-    return argparse.Namespace(
-        **SETTINGS, work_dir=tmp_path / "runs", output=tmp_path / "out.json", model_name="m", eval_limit=9, threads=1
-    )
+    return argparse.Namespace(**SETTINGS, work_dir=tmp_path / "runs", output=tmp_path / "out.json", threads=1)
 
 
 def test_mean_and_standard_deviation_over_seeds(table, arguments):
@@ -51,11 +50,28 @@ def test_mean_and_standard_deviation_over_seeds(table, arguments):
     assert arguments.output.with_suffix(".md").read_text() == markdown
 
 
-@pytest.mark.parametrize("changed", [{"max_steps": 32}, {"batch_size": 128}, {"learning_rate": 5e-5}])
-def test_runs_of_other_settings_are_not_counted(table, arguments, changed):
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"max_steps": 32}, "max_steps 96, not 32"),
+        ({"eval_limit": 50, "model_name": "n"}, "model_name m, not n; eval_limit 9, not 50"),
+    ],
+)
+def test_runs_of_other_settings_need_another_folder(table, arguments, changed, said):
+    table.keep_settings(arguments)
+    table.keep_settings(arguments)
+    for name, value in changed.items():
+        setattr(arguments, name, value)
+    with pytest.raises(SystemExit, match=said):
+        table.keep_settings(arguments)
+
+
+def test_a_run_without_figures_is_not_counted(table, arguments):
     folder = arguments.work_dir / table.run_name(table.TABLE[0], 0)
-    write_run(folder, 0.5, **changed)
-    assert table.read_run(folder, arguments) is None
+    assert table.read_run(folder) is None
+    folder.mkdir(parents=True)
+    (folder / "train.json").write_text(json.dumps({"metrics": {"train_loss": 1.0}}))
+    assert table.read_run(folder) is None
     assert table.summarize(table.TABLE[0], arguments) is None
 
 
