@@ -9,19 +9,23 @@ as `SahaBatchSampler` arranges it. A step is collation, loss and backward pass. 
 have to be equal but for rounding.
 
 Where the difference comes from: rows are padded on the right and cut to the longest of their sub-batch, clusters of one
-kind stand side by side, and the frozen vision tower is run once a step instead of twice. The floor is three passes over
+kind stand side by side, the frozen vision tower is run once a step instead of twice, and on a CPU so is what the rows
+of a sub-batch begin with, once for all of them. The floor is three passes over
 the language model (without gradients, with them, and backward, for the frozen weights need no gradient) and one over
 the vision tower, for the tokens that are there: two operations a weight and token, at the rate of the model's largest
 product alone. Attention is not counted.
 
 Memory is the peak of a step above what the process, its model and the batch occupied before it, on `gen2embed-mini`, at
-1 to 16 times the sub-batch, each in a process of its own.
+1 to 16 times the sub-batch, each in a process of its own, with and without the image tokens that are kept from the
+first pass for the second. The C library is told to give freed blocks back: left to itself it keeps some, more of them
+the longer it runs, and the figure would be its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -68,6 +72,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory_factor", type=int, help=argparse.SUPPRESS)  # the process of one memory figure
+    parser.add_argument("--no_reuse", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_factor:
         print(json.dumps(step_memory(arguments)))
@@ -80,7 +85,8 @@ def main() -> None:
     print(as_text([["", "seconds"], *([name, f"{record[name]:.2f}"] for name in ("stock", "ours", "floor"))]))
     print(f"stock / ours = {record['ratio']}, ours / floor = {record['above_floor']}")
     print(f"largest difference of gradients: {record['difference']:.1e} of the largest entry")
-    print(as_text([["pairs", "peak MiB"], *([str(row["pairs"]), str(row["peak_mib"])] for row in record["memory"])]))
+    columns = ("pairs", "inputs_mib", "peak_mib", "peak_without_reuse_mib")
+    print(as_text([list(columns), *([str(row[column]) for column in columns] for row in record["memory"])]))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(arguments.output, record)
 
@@ -220,11 +226,14 @@ def floor_flops(model: Gen2Embed, rows: list[dict[str, Any]]) -> float:
 
 
 def memory_of(factor: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One memory figure, from a process of its own."""
-    command = [sys.executable, __file__, "--memory_factor", str(factor), "--device", arguments.device]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    """The memory figures of a batch size, each from a process of its own."""
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    results = []
+    for switch in ([], ["--no_reuse"]):
+        command = [sys.executable, __file__, "--memory_factor", str(factor), "--device", arguments.device, *switch]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    return {**results[0], "peak_without_reuse_mib": results[1]["peak_mib"]}
 
 
 def step_memory(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -238,7 +247,7 @@ def step_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = [pair for cluster in clusters[2::4] for pair in cluster]
     reader = CellReader(model, resize="processor")
     features = [on_device(reader([row[column] for row in rows], task=role), model) for column, role in ROLES.items()]
-    loss = SahaLoss(model, mini_batch_size=size)
+    loss = SahaLoss(model, mini_batch_size=size, reuse_image_features=not arguments.no_reuse)
     cuda = arguments.device != "cpu"
     before = torch.cuda.memory_allocated() if cuda else resident("VmRSS")
     if cuda:

@@ -80,6 +80,13 @@ def test_a_trained_tower_is_run_twice(model):
     )
 
 
+def test_switched_off(model):
+    calls = count_runs(model)
+    loss = SahaLoss(model, mini_batch_size=2, reuse_image_features=False)
+    loss(features_of(model)).backward()
+    assert len(calls) == 8
+
+
 def test_random_numbers_outside_the_language_model_forbid_it(model):
     inner = model[0].model
     inner.add_module("extra", torch.nn.Dropout(0.1))
