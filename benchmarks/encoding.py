@@ -31,7 +31,8 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.demo.run import load_photos
-from gen2embed_mteb.encoding import BulkEncoder, Item
+from gen2embed_mteb.encoder import Item
+from gen2embed_mteb.encoding import BulkEncoder
 from gen2embed_mteb.evaluation import installed_versions
 from gen2embed_mteb.formatting import as_text
 from gen2embed_mteb.image_source import ImageSource

@@ -21,7 +21,8 @@ from gen2embed_mteb.compositionality_scoring import (
     SetScore,
     score_record,
 )
-from gen2embed_mteb.encoding import BulkEncoder, Encoder, Item
+from gen2embed_mteb.encoder import Encoder, Item
+from gen2embed_mteb.encoding import BulkEncoder
 from gen2embed_mteb.evaluation import (
     EvaluationConfig,
     RowError,

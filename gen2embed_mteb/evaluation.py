@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gen2embed_mteb.encoding import BulkEncoder, Encoder
+from gen2embed_mteb.encoder import Encoder
+from gen2embed_mteb.encoding import BulkEncoder
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import RESIZE_POLICIES
 from gen2embed_mteb.sharing import Share

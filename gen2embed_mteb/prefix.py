@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
-from gen2embed_mteb.encoding import Side
+from gen2embed_mteb.encoder import Side
 
 if TYPE_CHECKING:
     from gen2embed_mteb.model import Gen2Embed

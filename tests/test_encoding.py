@@ -11,7 +11,8 @@ from mmeb_files import COLOURS, write_images
 from PIL import Image
 from plain_encoder import DIMENSIONS, PlainEncoder, vector
 
-from gen2embed_mteb.encoding import BATCHES_PER_SHARD, BulkEncoder, Fault, Item
+from gen2embed_mteb.encoder import Fault, Item
+from gen2embed_mteb.encoding import BATCHES_PER_SHARD, BulkEncoder
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.store import EmbeddingStore
 

@@ -8,7 +8,7 @@ import torch
 from tiny_models import FAMILIES
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.encoding import StagedEncoder
+from gen2embed_mteb.encoder import StagedEncoder
 from gen2embed_mteb.prefix import PrefixEncoder
 
 SIDES = ("query", "document")

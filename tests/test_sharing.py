@@ -12,7 +12,8 @@ import pytest
 from mmeb_files import write_images
 from plain_encoder import PlainEncoder
 
-from gen2embed_mteb.encoding import BATCHES_PER_SHARD, BulkEncoder, Item
+from gen2embed_mteb.encoder import Item
+from gen2embed_mteb.encoding import BATCHES_PER_SHARD, BulkEncoder
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.sharing import Share
 from gen2embed_mteb.store import EmbeddingStore, Shard

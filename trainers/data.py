@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from gen2embed_mteb.encoding import Item
+from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.evaluation import find_images, setting
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageFacts

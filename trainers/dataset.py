@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.encoding import Item
+from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.image_source import ImageSource, open_input
 from gen2embed_mteb.mmeb.readers import BadRow
 from trainers.data import TrainingData, TrainingSubset

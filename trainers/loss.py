@@ -163,8 +163,8 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
     ) -> tuple[Tensor, Any]:
         """Embeds rows `begin` to `end` of a column; called by the base class, twice where gradients are wanted."""
         keep = torch.is_grad_enabled() and not with_grad
-        column = isinstance(sentence_feature, _Column)
-        with sentence_feature.saving_work(begin, keep=keep) if column else nullcontext():
+        column = sentence_feature if isinstance(sentence_feature, _Column) else None
+        with column.saving_work(begin, keep=keep) if column is not None else nullcontext():
             return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
 
     def _shares_prefix(self, model: torch.nn.Module) -> bool:

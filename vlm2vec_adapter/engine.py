@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gen2embed_mteb.encoding import Side, cut_batches
+from gen2embed_mteb.encoder import Side
+from gen2embed_mteb.encoding import cut_batches
 from gen2embed_mteb.image_source import ImageSource, open_input
 from gen2embed_mteb.images import (
     ImageError,

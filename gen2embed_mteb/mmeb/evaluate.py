@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gen2embed_mteb.encoding import BulkEncoder, Encoder, Fault, Item, Side
+from gen2embed_mteb.encoder import Encoder, Fault, Item, Side
+from gen2embed_mteb.encoding import BulkEncoder
 from gen2embed_mteb.evaluation import (
     EvaluationConfig,
     RowError,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gen2embed_mteb.encoding import Item
+from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.mmeb.composition import compose_candidates, compose_query, drop_unmatched_markers
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
 from gen2embed_mteb.mmeb.tables import SubsetTable

@@ -19,7 +19,7 @@ from datasets.features.features import _FEATURE_TYPES
 from PIL import Image
 from tqdm import tqdm
 
-from gen2embed_mteb.encoding import Item
+from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.evaluation import EncodingConfig
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError

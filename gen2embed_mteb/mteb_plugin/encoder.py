@@ -14,7 +14,8 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.types import PromptType
 
 from gen2embed_mteb.compositionality import CAPTION_PREFIX
-from gen2embed_mteb.encoding import BulkEncoder, Item, Side
+from gen2embed_mteb.encoder import Item, Side
+from gen2embed_mteb.encoding import BulkEncoder
 from gen2embed_mteb.families import ImageLayout
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.mteb_plugin.inputs import HeldImages, items_of, side_of

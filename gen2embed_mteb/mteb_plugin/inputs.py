@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from gen2embed_mteb.encoding import Item, Side
+from gen2embed_mteb.encoder import Item, Side
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError, ImageFacts, image_digest, to_rgb
 from gen2embed_mteb.mteb_plugin.names import DATASETS

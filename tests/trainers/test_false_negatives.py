@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gen2embed_mteb.encoding import Item
+from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.mmeb.readers import TrainRow
 from trainers.saha.files import SampledClusters
 

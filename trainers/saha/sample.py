@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.encoding import BulkEncoder, Encoder, Fault, Item
+from gen2embed_mteb.encoder import Encoder, Fault, Item
+from gen2embed_mteb.encoding import BulkEncoder
 from gen2embed_mteb.evaluation import (
     EncodingConfig,
     RowError,

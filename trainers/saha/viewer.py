@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gen2embed_mteb import pages
-from gen2embed_mteb.encoding import Item
+from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.formatting import Table
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError

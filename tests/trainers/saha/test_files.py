@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gen2embed_mteb.encoding import Item
+from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
 from trainers.saha.files import (
     RowsDigest,
