@@ -186,11 +186,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     model = Gen2Embed(arguments.model_name, layout=arguments.layout, **_model_options(arguments))
     settings |= {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
-    failed, table = run(PrefixEncoder(model), evaluation.EvaluationConfig(**settings))
+    result, table = run(PrefixEncoder(model), evaluation.EvaluationConfig(**settings))
     if evaluation.is_first_process():
         print(table)
         print(f"\nWritten to {settings['output_dir']}")
-    return int(failed)
+        if result.verdict:
+            print(result.verdict)
+    return int(result.too_many_errors)
 
 
 def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str, str]:
@@ -207,9 +209,9 @@ def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str, str]:
             root = ensure("crepe", arguments.data_dir)
             data_dir, image_dir = str(root / ("SugarCrepe++" if plus else "SugarCrepe")), str(root / "val2017")
 
-        def run_captions(encoder: Any, config: Any) -> tuple[bool, str]:
+        def run_captions(encoder: Any, config: Any) -> tuple[Any, str]:
             captions = compositionality.evaluate_captions(encoder, benchmark, config)
-            return captions.too_many_errors, compositionality.text_table(captions)
+            return captions, compositionality.text_table(captions)
 
         return run_captions, data_dir, image_dir
 
@@ -224,9 +226,9 @@ def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str, str]:
         table, root = MMEB_MINI, ensure("eval", arguments.data_dir)
         data_dir, image_dir = str(root / "MMEB-eval"), str(root / "images")
 
-    def run(encoder: Any, config: Any) -> tuple[bool, str]:
+    def run(encoder: Any, config: Any) -> tuple[Any, str]:
         result = evaluate(encoder, table, config)
-        return result.too_many_errors, text_table(result, config)
+        return result, text_table(result, config)
 
     return run, data_dir, image_dir
 
@@ -286,10 +288,11 @@ def _sample(arguments: argparse.Namespace) -> int:
     result = sample(encoder, record, data, config)
     if is_first_process():
         print(text_table(result))
-        found = f" ({len(result.errors)} rows set aside, see errors.jsonl)" if result.errors else ""
         before = len(result.records) - len(result.made)
         kept = f"; {before} of {len(result.records)} subsets were finished before" if before else ""
-        print(f"\nWritten to {config.output_dir}{kept}{found}")
+        print(f"\nWritten to {config.output_dir}{kept}")
+        if result.verdict:
+            print(result.verdict)
     return int(result.too_many_errors)
 
 

@@ -51,8 +51,12 @@ def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
 
 
 def text_table(result: CompositionalityResult) -> str:
-    """Builds the table of `results.md` for a terminal; no newline at the end."""
-    return as_text(_table(result))
+    """Builds the table of `results.md` for a terminal, turned so that it is narrow; no newline at the end."""
+    turned = [list(column) for column in zip(*_table(result), strict=True)]
+    methods = turned[0][2:]
+    turned[0] = ["", "ours", *(f"[{number}]" for number in range(1, 1 + len(methods)))]
+    legend = [f"[{number}] {method}" for number, method in enumerate(methods, start=1)]
+    return "\n".join([as_text(turned), "", *legend])
 
 
 def _table(result: CompositionalityResult) -> Table:

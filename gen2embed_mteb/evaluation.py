@@ -132,6 +132,16 @@ class RunSummary:
         """Whether the run counts as failed; a command line exits non-zero then."""
         return self.error_rate > self.max_error_rate
 
+    @property
+    def verdict(self) -> str:
+        """What a command line says of the rows that were set aside; empty if there are none."""
+        if not self.errors:
+            return ""
+        share = f"{len(self.errors)} of {len(self.errors) + self.num_scored} rows were set aside, see errors.jsonl"
+        if not self.too_many_errors:
+            return share
+        return f"Failed: {share}; that is more than --max_error_rate {self.max_error_rate:g}"
+
 
 def image_source(config: EvaluationConfig) -> ImageSource:
     """Opens the images of a run; see `find_images`."""

@@ -68,13 +68,16 @@ def test_another_prompt_in_the_same_folder_is_refused(data, tmp_path, capsys):
     assert evaluate(data, tmp_path, "--prompt_mode", "system", *only, "--overwrite") == 0
 
 
-def test_a_missing_image_fails_the_run_past_the_rate_and_not_below(data, tmp_path):
+def test_a_missing_image_fails_the_run_past_the_rate_and_not_below(data, tmp_path, capsys):
     import shutil
 
     copy = shutil.copytree(data, tmp_path / "copy")
     (copy / "images" / "Digits" / "00000.png").unlink()
     only = ("--subsets", "Digits")
     assert evaluate(copy, tmp_path / "strict", *only) == 1
+    assert capsys.readouterr().out.endswith(
+        "\nFailed: 1 of 12 rows were set aside, see errors.jsonl; that is more than --max_error_rate 0.001\n"
+    )
     assert evaluate(copy, tmp_path / "lenient", *only, "--max_error_rate", "0.5") == 0
     results = json.loads((tmp_path / "lenient" / "results.json").read_text())
     assert results["datasets"]["Digits"]["num_errors"] == 1

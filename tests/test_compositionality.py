@@ -18,6 +18,7 @@ from gen2embed_mteb.compositionality import (
 )
 from gen2embed_mteb.compositionality_scoring import score_record
 from gen2embed_mteb.evaluation import EvaluationConfig
+from gen2embed_mteb.mmeb.paper import SUGARCREPE
 from gen2embed_mteb.mmeb.tables import DataError
 from gen2embed_mteb.store import StoreMismatchError
 
@@ -100,7 +101,11 @@ def test_sugarcrepe_by_hand(folder: Path) -> None:
         ("document", "", ((32, 32),)): 3,
     }
     assert not result.too_many_errors
-    assert "paper, VI: Gen2Embed (Qwen2-VL-2B), prompt only" in text_table(result)
+    printed = text_table(result).splitlines()
+    assert max(map(len, printed)) <= 100
+    assert any(line.split() == ["Avg.", "66.7", *(f"{mean:.1f}" for mean in SUGARCREPE.values())] for line in printed)
+    number = 1 + list(SUGARCREPE).index("Gen2Embed (Qwen2-VL-2B), prompt only")
+    assert f"[{number}] paper, VI: Gen2Embed (Qwen2-VL-2B), prompt only" in printed
     assert "| ours | 66.7 | 66.7 |" in (folder / "out" / "results.md").read_text(encoding="utf-8")
 
 

@@ -112,8 +112,11 @@ def test_a_missing_image_fails_the_run_past_the_rate_and_not_below(data, tmp_pat
     (copy / "images" / "Digits" / "Train" / "00000.png").unlink()
     only = ("--subsets", "Digits", "--limit", "6")
     assert cli.main(words(copy, tmp_path / "strict", *only)) == 1
-    assert "1 rows set aside" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(
+        "\nFailed: 1 of 6 rows were set aside, see errors.jsonl; that is more than --max_error_rate 0.001\n"
+    )
     assert cli.main(words(copy, tmp_path / "strict", *only, "--max_error_rate", "0.5")) == 0
+    assert capsys.readouterr().out.endswith("\n1 of 6 rows were set aside, see errors.jsonl\n")
     assert json.loads((tmp_path / "strict" / "Digits.json").read_text())["counts"]["errors"] == 1
 
 
