@@ -3,8 +3,8 @@
 python benchmarks/fine_tuning.py --output benchmarks/results/fine_tuning.json
 
 Every row is sampled by `gen2embed sample`, trained and evaluated by `gen2embed train`, as a user would run them. All
-see the same number of pairs, --max_steps times --batch_size. That is most of one pass over them; the recipe's is one and
-a half, and hard batches learn more slowly at first, so that a much shorter run would not show what they are for.
+see the same number of pairs, --max_steps times --batch_size: most of one pass over them. The recipe takes one and
+a half passes, and hard batches learn more slowly at first: a much shorter run would not show what they are for.
 
 A batch of HN and HN + beta holds a quarter of the queries and comes four times as often, as in the paper (256 queries
 against 1024 pairs): each brings its seven negatives, so that a query still meets twice as many candidates as in-batch.
