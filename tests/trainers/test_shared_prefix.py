@@ -1,9 +1,8 @@
 """What the rows of a mini-batch begin with is run once, and gives the gradients of running it in every row."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from gradients import gradients, picture
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from gen2embed_mteb import Gen2Embed
@@ -11,10 +10,6 @@ from gen2embed_mteb.adapters import new_adapter
 from gen2embed_mteb.families import FAMILIES, family_of
 from trainers import SahaLoss
 from trainers.shared_prefix import can_share_prefix, num_shared, sharing_prefix
-
-
-def picture(seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (56, 56, 3), dtype=np.uint8))
 
 
 def features_of(model, padding_side="right"):
@@ -26,12 +21,6 @@ def features_of(model, padding_side="right"):
         model.preprocess(column, task=task, processing_kwargs=padding)
         for column, task in ((queries, "query"), (positives, "document"))
     ]
-
-
-def gradients(model, value):
-    model.zero_grad()
-    value.backward()
-    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 def count_tokens(model):

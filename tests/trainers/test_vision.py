@@ -1,19 +1,14 @@
 """A frozen vision tower is run once a step, and the gradients are those of running it twice."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from gradients import gradients, picture
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.families import FAMILIES
 from trainers import SahaLoss
 from trainers.vision import has_frozen_vision
-
-
-def picture(seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (56, 56, 3), dtype=np.uint8))
 
 
 def features_of(model):
@@ -25,12 +20,6 @@ def features_of(model):
         model.preprocess(column, task=task, processing_kwargs=padding)
         for column, task in ((queries, "query"), (positives, "document"))
     ]
-
-
-def gradients(model, value):
-    model.zero_grad()
-    value.backward()
-    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 @pytest.fixture(params=FAMILIES)
