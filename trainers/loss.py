@@ -26,7 +26,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from sentence_transformers.util import all_gather, cos_sim, get_rank, get_world_size
 from torch import Tensor
 
-from trainers.shared_prefix import can_share_prefix, sharing_prefix
+from trainers.shared_prefix import can_share_prefix, gains_from_sharing, sharing_prefix
 from trainers.vision import has_frozen_vision, reusing_image_features
 
 TEMPERATURE = 0.02
@@ -68,7 +68,7 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         reuse_image_features: Whether the second pass takes image tokens from the first, where the vision tower is
             frozen. They grow with the batch: for Qwen2-VL-2B in bfloat16 by a sixth of the pixels that it holds.
         share_prefix: Whether tokens that all rows of a mini-batch begin with are run once, where the model allows it;
-            None: where it is on a CPU.
+            None: on a CPU, without dropout.
         show_progress_bar: Show one a step.
     """
 
@@ -168,8 +168,9 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
             return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
 
     def _shares_prefix(self, model: torch.nn.Module) -> bool:
-        wanted = next(model.parameters()).device.type == "cpu" if self.share_prefix is None else self.share_prefix
-        return wanted and can_share_prefix(model)
+        if self.share_prefix is False or not can_share_prefix(model):
+            return False
+        return bool(self.share_prefix) or gains_from_sharing(model)
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, for model cards."""

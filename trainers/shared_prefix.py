@@ -6,7 +6,7 @@ so the keys and values of that beginning are the same in every row: they are com
 gradients of all rows add up in them. The decoder returns the states of the full forward, up to rounding.
 
 It is one more call of the decoder, of few tokens: a gain where time goes with the tokens, as on a CPU, and a loss where
-a call costs its launch. With dropout in the adapter, the rows of a mini-batch share its draw over their beginning.
+a call costs its launch. With dropout, the rows of a mini-batch would share its draw over their beginning.
 """
 
 from __future__ import annotations
@@ -45,6 +45,21 @@ def can_share_prefix(model: nn.Module) -> bool:
         return False
     checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
     return not (decoder.training and checkpoints)
+
+
+def gains_from_sharing(model: nn.Module) -> bool:
+    """Whether sharing saves time and changes nothing but rounding.
+
+    Args:
+        model: The inner model of a multimodal family, as `AutoModel` loads it.
+
+    Returns:
+        True if it is on a CPU and its decoder drops nothing.
+    """
+    decoder = model.language_model
+    modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in decoder.modules())
+    drops = modules or getattr(model.config.get_text_config(), "attention_dropout", 0.0) > 0
+    return next(model.parameters()).device.type == "cpu" and not (decoder.training and drops)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gradients import gradients
 from PIL import Image
 from run_loss import fixed_pairs
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
@@ -31,12 +32,6 @@ def features_of(model, *columns, side="left"):
         model.preprocess(column, task="document" if number else "query", processing_kwargs=padding)
         for number, column in enumerate(columns)
     ]
-
-
-def gradients(model, value):
-    model.zero_grad()
-    value.backward()
-    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 def assert_same(found, expected, tolerance=1e-5):

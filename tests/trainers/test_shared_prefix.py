@@ -9,7 +9,7 @@ from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.adapters import new_adapter
 from gen2embed_mteb.families import FAMILIES, family_of
 from trainers import SahaLoss
-from trainers.shared_prefix import can_share_prefix, num_shared, sharing_prefix
+from trainers.shared_prefix import can_share_prefix, gains_from_sharing, num_shared, sharing_prefix
 
 
 def features_of(model, padding_side="right"):
@@ -86,6 +86,21 @@ def test_switched_off_and_on(model):
     calls.clear()
     SahaLoss(model, mini_batch_size=3, share_prefix=True)(features_of(model)).backward()
     assert {rows for rows, _ in calls} == {1, 3}
+
+
+def test_dropout_is_not_shared_unless_asked_for(model):
+    inner = model[0].model
+    assert gains_from_sharing(inner)
+    inner.language_model.layers[0].add_module("extra", torch.nn.Dropout(0.1))
+    assert not gains_from_sharing(inner)
+    calls = count_tokens(model)
+    SahaLoss(model, mini_batch_size=3)(features_of(model)).backward()
+    assert {rows for rows, _ in calls} == {3}
+    calls.clear()
+    SahaLoss(model, mini_batch_size=3, share_prefix=True)(features_of(model)).backward()
+    assert {rows for rows, _ in calls} == {1, 3}
+    model.eval()
+    assert gains_from_sharing(inner)
 
 
 def test_checkpointed_activations_forbid_it(model):
