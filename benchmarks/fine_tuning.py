@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("results/fine_tuning"))
     parser.add_argument("--model_name", default="gen2embed-mini")
     parser.add_argument("--max_steps", type=int, default=192)
-    parser.add_argument("--batch_size", type=int, default=64, help="pairs a step; a multiple of 64")
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs a step; a multiple of 16")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--warmup_steps", type=int, default=10)
     parser.add_argument("--eval_limit", type=int, default=300, help="rows a dataset")

@@ -9,11 +9,10 @@ as `SahaBatchSampler` arranges it. A step is collation, loss and backward pass. 
 have to be equal but for rounding.
 
 Where the difference comes from: rows are padded on the right and cut to the longest of their sub-batch, clusters of one
-kind stand side by side, the frozen vision tower is run once a step instead of twice, and on a CPU so is what the rows
-of a sub-batch begin with, once for all of them. The floor is three passes over
-the language model (without gradients, with them, and backward, for the frozen weights need no gradient) and one over
-the vision tower, for the tokens that are there: two operations a weight and token, at the rate of the model's largest
-product alone. Attention is not counted.
+kind stand side by side, the frozen vision tower is run once a step instead of twice, and, on a CPU, what all rows of a
+sub-batch begin with is run for one of them. The floor is three passes over the language model (without gradients, with
+them, and backward, for the frozen weights need no gradient) and one over the vision tower, for the tokens that are
+there: two operations a weight and token, at the rate of the model's largest product alone. Attention is not counted.
 
 Memory is the peak of a step above what the process, its model and the batch occupied before it, on `gen2embed-mini`, at
 1 to 16 times the sub-batch, each in a process of its own, with and without the image tokens that are kept from the

@@ -138,8 +138,8 @@ class ImageSource:
             with self._open_archive().open(member) as file:
                 # The header may lie about the size, so the read is bounded as well.
                 data = file.read(self.max_member_bytes + 1)
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
-            # RuntimeError: encrypted; NotImplementedError: a compression method that is not supported
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+            # RuntimeError is zipfile's own, for an encrypted file or a compression that it lacks.
             raise ImageError(path, f"damaged in {str(self.path)!r} ({error})", "download the archive again") from error
         if len(data) > self.max_member_bytes:
             raise ImageError(path, f"unpacks to more than {self.max_member_bytes} bytes", "drop the row")

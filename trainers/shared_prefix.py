@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
 from gen2embed_mteb.prefix import attends_to_all
+from trainers.dropout import has_dropout
 
 _SHORTEST = 8
 """Tokens; below that a call of its own is not worth while."""
@@ -57,9 +58,8 @@ def gains_from_sharing(model: nn.Module) -> bool:
         True if it is on a CPU and its decoder drops nothing.
     """
     decoder = model.language_model
-    modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in decoder.modules())
-    drops = modules or getattr(model.config.get_text_config(), "attention_dropout", 0.0) > 0
-    return next(model.parameters()).device.type == "cpu" and not (decoder.training and drops)
+    drops = decoder.training and has_dropout(decoder.modules(), model.config.get_text_config())
+    return next(model.parameters()).device.type == "cpu" and not drops
 
 
 @contextmanager

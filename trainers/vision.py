@@ -15,6 +15,8 @@ from typing import Any
 from torch import nn
 from transformers.utils import ModelOutput
 
+from trainers.dropout import has_dropout
+
 # What the language model is given: the tokens, and what Qwen3-VL adds to its first layers.
 _KEPT = ("pooler_output", "deepstack_features")
 
@@ -35,9 +37,7 @@ def has_frozen_vision(model: nn.Module) -> bool:
     inside = set(map(id, decoder.modules()))
     others = [module for module in model.modules() if id(module) not in inside]
     trained = any(weight.requires_grad for module in others for weight in module.parameters(recurse=False))
-    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in others)
-    vision = getattr(model.config, "vision_config", None)
-    return not trained and not drops and not getattr(vision, "attention_dropout", 0.0)
+    return not trained and not has_dropout(others, getattr(model.config, "vision_config", None))
 
 
 @contextmanager
