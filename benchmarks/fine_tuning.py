@@ -14,13 +14,17 @@ SaHa's clusters are those of the official code's variant of Algorithm 1, which m
 more than there: it does not re-rank label sets, and a pool of 42 candidates holds all of a set of 40 labels, of which
 the text's variant would then take the least similar.
 
+Nothing is masked, as in the paper: `SahaLoss` masks equal positives unless told otherwise, which is a row of the second
+table.
+
 Settings that differ from the recipe, which is for a model a thousand times larger and a run several times longer: the
 learning rate is higher and its warm-up shorter, chosen by the in-batch run's training loss alone (of 5e-4, 1e-3, 2e-3
 at 32 steps; the lower of the two that learn well, as the run is longer); no dropout, as less than a pass over the data
 has nothing to overfit; sub-batches of 32, which changes rounding and time.
 
 Rows below the first table change one thing of SaHa, k = 7: the pool multiplier (Table VIII), the representation prompt
-on training queries, the masking of equal positives, the variant of Algorithm 1.
+on training queries, the masking of equal positives, the variant of Algorithm 1. The last is HN at the cost of in-batch:
+nine inputs a query leave it a quarter of the pairs.
 
 Runs are kept in --work_dir, so an interrupted command goes on where it stopped, and the table is written anew after
 each run; runs of other settings need another folder. --jobs runs several at a time, each on --threads threads: weights
@@ -66,6 +70,8 @@ class Row:
     paper: tuple[float, ...] = ()
     batches: int = 1
     """How many batches make one of --batch_size pairs."""
+    steps: int | None = None
+    """Steps a step of in-batch; None: as many as it takes to see the same pairs."""
 
     @property
     def slug(self) -> str:
@@ -91,21 +97,25 @@ def _hn(method: str) -> tuple[str, ...]:
     return ("--method", method, "--num_hard_negatives", "7")
 
 
+UNMASKED = ("--no_mask_equal_positives",)
+"""The paper's loss masks nothing."""
+
 TABLE = (
-    Row("in-batch", ("--method", "in-batch"), paper=_paper("In-batch")),
-    Row("SaHa, k = 7", _saha(7), paper=_paper("SaHa, k = 7")),
-    Row("SaHa, k = 15", _saha(15), paper=_paper("SaHa, k = 15")),
-    Row("HN, k = 7", _hn("hn"), paper=_paper("HN, k = 7"), batches=4),
-    Row("HN + beta, k = 7", _hn("hn-beta"), paper=_paper("HN + beta, k = 7"), batches=4),
+    Row("in-batch", ("--method", "in-batch"), UNMASKED, paper=_paper("In-batch")),
+    Row("SaHa, k = 7", _saha(7), UNMASKED, paper=_paper("SaHa, k = 7")),
+    Row("SaHa, k = 15", _saha(15), UNMASKED, paper=_paper("SaHa, k = 15")),
+    Row("HN, k = 7", _hn("hn"), UNMASKED, paper=_paper("HN, k = 7"), batches=4),
+    Row("HN + beta, k = 7", _hn("hn-beta"), UNMASKED, paper=_paper("HN + beta, k = 7"), batches=4),
 )
-"""Table VII; its rows all have the representation prompt in training, equal positives masked, m = 6."""
+"""Table VII; its rows all have the representation prompt in training, nothing masked, m = 6."""
 
 VARIATIONS = (
-    Row("SaHa, k = 7, m = 4", _saha(m=4), paper=MULTIPLIERS_OF_PAPER["m = 4"]),
-    Row("SaHa, k = 7, m = 8", _saha(m=8), paper=MULTIPLIERS_OF_PAPER["m = 8"]),
-    Row("SaHa, k = 7, clusters by the paper's text", _saha(variant="paper")),
-    Row("SaHa, k = 7, equal positives not masked", _saha(), ("--no_mask_equal_positives",)),
-    Row("SaHa, k = 7, no representation prompt in training", _saha(), ("--no_query_prompt_in_training",)),
+    Row("SaHa, k = 7, m = 4", _saha(m=4), UNMASKED, paper=MULTIPLIERS_OF_PAPER["m = 4"]),
+    Row("SaHa, k = 7, m = 8", _saha(m=8), UNMASKED, paper=MULTIPLIERS_OF_PAPER["m = 8"]),
+    Row("SaHa, k = 7, clusters by the paper's text", _saha(variant="paper"), UNMASKED),
+    Row("SaHa, k = 7, equal positives masked", _saha()),
+    Row("SaHa, k = 7, no representation prompt in training", _saha(), (*UNMASKED, "--no_query_prompt_in_training")),
+    Row("HN, k = 7, a quarter of the pairs", _hn("hn"), UNMASKED, batches=4, steps=1),
 )
 
 
@@ -116,12 +126,12 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("results/fine_tuning"))
     parser.add_argument("--model_name", default="gen2embed-mini")
     parser.add_argument("--max_steps", type=int, default=192)
-    parser.add_argument("--batch_size", type=int, default=64, help="pairs a step; a multiple of 16")
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs a step; a multiple of 64")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--warmup_steps", type=int, default=10)
     parser.add_argument("--eval_limit", type=int, default=300, help="rows a dataset")
     parser.add_argument("--seeds", type=int, default=3, help="of each row of Table VII")
-    parser.add_argument("--variation_seeds", type=int, default=3, help="of each other row")
+    parser.add_argument("--variation_seeds", type=int, default=3, help="of each row below it")
     parser.add_argument("--rows", nargs="+", default=None, help="run only these (their folders' names)")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -184,10 +194,7 @@ class _Runner:
         folder = self._work_dir / run_name(row, seed)
         if read_run(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
-            settings = settings_of(self._arguments)
-            settings["batch_size"] //= row.batches
-            settings["max_steps"] *= row.batches
-            settings["warmup_steps"] *= row.batches
+            settings = settings_of(self._arguments, row)
             words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
             self._run(
                 [
@@ -228,9 +235,15 @@ def run_name(row: Row, seed: int) -> str:
     return f"{row.slug}/seed-{seed}"
 
 
-def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the runs of one table have in common."""
-    return {name: getattr(arguments, name) for name in SETTINGS}
+def settings_of(arguments: argparse.Namespace, row: Row | None = None) -> dict[str, Any]:
+    """What the runs of one table have in common, or what it comes to for one row."""
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    if row is not None:
+        steps = row.batches if row.steps is None else row.steps
+        settings["batch_size"] //= row.batches
+        settings["max_steps"] *= steps
+        settings["warmup_steps"] *= steps
+    return settings
 
 
 def keep_settings(arguments: argparse.Namespace) -> None:
@@ -264,7 +277,7 @@ def write_results(arguments: argparse.Namespace, zero_shot: dict[str, float]) ->
     for title, rows in (("table_vii", TABLE), ("variations", VARIATIONS)):
         tables[title] = {row.name: summary for row in rows if (summary := summarize(row, arguments)) is not None}
     saha = tables["table_vii"].get("SaHa, k = 7")
-    shown = {**({} if saha is None else {"SaHa, k = 7 (m = 6, all on)": saha}), **tables["variations"]}
+    shown = {**({} if saha is None else {"SaHa, k = 7 (m = 6)": saha}), **tables["variations"]}
     pairs = arguments.max_steps * arguments.batch_size
     lines = [
         f"`{arguments.model_name}` on MMEB-mini ({arguments.eval_limit} rows a dataset), {pairs:,} pairs seen, "
@@ -300,7 +313,14 @@ def summarize(row: Row, arguments: argparse.Namespace) -> dict[str, Any] | None:
     for name in (*COLUMNS, "seconds", "train_loss"):
         values = [run[name] for run in runs.values()]
         columns[name] = {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
-    return {**columns, "seeds": runs, "paper": list(row.paper), "sampling": list(row.sampling)}
+    return {
+        **columns,
+        "seeds": runs,
+        "paper": list(row.paper),
+        "sampling": list(row.sampling),
+        "training": list(row.training),
+        "settings": settings_of(arguments, row),
+    }
 
 
 def _table(single: dict[str, dict[str, float]], summaries: dict[str, dict[str, Any]]) -> Table:
