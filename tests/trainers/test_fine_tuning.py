@@ -76,8 +76,9 @@ def test_a_run_without_figures_is_not_counted(table, arguments):
 
 
 def test_rows_that_are_sampled_alike_share_files(table):
-    by_slug = {row.slug: row for row in (*table.TABLE, *table.VARIATIONS)}
-    assert len(by_slug) == len(table.TABLE) + len(table.VARIATIONS)
+    rows = (*table.TABLE, *table.VARIATIONS, *table.CONTROLS)
+    by_slug = {row.slug: row for row in rows}
+    assert len(by_slug) == len(rows)
     masked = by_slug["saha-k-7-equal-positives-masked"]
     assert masked.sampling_slug == by_slug["saha-k-7"].sampling_slug
     assert len({row.sampling_slug for row in table.TABLE}) == len(table.TABLE)
@@ -85,10 +86,15 @@ def test_rows_that_are_sampled_alike_share_files(table):
 
 @pytest.mark.parametrize(
     ("slug", "steps", "queries"),
-    [("in-batch", 96, 64), ("hn-k-7", 384, 16), ("hn-k-7-a-quarter-of-the-pairs", 96, 16)],
+    [
+        ("in-batch", 96, 64),
+        ("in-batch-16-pairs-a-batch", 384, 16),
+        ("hn-k-7", 384, 16),
+        ("hn-k-7-a-quarter-of-the-pairs", 96, 16),
+    ],
 )
 def test_steps_and_queries_a_step(table, arguments, slug, steps, queries):
-    row = next(row for row in (*table.TABLE, *table.VARIATIONS) if row.slug == slug)
+    row = next(row for row in (*table.TABLE, *table.CONTROLS) if row.slug == slug)
     settings = table.settings_of(arguments, row)
     assert (settings["max_steps"], settings["batch_size"]) == (steps, queries)
     # The learning rate rises over the same part of a run.
