@@ -25,7 +25,7 @@ has nothing to overfit; sub-batches of 32, which changes rounding and time.
 The second table changes one thing of SaHa, k = 7: the pool multiplier (Table VIII), the representation prompt on
 training queries, the masking of equal positives, the variant of Algorithm 1. The third says what HN owes to its steps
 and to its cost: in-batch with as many steps of as few queries, and HN with as many inputs encoded as in-batch, of which
-a query has nine, which leaves it a quarter of the pairs.
+a query has nine, which leaves it a quarter of the pairs. The last has Table VII's rows by meta-task.
 
 Runs are kept in --work_dir, so an interrupted command goes on where it stopped, and the table is written anew after
 each run; runs of other settings need another folder. --jobs runs several at a time, each on --threads threads: weights
@@ -51,11 +51,14 @@ from typing import Any
 from gen2embed_mteb.evaluation import installed_versions
 from gen2embed_mteb.formatting import Table, as_markdown
 from gen2embed_mteb.mini.benchmark import ensure
+from gen2embed_mteb.mmeb.datasets import META_TASKS
 from gen2embed_mteb.mmeb.paper import TABLE_VII
 from gen2embed_mteb.store import write_atomic, write_json
 
 SETTINGS = ("model_name", "max_steps", "batch_size", "learning_rate", "warmup_steps", "eval_limit")
 COLUMNS = ("ind", "ood", "overall")
+METRIC = "eval_mmeb-mini_"
+BY_META_TASK = tuple(f"meta_task_{name}" for name in META_TASKS)
 COMMAND = "gen2embed"
 MULTIPLIERS_OF_PAPER = {"m = 4": (70.8, 62.0, 66.9), "m = 6": (70.7, 61.9, 66.8), "m = 8": (70.6, 61.6, 66.6)}
 """Table VIII: IND, OOD, average."""
@@ -184,7 +187,8 @@ class _Runner:
             folder / "log.txt",
         )
         result = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return {name: result[name] for name in COLUMNS}
+        by_meta_task = {f"meta_task_{name}": figure["precision_at_1"] for name, figure in result["meta_tasks"].items()}
+        return {**{name: result[name] for name in COLUMNS}, **by_meta_task}
 
     def sample(self, row: Row) -> None:
         """Samples as `row` asks; vectors are shared, and what is there is kept."""
@@ -268,14 +272,14 @@ def keep_settings(arguments: argparse.Namespace) -> None:
 
 
 def read_run(folder: Path) -> dict[str, float] | None:
-    """A finished run's figures in [0, 1] and its seconds of training; None if there is none."""
+    """A finished run's figures in [0, 1], averages and datasets, and its seconds of training; None if there is none."""
     path = folder / "train.json"
     if not path.is_file():
         return None
     metrics = json.loads(path.read_text(encoding="utf-8")).get("metrics", {})
-    if "eval_mmeb-mini_overall" not in metrics:
+    if f"{METRIC}overall" not in metrics:
         return None
-    figures = {name: metrics[f"eval_mmeb-mini_{name}"] for name in COLUMNS}
+    figures = {name.removeprefix(METRIC): value for name, value in metrics.items() if name.startswith(METRIC)}
     return {**figures, "seconds": metrics["train_runtime"], "train_loss": metrics["train_loss"]}
 
 
@@ -296,6 +300,8 @@ def write_results(arguments: argparse.Namespace, zero_shot: dict[str, float]) ->
         as_markdown(_table({}, shown)),
         "",
         as_markdown(_table({}, tables["controls"])),
+        "",
+        as_markdown(_by_meta_task(zero_shot, tables["table_vii"])),
     ]
     markdown = "\n".join(lines) + "\n"
     record = {
@@ -320,7 +326,7 @@ def summarize(row: Row, arguments: argparse.Namespace) -> dict[str, Any] | None:
     if not runs:
         return None
     columns: dict[str, Any] = {}
-    for name in (*COLUMNS, "seconds", "train_loss"):
+    for name in next(iter(runs.values())):
         values = [run[name] for run in runs.values()]
         columns[name] = {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
     return {
@@ -342,6 +348,12 @@ def _table(single: dict[str, dict[str, float]], summaries: dict[str, dict[str, A
         paper = [f"{figure:.1f}" for figure in summary["paper"]] or ["–"] * 3
         table.append([name, *cells, _mean_sd(summary["seconds"], 1, 0), str(len(summary["seeds"])), *paper])
     return table
+
+
+def _by_meta_task(zero_shot: dict[str, float], summaries: dict[str, dict[str, Any]]) -> Table:
+    rows = {name: [_mean_sd(summary[task], 100) for task in BY_META_TASK] for name, summary in summaries.items()}
+    first = ["zero-shot", *(f"{100 * zero_shot[task]:.1f}" for task in BY_META_TASK)]
+    return [["", *META_TASKS], first, *([name, *cells] for name, cells in rows.items())]
 
 
 def _mean_sd(figure: dict[str, float | None], factor: float, digits: int = 1) -> str:
