@@ -1,7 +1,7 @@
 # Every target builds what it needs, on a machine with nothing but Python 3.11 or newer and a package index:
 #
 #   make demo     the whole pipeline on the embedded model: zero-shot, SaHa, fine-tuning, and a report to look at
-#   make test     formatter, linter and types, then the tests: what .ci/run calls
+#   make test     formatter, linter and types, then the tests, two files at a time: what .ci/run calls
 #   make lint     only the first three
 #   make format   let ruff rewrite what it can
 #   make clean    remove the environment and all caches
@@ -30,7 +30,7 @@ demo: $(READY)
 	$(BIN)/gen2embed demo $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
