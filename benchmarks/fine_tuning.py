@@ -49,7 +49,7 @@ from threading import Lock
 from typing import Any
 
 from gen2embed_mteb.evaluation import installed_versions
-from gen2embed_mteb.formatting import Table, as_markdown
+from gen2embed_mteb.formatting import Table, as_markdown, percent
 from gen2embed_mteb.mini.benchmark import ensure
 from gen2embed_mteb.mmeb.datasets import META_TASKS
 from gen2embed_mteb.mmeb.paper import TABLE_VII
@@ -58,7 +58,7 @@ from gen2embed_mteb.store import write_atomic, write_json
 SETTINGS = ("model_name", "max_steps", "batch_size", "learning_rate", "warmup_steps", "eval_limit")
 COLUMNS = ("ind", "ood", "overall")
 METRIC = "eval_mmeb-mini_"
-BY_META_TASK = tuple(f"meta_task_{name}" for name in META_TASKS)
+BY_META_TASK = {f"meta_task_{name}": name for name in META_TASKS}
 COMMAND = "gen2embed"
 MULTIPLIERS_OF_PAPER = {"m = 4": (70.8, 62.0, 66.9), "m = 6": (70.7, 61.9, 66.8), "m = 8": (70.6, 61.6, 66.6)}
 """Table VIII: IND, OOD, average."""
@@ -187,8 +187,8 @@ class _Runner:
             folder / "log.txt",
         )
         result = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        by_meta_task = {f"meta_task_{name}": figure["precision_at_1"] for name, figure in result["meta_tasks"].items()}
-        return {**{name: result[name] for name in COLUMNS}, **by_meta_task}
+        by_meta_task = {key: result["meta_tasks"][name]["precision_at_1"] for key, name in BY_META_TASK.items()}
+        return {name: result[name] for name in COLUMNS} | by_meta_task
 
     def sample(self, row: Row) -> None:
         """Samples as `row` asks; vectors are shared, and what is there is kept."""
@@ -343,7 +343,7 @@ def summarize(row: Row, arguments: argparse.Namespace) -> dict[str, Any] | None:
 def _table(single: dict[str, dict[str, float]], summaries: dict[str, dict[str, Any]]) -> Table:
     table = [["", "IND", "OOD", "overall", "training s", "seeds", "paper IND", "paper OOD", "paper overall"]]
     for name, figures in single.items():
-        table.append([name, *(f"{100 * figures[column]:.1f}" for column in COLUMNS), *["–"] * 5])
+        table.append([name, *(percent(figures[column]) for column in COLUMNS), *["–"] * 5])
     for name, summary in summaries.items():
         cells = [_mean_sd(summary[column], 100) for column in COLUMNS]
         paper = [f"{figure:.1f}" for figure in summary["paper"]] or ["–"] * 3
@@ -352,9 +352,10 @@ def _table(single: dict[str, dict[str, float]], summaries: dict[str, dict[str, A
 
 
 def _by_meta_task(zero_shot: dict[str, float], summaries: dict[str, dict[str, Any]]) -> Table:
-    rows = {name: [_mean_sd(summary[task], 100) for task in BY_META_TASK] for name, summary in summaries.items()}
-    first = ["zero-shot", *(f"{100 * zero_shot[task]:.1f}" for task in BY_META_TASK)]
-    return [["", *META_TASKS], first, *([name, *cells] for name, cells in rows.items())]
+    table = [["", *META_TASKS], ["zero-shot", *(percent(zero_shot[task]) for task in BY_META_TASK)]]
+    for name, summary in summaries.items():
+        table.append([name, *(_mean_sd(summary[task], 100) for task in BY_META_TASK)])
+    return table
 
 
 def _mean_sd(figure: dict[str, float | None], factor: float, digits: int = 1) -> str:
