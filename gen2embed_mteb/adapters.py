@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 if TYPE_CHECKING:
     import torch
 
@@ -78,13 +80,13 @@ def set_adapter_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], 
     best = {_renamed(key): value for key, value in state.items()}
     missing, unexpected = sorted(set(expected) - set(best)), sorted(set(best) - set(expected))
     if missing or unexpected:
-        raise ValueError(
+        raise Gen2EmbedError(
             f"adapter {source} does not fit {type(model).__name__}: {len(missing)} missing keys {missing[:3]}, "
             f"{len(unexpected)} unexpected keys {unexpected[:3]}. Load it on the base model it was trained on."
         )
     differing = [key for key in expected if expected[key].shape != best[key].shape]
     if differing:
-        raise ValueError(
+        raise Gen2EmbedError(
             f"adapter {source} does not fit {type(model).__name__}: {differing[0]} has shape "
             f"{tuple(best[differing[0]].shape)}, the model expects {tuple(expected[differing[0]].shape)}."
         )
@@ -119,13 +121,13 @@ def new_adapter(
     from peft import LoraConfig, inject_adapter_in_model
 
     if has_adapter(model):
-        raise ValueError("the model has an adapter already; merge it first: gen2embed export MODEL OUT")
+        raise Gen2EmbedError("the model has an adapter already; merge it first: gen2embed export MODEL OUT")
     pattern = rf"(?:.*\.)?{LANGUAGE_MODEL}\.(?:.*\.)?(?:{{}})"
     layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     for target in targets:
         if not any(re.fullmatch(pattern.format(re.escape(target)), name) for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers if re.fullmatch(pattern.format(r"[^.]+"), name)})
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"adapter target {target!r} matches no layer of {type(model).__name__}'s language model; "
                 f"it has {', '.join(known)}"
             )

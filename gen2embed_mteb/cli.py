@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb import __version__
+from gen2embed_mteb.errors import Gen2EmbedError, run_command
 
 BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
 DEFAULT_MODEL = "gen2embed"
@@ -56,14 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = sys.argv[1:] if argv is None else list(argv)
         arguments.rest = given[given.index("mteb") + 1 :]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("gen2embed_mteb").setLevel(logging.INFO if arguments.verbose else logging.WARNING)
-    try:
-        return int(arguments.run(arguments) or 0)
-    except (ValueError, OSError) as error:
-        if arguments.verbose:
-            raise
-        sys.stderr.write(f"gen2embed {arguments.command}: error: {error}\n")
-        return 2
+    for package in ("gen2embed_mteb", "trainers", "vlm2vec_adapter"):
+        logging.getLogger(package).setLevel(logging.INFO if arguments.verbose else logging.WARNING)
+    return run_command(
+        f"gen2embed {arguments.command}", lambda: arguments.run(arguments), show_tracebacks=arguments.verbose
+    )
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -154,7 +152,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     run, data_dir, image_dir = _benchmark(arguments)
     if not data_dir:
-        raise ValueError(f"--data_dir is needed for --benchmark {arguments.benchmark}")
+        raise Gen2EmbedError(f"--data_dir is needed for --benchmark {arguments.benchmark}")
     mode = arguments.prompt_mode or "hierarchical"
     label = Path(arguments.model_name).name
     settings = {
@@ -363,7 +361,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     places = (arguments.output_dir, arguments.data_dir, arguments.limit)
     step = None
     if arguments.max_steps < 0:
-        raise ValueError(f"max_steps is {arguments.max_steps}; pass 1 or more, or 0 for zero-shot only")
+        raise Gen2EmbedError(f"max_steps is {arguments.max_steps}; pass 1 or more, or 0 for zero-shot only")
     if arguments.max_steps:
         from trainers.demo import fine_tune
 

@@ -23,6 +23,7 @@ from gen2embed_mteb.compositionality_scoring import (
 )
 from gen2embed_mteb.encoder import Encoder, Item
 from gen2embed_mteb.encoding import BulkEncoder
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation import (
     EvaluationConfig,
     RowError,
@@ -70,7 +71,9 @@ def evaluate_captions(
     """
     start = time.monotonic()
     if config.meta_tasks:
-        raise ValueError(f"{benchmark.title} has no meta-tasks; choose sets with --subsets {' '.join(benchmark.sets)}")
+        raise Gen2EmbedError(
+            f"{benchmark.title} has no meta-tasks; choose sets with --subsets {' '.join(benchmark.sets)}"
+        )
     aliases = {alias: name for name, file in benchmark.sets.items() for alias in (name, file)}
     wanted = {lookup(name, aliases, "set", benchmark.sets) for name in config.subsets} or set(benchmark.sets)
     names = [name for name in benchmark.sets if name in wanted]
@@ -164,7 +167,7 @@ def record_items(record: Any, benchmark: CaptionBenchmark) -> tuple[Item, list[I
     for field in ("filename", *benchmark.captions):
         value = record.get(field) if isinstance(record, dict) else None
         if not isinstance(value, str) or not value:
-            raise ValueError(f"{field} is missing, empty or not a string")
+            raise Gen2EmbedError(f"{field} is missing, empty or not a string")
     return Item("", (record["filename"],)), [Item(CAPTION_PREFIX + record[field]) for field in benchmark.captions]
 
 

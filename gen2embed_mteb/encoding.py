@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.encoder import Encoder, Fault, Item, Side, staged
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.image_source import ImageSource, open_input
 from gen2embed_mteb.images import ImageError, ImageFacts, Size, min_side_size, resized_size
 from gen2embed_mteb.pipeline import Batch, Pipeline, Work
@@ -171,7 +172,7 @@ class BulkEncoder:
         """
         digests = self._digests(item)
         if isinstance(digests, Fault):
-            raise ValueError(f"{item!r} cannot be compared: {digests.reason}")
+            raise Gen2EmbedError(f"{item!r} cannot be compared: {digests.reason}")
         return item.text, digests
 
     def vectors(self, side: Side, items: Sequence[Item]) -> npt.NDArray[np.float32]:
@@ -195,7 +196,7 @@ class BulkEncoder:
             place = self._place(side, item)
             fault = place if isinstance(place, Fault) else self._shards[place[0]].errors.get(place[1])
             if fault:
-                raise ValueError(f"{item!r} has no vector: {fault[1]}")
+                raise Gen2EmbedError(f"{item!r} has no vector: {fault[1]}")
             places[number] = place
         out = np.empty((len(items), self._shards[places[0, 0]].vectors.shape[1]), np.float32)
         for number in np.unique(places[:, 0]).tolist():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from gen2embed_mteb.encoder import Encoder
 from gen2embed_mteb.encoding import BulkEncoder
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import RESIZE_POLICIES
 from gen2embed_mteb.sharing import Share
@@ -45,13 +46,13 @@ class EncodingConfig:
         for name in ("batch_tokens", "batch_size", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; pass 1 or more")
+                raise Gen2EmbedError(f"{name} is {value}; pass 1 or more")
         if self.min_side < 0:
-            raise ValueError(f"min_side is {self.min_side}; pass 0 or more")
+            raise Gen2EmbedError(f"min_side is {self.min_side}; pass 0 or more")
         if not 0 <= self.max_error_rate <= 1:
-            raise ValueError(f"max_error_rate is {self.max_error_rate}; pass a share between 0 and 1")
+            raise Gen2EmbedError(f"max_error_rate is {self.max_error_rate}; pass a share between 0 and 1")
         if self.resize not in RESIZE_POLICIES:
-            raise ValueError(f"resize is {self.resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+            raise Gen2EmbedError(f"resize is {self.resize!r}; known: {', '.join(RESIZE_POLICIES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +84,13 @@ class EvaluationConfig(EncodingConfig):
         """
         super().__post_init__()
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}; pass 1 or more")
+            raise Gen2EmbedError(f"limit is {self.limit}; pass 1 or more")
         for name in ("data_dir", "output_dir"):
             if not getattr(self, name):
-                raise ValueError(f"{name} is empty; pass a folder")
+                raise Gen2EmbedError(f"{name} is empty; pass a folder")
         if not self.fingerprint:
             # Without it the vectors of one model could be taken for those of another.
-            raise ValueError("fingerprint is empty; pass a digest of the model's weights and prompts")
+            raise Gen2EmbedError("fingerprint is empty; pass a digest of the model's weights and prompts")
 
     @property
     def embedding_dir(self) -> Path:

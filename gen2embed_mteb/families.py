@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.prompts import HierarchicalPrompt
 
 ImageLayout = Literal["native", "official"]
@@ -98,7 +99,7 @@ def family_of(model_type: str) -> Family:
     """
     if model_type not in FAMILIES:
         known = ", ".join(f"{family.name} ({family.model_type})" for family in FAMILIES.values())
-        raise ValueError(
+        raise Gen2EmbedError(
             f"unknown model family: model_type {model_type!r}. Known: {known}. A new family needs a native class in "
             "transformers, a Family record in gen2embed_mteb/families.py (image marker, LoRA targets, positions) and a "
             "chat template in gen2embed_mteb/templates/."
@@ -121,7 +122,7 @@ def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayou
         ValueError: unknown layout.
     """
     if layout not in ("native", "official"):
-        raise ValueError(f"unknown image layout {layout!r}; known: native, official")
+        raise Gen2EmbedError(f"unknown image layout {layout!r}; known: native, official")
     marker = family.image if layout == "native" else family.bare_image
     # JSON strings are Jinja strings as long as non-ASCII characters stay as they are.
     texts = json.dumps(asdict(prompt), ensure_ascii=False)

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images import Size
 from gen2embed_mteb.inputs import Content
 
@@ -87,7 +88,7 @@ class Fitter:
             return content
         room = max_length - self._prompt_tokens(content)
         if room < 0:
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"max_length={max_length} is too short: the prompt alone takes {max_length - room} tokens. "
                 "Raise max_length."
             )
@@ -121,7 +122,7 @@ class Fitter:
     def _without_text(self, content: Content, max_length: int) -> Content:
         bare = replace(content, text="")
         if self.count(bare) > max_length:
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"max_length={max_length} is too short: prompt and images alone take {self.count(bare)} tokens. "
                 "Raise max_length."
             )
@@ -171,7 +172,7 @@ class Fitter:
             scale *= 0.9
         if best[0] > room:
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"max_length={max_length} leaves {max(room, 0)} tokens for images of {sizes} pixels, which take "
                 f"{best[0]} even at the lowest resolution. Raise max_length, or pass fewer or smaller images."
             )

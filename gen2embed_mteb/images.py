@@ -17,6 +17,8 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """The decoders that may run. Pillow knows some forty; the rest is attack surface that no benchmark needs."""
 
@@ -31,7 +33,7 @@ Size = tuple[int, int]
 """Width and height of an image, in pixels."""
 
 
-class ImageError(ValueError):
+class ImageError(Gen2EmbedError):
     """An image that cannot be used; the message names the file, the fault and the remedy.
 
     Attributes:
@@ -223,7 +225,7 @@ def min_side_size(size: Size, min_side: int = 28) -> Size:
         ValueError: `min_side` is negative.
     """
     if min_side < 0:
-        raise ValueError(f"min_side is {min_side}; pass a number of pixels, or 0 to switch the guard off")
+        raise Gen2EmbedError(f"min_side is {min_side}; pass a number of pixels, or 0 to switch the guard off")
     if min_side == 0:
         return size
     least = -(-max(size) // MAX_ASPECT_RATIO)
@@ -289,7 +291,7 @@ def resized_size(size: Size, policy: str = "processor") -> Size:
         ValueError: The policy is unknown; the message lists the known ones.
     """
     if policy not in RESIZE_POLICIES:
-        raise ValueError(f"unknown resize policy {policy!r}; known: {', '.join(RESIZE_POLICIES)}")
+        raise Gen2EmbedError(f"unknown resize policy {policy!r}; known: {', '.join(RESIZE_POLICIES)}")
     return RESIZE_POLICIES[policy](size)
 
 

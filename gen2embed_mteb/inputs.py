@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images import open_image, resize, to_rgb
 
 _MARKER = re.compile(r"<\|image_([1-9])\|>")
@@ -70,7 +71,7 @@ def content_of(sample: Any, image_root: str | Path | None = None, resize_policy:
     given = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     opened = [_open(image, image_root, resize_policy) for image in given if image is not None and image != ""]
     if text is None and not opened:
-        raise ValueError(f'nothing to encode in {sample!r}: give "text", "image" or both')
+        raise Gen2EmbedError(f'nothing to encode in {sample!r}: give "text", "image" or both')
     return Content(text or "", tuple(_in_marked_order(text or "", opened)))
 
 

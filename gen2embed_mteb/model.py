@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from gen2embed_mteb import adapters, compat, modules
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.families import Family, ImageLayout, chat_template, family_of, prompt_of
 from gen2embed_mteb.fitting import Fitter
 from gen2embed_mteb.images import RESIZE_POLICIES, Size, resized_size
@@ -58,7 +59,7 @@ class Gen2Embed(SentenceTransformer):
         if prompt_mode is not None:
             prompt_mode = strategy(prompt_mode)
         if resize not in RESIZE_POLICIES:
-            raise ValueError(f"unknown resize policy {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+            raise Gen2EmbedError(f"unknown resize policy {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
         # Read by `_load_default_modules` while the parent class loads.
         self._load_options: dict[str, Any] = {
             "prompt_mode": prompt_mode or DEFAULT,
@@ -99,7 +100,7 @@ class Gen2Embed(SentenceTransformer):
         pooling = next((module for module in self if hasattr(module, "pooling_mode")), None)
         mode = getattr(pooling, "pooling_mode", None)
         if mode not in ("lasttoken", ("lasttoken",), ["lasttoken"]):
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"{name} pools by {mode!r}, not by last token: it was not exported by Gen2Embed. "
                 "Run `gen2embed export` on its base model."
             )
@@ -227,7 +228,7 @@ class Gen2Embed(SentenceTransformer):
         if path is None:
             return
         if self._layout == "official" and self._family.mrope:
-            raise ValueError(
+            raise Gen2EmbedError(
                 "layout='official' cannot be saved: its 1-D image positions are not expressible in stock modules, and "
                 "a directory without them would give other vectors. Save the native layout, and pass layout= on load."
             )

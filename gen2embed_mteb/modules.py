@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gen2embed_mteb import compat
 from gen2embed_mteb.adapters import CONFIG_FILE, load_adapter
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.families import ImageLayout, chat_template, family_of
 from gen2embed_mteb.prompts import DEFAULT, HierarchicalPrompt, strategy
 
@@ -66,7 +67,7 @@ def modules_for(
     base_of = _base_of_adapter(name_or_path, hub | {"cache_dir": cache_folder})
     if base_of is not None:
         if adapter is not None:
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"{name_or_path} is itself an adapter; pass its base model {base_of} with adapter={adapter}"
             )
         adapter, name_or_path = name_or_path, base_of
@@ -139,7 +140,7 @@ def _base_of_adapter(name_or_path: str, hub: dict[str, Any]) -> str | None:
     settings = json.loads(Path(found).read_text(encoding="utf-8"))
     base = settings.get("base_model_name_or_path")
     if not base:
-        raise ValueError(
+        raise Gen2EmbedError(
             f"{Path(found).parent / CONFIG_FILE} names no base_model_name_or_path; pass the base model and adapter="
         )
     return str(base)

@@ -10,6 +10,8 @@ import difflib
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 Role = Literal["query", "document"]
 
 SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
@@ -129,7 +131,7 @@ def strategy(prompt_mode: str | HierarchicalPrompt) -> HierarchicalPrompt:
     if wanted not in STRATEGIES:
         close = difflib.get_close_matches(wanted, STRATEGIES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
+        raise Gen2EmbedError(
             f"unknown prompt_mode {prompt_mode!r}.{hint} Known: {', '.join(STRATEGIES)}. "
             "For texts of your own pass a gen2embed_mteb.HierarchicalPrompt."
         )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.store import EmbeddingStore, Shard
 
 
@@ -37,7 +38,7 @@ class Share:
             ValueError: The rank is not below the number of processes.
         """
         if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"RANK is {self.rank}, WORLD_SIZE {self.world_size}; a rank is 0 to WORLD_SIZE - 1")
+            raise Gen2EmbedError(f"RANK is {self.rank}, WORLD_SIZE {self.world_size}; a rank is 0 to WORLD_SIZE - 1")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Share:

@@ -11,6 +11,8 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 DEFAULT = "gen2embed"
 MINI = "gen2embed-mini"
 DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
@@ -84,7 +86,7 @@ def _load_default_modules(model: Any, name: str, **kwargs: Any) -> tuple[list[An
     from .modules import modules_for
 
     if model.backend != "torch":
-        raise ValueError(
+        raise Gen2EmbedError(
             f"backend={model.backend!r} needs an exported model: run `gen2embed export {name} OUT` and load OUT."
         )
     modules = modules_for(name, **kwargs)

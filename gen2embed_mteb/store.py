@@ -32,6 +32,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
@@ -40,7 +42,7 @@ STALE_SECONDS = 3600
 """A temporary file this old belongs to a process that was killed: no shard takes an hour to write."""
 
 
-class StoreMismatchError(ValueError):
+class StoreMismatchError(Gen2EmbedError):
     """The store on disk was made by another model, prompt or policy, or cannot be read."""
 
 
@@ -141,9 +143,9 @@ class EmbeddingStore:
             return None
         try:
             if marker["key"] != key:
-                raise ValueError("its marker names other work")
+                raise Gen2EmbedError("its marker names other work")
             if hashlib.sha256(path.read_bytes()).hexdigest() != marker["sha256"]:
-                raise ValueError("its checksum differs from its marker's")
+                raise Gen2EmbedError("its checksum differs from its marker's")
             return self._shard(path, marker)
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s: damaged shard (%s); its rows are encoded again", path, error)

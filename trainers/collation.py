@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import RESIZE_POLICIES, decode, ensure_min_side, open_image, resize
 from gen2embed_mteb.inputs import Content, content_of
@@ -49,7 +50,7 @@ class CellReader:
     ) -> None:
         """Checks the policy; opens nothing yet."""
         if resize not in RESIZE_POLICIES:
-            raise ValueError(f"resize is {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+            raise Gen2EmbedError(f"resize is {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
         self._model = model
         self._images = images
         self._resize = resize

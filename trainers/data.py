@@ -30,6 +30,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from gen2embed_mteb.encoder import Item
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation import find_images, setting
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageFacts
@@ -68,11 +69,11 @@ class DataConfig:
             ValueError: A value is out of its range; the message names it and the remedy.
         """
         if not self.data_dir:
-            raise ValueError("data_dir is empty; pass a folder, a file, a Hub id, or mmeb-mini")
+            raise Gen2EmbedError("data_dir is empty; pass a folder, a file, a Hub id, or mmeb-mini")
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}; pass 1 or more")
+            raise Gen2EmbedError(f"limit is {self.limit}; pass 1 or more")
         if len(self.columns) not in (0, 2) or len(set(self.columns)) != len(self.columns):
-            raise ValueError(f"columns is {self.columns}; pass two names, the query's and its positive's")
+            raise Gen2EmbedError(f"columns is {self.columns}; pass two names, the query's and its positive's")
 
 
 class TrainingSubset(Protocol):
@@ -234,12 +235,12 @@ class PairSubset:
         elif isinstance(cell, dict) and cell.keys() & {"text", "image"}:
             text, image = cell.get("text") or "", cell.get("image")
             if not isinstance(text, str):
-                raise ValueError(f"{column}: its text is {type(text).__name__}, not a string")
+                raise Gen2EmbedError(f"{column}: its text is {type(text).__name__}, not a string")
             item = Item(text, (self._path(image, column),) if image else ())
         else:
             item = Item("", (self._path(cell, column),))
         if not item.text and not item.images:
-            raise ValueError(f"{column} has neither text nor image")
+            raise Gen2EmbedError(f"{column} has neither text nor image")
         return item
 
     def _path(self, image: Any, column: str) -> str:
@@ -251,7 +252,7 @@ class PairSubset:
             if image.get("path"):
                 return str(image["path"])
         what = "null" if image is None else type(image).__name__
-        raise ValueError(f'{column} is {what}, not a text, a path in image_columns, or {{"bytes", "path"}}')
+        raise Gen2EmbedError(f'{column} is {what}, not a text, a path in image_columns, or {{"bytes", "path"}}')
 
 
 @dataclass(frozen=True)

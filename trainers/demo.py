@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from gen2embed_mteb.demo.run import FineTuned
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.model import Gen2Embed
@@ -56,7 +57,7 @@ def fine_tune(
         ValueError: `max_steps` is below 1.
     """
     if max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps}; pass 1 or more")
+        raise Gen2EmbedError(f"max_steps is {max_steps}; pass 1 or more")
     rows = ROWS if limit is None else min(ROWS, max(limit, FEWEST_ROWS))
     # By the number of rows, so that a demo with another one has nothing to replace.
     sampled_dir = output_dir / f"saha-{rows}"

@@ -26,6 +26,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from sentence_transformers.util import all_gather, cos_sim, get_rank, get_world_size
 from torch import Tensor
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from trainers.shared_prefix import can_share_prefix, gains_from_sharing, sharing_prefix
 from trainers.vision import has_frozen_vision, reusing_image_features
 
@@ -210,7 +211,7 @@ def content_digests(features: dict[str, Any]) -> Tensor:
         ValueError: The rows are not padded token ids: the model flattens its batches, or has no tokens.
     """
     if not {"input_ids", "attention_mask"} <= features.keys():
-        raise ValueError(
+        raise Gen2EmbedError(
             f"equal positives are told by input_ids and attention_mask, but there are {', '.join(features)}; load the "
             "model with unpad_inputs=False, or pass mask_equal_positives=False"
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from trainers.saha.scores import as_tensor, pair_scores
 from trainers.saha.search import ExactSearch
 
@@ -55,14 +56,16 @@ def hard_negatives(
         ValueError: Shapes do not fit, or k is below 1.
     """
     if num_hard_negatives < 1:
-        raise ValueError(f"num_hard_negatives is {num_hard_negatives}; pass 1 or more")
+        raise Gen2EmbedError(f"num_hard_negatives is {num_hard_negatives}; pass 1 or more")
     if positives.shape != (len(query_embeddings),):
-        raise ValueError(f"positives has shape {positives.shape}; expected ({len(query_embeddings)},)")
+        raise Gen2EmbedError(f"positives has shape {positives.shape}; expected ({len(query_embeddings)},)")
     search = ExactSearch(candidate_embeddings)
     num_candidates = len(candidate_embeddings)
     outside = np.flatnonzero((positives < 0) | (positives >= num_candidates))
     if len(outside):
-        raise ValueError(f"positives[{outside[0]}] is {positives[outside[0]]}; there are {num_candidates} candidates")
+        raise Gen2EmbedError(
+            f"positives[{outside[0]}] is {positives[outside[0]]}; there are {num_candidates} candidates"
+        )
     candidates = np.full((len(positives), num_hard_negatives), -1, dtype=np.int64)
     similarities = np.full(candidates.shape, np.nan, dtype=np.float32)
     limits = np.full(len(positives), np.inf, dtype=np.float32)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images import RESIZE_POLICIES
 from gen2embed_mteb.sharing import Share
 
@@ -97,12 +98,12 @@ class Recipe:
         """
         for name in ("lora_rank", "lora_alpha", "sub_batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; pass 1 or more")
+                raise Gen2EmbedError(f"{name} is {getattr(self, name)}; pass 1 or more")
         if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout is {self.lora_dropout}; pass a share from 0 to below 1")
+            raise Gen2EmbedError(f"lora_dropout is {self.lora_dropout}; pass a share from 0 to below 1")
         if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; pass a positive number, such as 0.02")
+            raise Gen2EmbedError(f"temperature is {self.temperature}; pass a positive number, such as 0.02")
         if self.min_side < 0:
-            raise ValueError(f"min_side is {self.min_side}; pass 0 or more")
+            raise Gen2EmbedError(f"min_side is {self.min_side}; pass 0 or more")
         if self.resize not in RESIZE_POLICIES:
-            raise ValueError(f"resize is {self.resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+            raise Gen2EmbedError(f"resize is {self.resize!r}; known: {', '.join(RESIZE_POLICIES)}")

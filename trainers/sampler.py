@@ -28,6 +28,7 @@ import numpy.typing as npt
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.util import get_world_size
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from trainers.dataset import DatasetClusters
 from trainers.saha.files import Sampling
 
@@ -84,13 +85,13 @@ class SahaBatchSampler(DefaultBatchSampler):
         self.clusters, self.mix_subsets = clusters, mix_subsets
         self.num_processes = get_world_size() if num_processes is None else num_processes
         if len(dataset) != clusters.num_rows:
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"the dataset has {len(dataset)} rows, the sampling files are of {clusters.num_rows}; pass the dataset "
                 "that was sampled. Evaluation data needs a batch sampler of its own"
             )
         if batch_size % clusters.width:
             above = clusters.width * (batch_size // clusters.width + 1)
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"batch_size is {batch_size}, but a cluster has {clusters.width} rows (k + 1); pass a multiple of it, "
                 f"such as {above}"
             )
@@ -107,10 +108,10 @@ class SahaBatchSampler(DefaultBatchSampler):
         names, width = self.clusters.names, self.clusters.width
         for name, rows in zip(names, self._usable, strict=True):
             if len(rows) < width:
-                raise ValueError(f"subset {name} has {len(rows)} rows, a cluster takes {width}; leave it out")
+                raise Gen2EmbedError(f"subset {name} has {len(rows)} rows, a cluster takes {width}; leave it out")
         for name, group in zip(("all together",) if self.mix_subsets else names, self._groups, strict=True):
             if len(group) < self._per_step:
-                raise ValueError(
+                raise Gen2EmbedError(
                     f"{name}: {len(group)} clusters, but a step takes {self._per_step} ({self.num_processes} x "
                     f"{self.batch_size} rows, {width} a cluster); lower the batch size"
                     + ("" if self.mix_subsets else ", mix subsets, or leave this one out")

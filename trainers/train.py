@@ -26,6 +26,7 @@ from sentence_transformers.base.sampler import BatchSamplers
 from transformers import HfArgumentParser
 
 from gen2embed_mteb.adapters import new_adapter
+from gen2embed_mteb.errors import Gen2EmbedError, run_command
 from gen2embed_mteb.evaluation import EvaluationConfig, find_images, installed_versions
 from gen2embed_mteb.families import family_of
 from gen2embed_mteb.mmeb.tables import open_subsets
@@ -95,15 +96,15 @@ class TrainConfig(Recipe):
         """
         super().__post_init__()
         if not self.processed_data_path:
-            raise ValueError("processed_data_path is empty; pass a folder that gen2embed sample wrote")
+            raise Gen2EmbedError("processed_data_path is empty; pass a folder that gen2embed sample wrote")
         if self.max_length < 1:
-            raise ValueError(f"max_length is {self.max_length}; pass 1 or more")
+            raise Gen2EmbedError(f"max_length is {self.max_length}; pass 1 or more")
         if self.dtype not in ("", "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype is {self.dtype!r}; known: float32, bfloat16, float16")
+            raise Gen2EmbedError(f"dtype is {self.dtype!r}; known: float32, bfloat16, float16")
         if self.eval_benchmark not in BENCHMARKS:
-            raise ValueError(f"eval_benchmark is {self.eval_benchmark!r}; known: mmeb-mini, mmeb")
+            raise Gen2EmbedError(f"eval_benchmark is {self.eval_benchmark!r}; known: mmeb-mini, mmeb")
         if self.eval_benchmark == "mmeb" and not self.eval_data_dir:
-            raise ValueError("eval_data_dir is needed for eval_benchmark mmeb; pass a folder or hub id")
+            raise Gen2EmbedError("eval_data_dir is needed for eval_benchmark mmeb; pass a folder or hub id")
 
 
 def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: int | None = None) -> list[Sampling]:
@@ -279,7 +280,7 @@ def _evaluator(config: TrainConfig, args: SahaTrainingArguments) -> MmebEvaluato
     if not config.eval_benchmark:
         return None
     if args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3()):
-        raise ValueError(
+        raise Gen2EmbedError(
             f"eval_benchmark is {config.eval_benchmark}, but no process holds all weights under FSDP or ZeRO-3; leave "
             "it out, and run gen2embed evaluate on the result"
         )
@@ -332,7 +333,7 @@ def _checkpoint(args: SahaTrainingArguments, record: dict[str, Any]) -> str | No
     wanted = args.resume_from_checkpoint
     if not wanted or str(wanted).lower() in ("false", "0", "no"):
         if found:
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"{output_dir} holds {found[-1].name} of an earlier run; pass --resume_from_checkpoint true to go on "
                 "there, or another --output_dir"
             )
@@ -343,13 +344,13 @@ def _checkpoint(args: SahaTrainingArguments, record: dict[str, Any]) -> str | No
         logger.warning("%s holds no whole checkpoint: training begins anew", output_dir)
         return None
     if not (found[-1] / "trainer_state.json").is_file():
-        raise ValueError(f"{found[-1]} is no whole checkpoint: it has no trainer_state.json; pass another")
+        raise Gen2EmbedError(f"{found[-1]} is no whole checkpoint: it has no trainer_state.json; pass another")
     earlier = _earlier_record(found[-1].parent / RUN_FILE)
     for part in ("recipe", "arguments", "sampling"):
         then, now = earlier.get(part, {}), json.loads(json.dumps(record[part]))
         for name in {**then, **now}:
             if then.get(name) != now.get(name):
-                raise ValueError(
+                raise Gen2EmbedError(
                     f"{found[-1]} was trained with {name} {then.get(name)!r}, not {now.get(name)!r}; resume with the "
                     "same, or pass another --output_dir"
                 )
@@ -360,7 +361,9 @@ def _earlier_record(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_bytes()))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}), so it is not known what the checkpoint is of") from error
+        raise Gen2EmbedError(
+            f"{path}: cannot be read ({error}), so it is not known what the checkpoint is of"
+        ) from error
 
 
 def _warn_of_other_model(samplings: Sequence[Sampling], model: Gen2Embed, config: TrainConfig) -> None:
@@ -410,7 +413,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T
     given = vars(parser.parse_args(argv))
     config = TrainConfig(**_of(TrainConfig, given))
     if given["batch_sampler"] != BatchSamplers.BATCH_SAMPLER:
-        raise ValueError(f"batch_sampler is {given['batch_sampler']}; leave it out, batches are made of clusters")
+        raise Gen2EmbedError(f"batch_sampler is {given['batch_sampler']}; leave it out, batches are made of clusters")
     if given["bf16"] is None:
         given["bf16"] = bf16_supported() and not given["use_cpu"] and not given["fp16"]
     if given["per_device_train_batch_size"] is None:
@@ -438,8 +441,4 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        run(prog="python -m trainers.train")
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"python -m trainers.train: error: {error}\n")
-        sys.exit(2)
+    sys.exit(run_command("python -m trainers.train", lambda: run(prog="python -m trainers.train")))

@@ -27,6 +27,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from gen2embed_mteb.adapters import has_adapter, reload_adapter, save_adapter
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.prompts import HierarchicalPrompt, Role
@@ -58,7 +59,7 @@ def roles_of(
     if not query_prompt_in_training:
         same = replace(prompt, query_text=prompt.document_text, query_image=prompt.document_image)
         if same.query_system != same.document_system or prompt.document_text or prompt.document_image:
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"query_prompt_in_training=False with the prompt {prompt.name!r}: its queries differ from candidates "
                 "in more than the representation prompt; use prompt_mode hierarchical, or leave the switch on"
             )
@@ -210,7 +211,7 @@ def _refuse_colliding(columns: Sequence[str]) -> None:
     for column in columns:
         for other in columns:
             if other.startswith(f"{column}_"):
-                raise ValueError(
+                raise Gen2EmbedError(
                     f"columns {column!r} and {other!r} would be mixed up, as one begins with the other and '_'; "
                     "rename one (dataset.rename_column)"
                 )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from vlm2vec_adapter.options import usage
 
 USAGE = f"""\
@@ -40,26 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from vlm2vec_adapter.launch import prepare
 
         prepare(Path(words[0]), words[1:])
-    except (ValueError, OSError) as error:
+    except (Gen2EmbedError, OSError) as error:
         return _refuse(error)
     return _run(Path(words[0]))
 
 
 def _run(script: Path) -> int:
-    from gen2embed_mteb.images import ImageError
     from vlm2vec_adapter.launch import run
-    from vlm2vec_adapter.options import UsageError
-    from vlm2vec_adapter.output import OutputMismatchError
 
     try:
         run(script)
-    except (UsageError, OutputMismatchError, ImageError) as error:  # ours; VLM2Vec's errors keep their tracebacks
+    except Gen2EmbedError as error:  # ours; VLM2Vec's errors keep their tracebacks
         return _refuse(error)
     return 0
 
 
 def _refuse(error: Exception) -> int:
-    print(f"vlm2vec_adapter: error: {error}", file=sys.stderr)
+    print(f"vlm2vec_adapter: error: {one_line(error)}", file=sys.stderr)
     return 2
 
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.sharing import Share
 from vlm2vec_adapter import BACKBONE, GENERATIONS
 from vlm2vec_adapter.options import take_options, wants_us
@@ -34,7 +35,7 @@ def generation_of(script: Path) -> ModuleType:
     for name, file in GENERATIONS.items():
         if (script.parent / file).is_file():
             return import_module(f"vlm2vec_adapter.{name}")
-    raise ValueError(
+    raise Gen2EmbedError(
         f"{script.parent} is no checkout of VLM2Vec: none of {', '.join(GENERATIONS.values())} is there; "
         "git clone https://github.com/TIGER-AI-Lab/VLM2Vec (branch main is V2, branch v1 is v1)"
     )
@@ -54,7 +55,7 @@ def prepare(script: Path, arguments: Sequence[str]) -> None:
     generation = generation_of(script)
     options, rest = take_options(arguments, os.environ)
     if not wants_us(rest):
-        raise ValueError(f"pass --model_backbone {BACKBONE}; for other backbones run {script} without the adapter")
+        raise Gen2EmbedError(f"pass --model_backbone {BACKBONE}; for other backbones run {script} without the adapter")
     _log_to_stderr()
     _prepare_processes()
     folder = str(script.parent.resolve())

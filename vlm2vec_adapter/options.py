@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from vlm2vec_adapter import BACKBONE
 
 PREFIX = "gen2embed_"
@@ -16,7 +17,7 @@ RELEASED = re.compile(r"SaHa-Qwen2-VL-\d+B-Instruct")
 """How the checkpoints released with the paper are called, on the hub, in its cache and in most copies of it."""
 
 
-class UsageError(ValueError):
+class UsageError(Gen2EmbedError):
     """A command line that cannot be used; the message names the flag and the remedy."""
 
 

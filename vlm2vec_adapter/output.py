@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation import installed_versions
 from gen2embed_mteb.store import write_json
 
@@ -27,7 +28,7 @@ SOURCES = ("model", "adapter")
 """Settings that say where the weights came from."""
 
 
-class OutputMismatchError(ValueError):
+class OutputMismatchError(Gen2EmbedError):
     """The output folder holds what another configuration made."""
 
 

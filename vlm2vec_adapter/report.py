@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.report import LEADERBOARD_METADATA, averages_table, leaderboard_entry
@@ -84,7 +85,7 @@ def read_run(folder: Path) -> Run:
                 generation, scores = "v1", _in_v2_form(scores)
             metrics.setdefault(modality, {})[path.name.removesuffix(SUFFIX)] = scores
     if not metrics:
-        raise ValueError(f"{folder} holds no *{SUFFIX}; pass the --encode_output_path of a finished run")
+        raise Gen2EmbedError(f"{folder} holds no *{SUFFIX}; pass the --encode_output_path of a finished run")
     return Run(folder, generation, metrics, read_record(next(iter(found.values()))) or {})
 
 
@@ -100,7 +101,7 @@ def leaderboard_json(run: Run, metadata: Mapping[str, str]) -> dict[str, Any]:
     """
     unknown = sorted(set(metadata) - set(LEADERBOARD_METADATA))
     if unknown:
-        raise ValueError(f"unknown metadata {', '.join(unknown)}; known: {', '.join(LEADERBOARD_METADATA)}")
+        raise Gen2EmbedError(f"unknown metadata {', '.join(unknown)}; known: {', '.join(LEADERBOARD_METADATA)}")
     name = run.settings.get("adapter") or run.settings.get("model")
     known = {"model_name": name, **run.record.get("model", {})}
     return leaderboard_entry({**known, **metadata}, run.metrics)
@@ -186,9 +187,11 @@ def _read_scores(path: Path) -> dict[str, Any]:
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete it and run VLM2Vec's evaluation again") from error
+        raise Gen2EmbedError(
+            f"{path} cannot be read ({error}); delete it and run VLM2Vec's evaluation again"
+        ) from error
     if not isinstance(scores, dict) or not scores.keys() & {"acc", "hit@1"}:
-        raise ValueError(f"{path} has neither `acc` (v1) nor `hit@1` (V2): VLM2Vec did not write it")
+        raise Gen2EmbedError(f"{path} has neither `acc` (v1) nor `hit@1` (V2): VLM2Vec did not write it")
     return scores
 
 

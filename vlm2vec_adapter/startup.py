@@ -81,7 +81,9 @@ def enable() -> Path:
     probe = [sys.executable, "-P", "-c", f"import {__package__}"]
     found = subprocess.run(probe, cwd=Path(sys.prefix), capture_output=True, check=False)  # noqa: S603
     if found.returncode:
-        raise ValueError(
+        from gen2embed_mteb.errors import Gen2EmbedError
+
+        raise Gen2EmbedError(
             f"{__package__} is not installed in {sys.prefix}: run pip install in Gen2Embed's checkout first"
         )
     path = _path()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.encoder import Side
+from gen2embed_mteb.errors import Gen2EmbedError
 from vlm2vec_adapter import BACKBONE
 from vlm2vec_adapter.datasets import candidates_are_queries
 from vlm2vec_adapter.engine import KEY, Sample
@@ -105,7 +106,7 @@ class _Rows:
             return Sample.of(text, None)
         paths, encoded = image.get("paths") or [], image.get("bytes") or []
         if len(paths) > 1 or len(encoded) > 1:
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"a row of {max(len(paths), len(encoded))} frames: Gen2Embed encodes texts and single images; "
                 "run the datasets of experiments/public/eval/image.yaml"
             )

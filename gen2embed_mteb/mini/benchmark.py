@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini.digits import test_digits, train_digits
 from gen2embed_mteb.mini.tasks import MiniTask, Pair, Target, tasks
 from gen2embed_mteb.mmeb.composition import compose_candidates, compose_query
@@ -65,7 +66,7 @@ def ensure(part: Part, root: str | Path | None = None, seed: int = SEED) -> Path
     if marker.is_file():
         found = json.loads(marker.read_text())
         if found != stamp:
-            raise ValueError(f"{marker} says {found}, wanted {stamp}: choose another folder, or remove this one")
+            raise Gen2EmbedError(f"{marker} says {found}, wanted {stamp}: choose another folder, or remove this one")
         return base
     base.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{part}-", dir=base))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from gen2embed_mteb.compositionality_scoring import SUGARCREPE_BENCHMARK, SUGARCREPE_PLUS_BENCHMARK
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini import language
 from gen2embed_mteb.mini.world import COLORS, SHAPES, Scene, Thing, draw, random_scene
 
@@ -60,7 +61,7 @@ def _captions(rng: np.random.Generator, kind: str, scene: Scene) -> tuple[str, s
         case "swap_att":
             negative = _sentence(replace(first, color=second.color), relation[0], replace(second, color=first.color))
         case _:
-            raise ValueError(f"unknown set {kind!r}")
+            raise Gen2EmbedError(f"unknown set {kind!r}")
     return caption, same, negative
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 SIDE = 64
 """Width and height of an image, in pixels."""
 
@@ -161,4 +163,4 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         case "heart":
             p, q = 1.2 * u, 0.2 - 1.2 * v
             return (p * p + q * q - 1) ** 3 - p * p * q**3 < 0
-    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    raise Gen2EmbedError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 META_TASKS = ("Classification", "VQA", "Retrieval", "Grounding")
 
 Form = Literal["label", "question", "text-to-image", "dialogue-to-image", "image-to-image"]
@@ -47,7 +49,7 @@ class DatasetInfo:
             ValueError: The meta-task is unknown.
         """
         if self.meta_task not in META_TASKS:
-            raise ValueError(f"{self.name}: unknown meta-task {self.meta_task!r}; known: {', '.join(META_TASKS)}")
+            raise Gen2EmbedError(f"{self.name}: unknown meta-task {self.meta_task!r}; known: {', '.join(META_TASKS)}")
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -77,7 +79,7 @@ class Benchmark:
         """
         names = self.names
         if len(set(names)) != len(names):
-            raise ValueError(f"benchmark {self.name!r} lists a dataset twice: {', '.join(names)}")
+            raise Gen2EmbedError(f"benchmark {self.name!r} lists a dataset twice: {', '.join(names)}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,7 +111,7 @@ class Benchmark:
         tasks = {lookup(task, known, "meta-task", self.meta_tasks) for task in meta_tasks} or set(self.meta_tasks)
         chosen = tuple(item for item in self.datasets if item.name in names and item.meta_task in tasks)
         if not chosen:
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"no dataset of {self.title} is both in --subsets {' '.join(subsets)} and in "
                 f"--meta_task {' '.join(meta_tasks)}; drop one of the two"
             )
@@ -127,7 +129,7 @@ def lookup(name: str, known: dict[str, str], kind: str, listed: Iterable[str]) -
         return starts[0]
     close = difflib.get_close_matches(lowered, known, n=1)
     hint = f"; did you mean {known[close[0]]!r}?" if close else ""
-    raise ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(listed)}")
+    raise Gen2EmbedError(f"unknown {kind} {name!r}{hint} Known: {', '.join(listed)}")
 
 
 def _ind(name: str, meta_task: str, form: Form, thousands: int, train_name: str = "") -> DatasetInfo:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation import RunSummary
 from gen2embed_mteb.mmeb.datasets import META_TASKS, Benchmark, DatasetInfo
 
@@ -57,7 +58,9 @@ def score_row(
         ValueError: The shapes do not fit.
     """
     if candidates.ndim != 2 or not len(candidates) or query.shape != candidates.shape[1:]:
-        raise ValueError(f"query {query.shape} and candidates {candidates.shape} do not fit: expected (d,) and (n, d)")
+        raise Gen2EmbedError(
+            f"query {query.shape} and candidates {candidates.shape} do not fit: expected (d,) and (n, d)"
+        )
     # einsum sums every row in the same order. A matrix product need not: equal candidates could come out one bit
     # apart, depending on where they stand, and a tie would be decided by chance.
     scores = np.einsum("nd,d->n", candidates, query, optimize=False)

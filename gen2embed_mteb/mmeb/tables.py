@@ -16,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-class DataError(ValueError):
+class DataError(Gen2EmbedError):
     """Benchmark data that cannot be used at all; the message names the file, what is wrong and the remedy."""
 
 

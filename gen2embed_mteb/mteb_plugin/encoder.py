@@ -16,6 +16,7 @@ from mteb.types import PromptType
 from gen2embed_mteb.compositionality import CAPTION_PREFIX
 from gen2embed_mteb.encoder import Item, Side
 from gen2embed_mteb.encoding import BulkEncoder
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.families import ImageLayout
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.mteb_plugin.inputs import HeldImages, items_of, side_of
@@ -139,7 +140,7 @@ class Gen2EmbedEncoder(AbsEncoder):
                 fault = bulk.fault(side, item)
                 if fault:
                     where = f"{task_metadata.name}, subset {hf_subset}, split {hf_split}, {side} {row}"
-                    raise ValueError(f"{where} cannot be encoded: {fault.reason}; text {item.text[:80]!r}")
+                    raise Gen2EmbedError(f"{where} cannot be encoded: {fault.reason}; text {item.text[:80]!r}")
             return bulk.vectors(side, items)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:

@@ -8,6 +8,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -47,7 +49,7 @@ def facts_of(directory: Path) -> dict[str, Any]:
             "dimensions": text.get("hidden_size"),
         }
     except (OSError, ValueError, KeyError, AttributeError, struct.error) as error:
-        raise ValueError(
+        raise Gen2EmbedError(
             f"{directory}: not a model that Gen2Embed can load ({type(error).__name__}: {error}); point "
             "GEN2EMBED_MODEL at an exported model, a base model, an adapter or a hub id"
         ) from error

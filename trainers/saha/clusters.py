@@ -33,6 +33,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 from .crowd import Crowd, LookAhead
 from .scores import (
     SLICE,
@@ -125,14 +127,14 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
         ValueError: Wrong input; the message names the first offending index.
     """
     if variant not in get_args(Variant):
-        raise ValueError(f"variant is {variant!r}; give 'paper' or 'official'")
+        raise Gen2EmbedError(f"variant is {variant!r}; give 'paper' or 'official'")
     for name, value in (("num_hard_negatives", num_hard_negatives), ("pool_multiplier", pool_multiplier)):
         if value < 1:
-            raise ValueError(f"{name} is {value}; give 1 or more")
+            raise Gen2EmbedError(f"{name} is {value}; give 1 or more")
     queries = check_unit_rows(query_embeddings, "query_embeddings")
     search = ExactSearch(candidate_embeddings, backend=backend, devices=devices, tile=tile)
     if queries.shape[1] != search.candidates.shape[1]:
-        raise ValueError(
+        raise Gen2EmbedError(
             f"query_embeddings are {queries.shape[1]} wide and candidate_embeddings {search.candidates.shape[1]}; "
             "embed both with one model"
         )
@@ -159,12 +161,12 @@ def _checked_positives(
 ) -> Integers:
     array = positives.cpu().numpy() if isinstance(positives, torch.Tensor) else np.asarray(positives)
     if array.shape != (queries,):
-        raise ValueError(f"positives has shape {array.shape}; give one candidate for each of the {queries} queries")
+        raise Gen2EmbedError(f"positives has shape {array.shape}; give one candidate for each of the {queries} queries")
     if array.dtype.kind not in "iu":
-        raise ValueError(f"positives holds {array.dtype}; give the candidates' row numbers as integers")
+        raise Gen2EmbedError(f"positives holds {array.dtype}; give the candidates' row numbers as integers")
     wrong = np.flatnonzero((array < 0) | (array >= candidates))
     if len(wrong):
-        raise ValueError(
+        raise Gen2EmbedError(
             f"positives[{wrong[0]}] is {array[wrong[0]]}; candidate_embeddings has rows 0 to {candidates - 1} only"
         )
     return array.astype(np.int64)

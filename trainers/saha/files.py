@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
 from gen2embed_mteb.store import write_atomic, write_json
 
@@ -50,7 +51,7 @@ OFFICIAL_SUFFIX = "_hard_negatives.json"
 _AGAIN = "run gen2embed sample again"
 
 
-class SamplingError(ValueError):
+class SamplingError(Gen2EmbedError):
     """A sampling file that cannot be used; the message names the file, the fault and the remedy."""
 
 
@@ -276,7 +277,7 @@ def write_official(path: Path, clusters: SampledClusters, rows: Iterable[Mapping
         ValueError: The method is `in-batch`, which that form has no place for.
     """
     if method == "in-batch":
-        raise ValueError("the official form holds hard negatives; pass --format parquet with --method in-batch")
+        raise Gen2EmbedError("the official form holds hard negatives; pass --format parquet with --method in-batch")
     table = [dict(row) for row in rows]
     entries = []
     for anchor, members in zip(clusters.anchors.tolist(), clusters.members.tolist(), strict=True):
@@ -344,5 +345,5 @@ def _row_key(row: Mapping[str, Any]) -> tuple[str, ...]:
     columns = ("qry", "qry_image_path", "pos_text", "pos_image_path")
     missing = [column for column in columns if column not in row]
     if missing:
-        raise ValueError(f"a row has no {missing[0]}")
+        raise Gen2EmbedError(f"a row has no {missing[0]}")
     return tuple(row[column] for column in columns)

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from gen2embed_mteb.encoder import Encoder, Fault, Item
 from gen2embed_mteb.encoding import BulkEncoder
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation import (
     EncodingConfig,
     RowError,
@@ -91,17 +92,17 @@ class SampleConfig(DataConfig, EncodingConfig):
         EncodingConfig.__post_init__(self)
         for name in ("num_hard_negatives", "pool_multiplier"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; pass 1 or more")
+                raise Gen2EmbedError(f"{name} is {getattr(self, name)}; pass 1 or more")
         if not -2 <= self.beta <= 2:
-            raise ValueError(f"beta is {self.beta}; pass a difference of two cosines, such as 0.02")
+            raise Gen2EmbedError(f"beta is {self.beta}; pass a difference of two cosines, such as 0.02")
         known = {"method": METHODS, "variant": get_args(Variant), "file_format": FORMATS}
         for name, values in known.items():
             if getattr(self, name) not in values:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(values)}")
+                raise Gen2EmbedError(f"{name} is {getattr(self, name)!r}; known: {', '.join(values)}")
         if self.file_format == "official" and self.method == "in-batch":
-            raise ValueError("the official form holds hard negatives; pass --format parquet with --method in-batch")
+            raise Gen2EmbedError("the official form holds hard negatives; pass --format parquet with --method in-batch")
         if not self.output_dir:
-            raise ValueError("output_dir is empty; pass a folder")
+            raise Gen2EmbedError("output_dir is empty; pass a folder")
 
     @property
     def images_cache(self) -> Path:
@@ -173,7 +174,7 @@ def sample(encoder: Encoder | None, model: ModelRecord, data: TrainingData, conf
     """
     start = time.monotonic()
     if config.method != "in-batch" and (encoder is None or not model.fingerprint):
-        raise ValueError(f"method {config.method} needs an encoder and its fingerprint")
+        raise Gen2EmbedError(f"method {config.method} needs an encoder and its fingerprint")
     if config.method == "in-batch":
         model = ModelRecord()  # whichever it is, the rows are the same
     if config.file_format == "official":
@@ -226,7 +227,7 @@ def _encode_share(
 def _official_subsets(subsets: Sequence[TrainingSubset]) -> None:
     for subset in subsets:
         if not isinstance(subset, MmebSubset):
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"{subset.source}: the official form holds rows of MMEB-train's; pass --format parquet for other data"
             )
 

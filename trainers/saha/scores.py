@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 Integers: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Vectors: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
@@ -60,9 +62,9 @@ def check_unit_rows(vectors: Vectors, name: str) -> torch.Tensor:
     """
     tensor = as_tensor(vectors)
     if tensor.ndim != 2 or 0 in tensor.shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; give one row a vector, (n, d) with n, d >= 1")
+        raise Gen2EmbedError(f"{name} has shape {tuple(tensor.shape)}; give one row a vector, (n, d) with n, d >= 1")
     if not tensor.is_floating_point():
-        raise ValueError(f"{name} holds {tensor.dtype}; give the float16, bfloat16 or float32 vectors themselves")
+        raise Gen2EmbedError(f"{name} holds {tensor.dtype}; give the float16, bfloat16 or float32 vectors themselves")
     for start in range(0, len(tensor), TILE):
         lengths = torch.linalg.vector_norm(tensor[start : start + TILE].float(), dim=1)
         wrong = ((lengths - 1).abs() <= 1e-2).logical_not().nonzero()
@@ -75,7 +77,7 @@ def check_unit_rows(vectors: Vectors, name: str) -> torch.Tensor:
                 fault = "is all zeros; encode it again, or leave it out"
             else:
                 fault = f"has length {length:.6g}, not 1; divide every row by its length first"
-            raise ValueError(f"{name}[{start + row}] {fault}")
+            raise Gen2EmbedError(f"{name}[{start + row}] {fault}")
     return tensor
 
 

@@ -30,6 +30,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 from .scores import (
     TILE,
     Floats,
@@ -96,7 +98,7 @@ class ExactSearch:
         """Checks the vectors and shares them out among the devices."""
         self.candidates = check_unit_rows(candidates, "candidate_embeddings")
         if tile < 1:
-            raise ValueError(f"tile is {tile}; give how many candidates to score at a time, 1 or more")
+            raise Gen2EmbedError(f"tile is {tile}; give how many candidates to score at a time, 1 or more")
         self.devices = [torch.device(name) for name in devices] if devices else _all_devices(self.candidates)
         scan = _choose(backend, self.devices)
         bounds = np.linspace(0, len(self.candidates), len(self.devices) + 1).astype(int)
@@ -156,12 +158,12 @@ class ExactSearch:
     def _checked(self, queries: Vectors, k: int) -> torch.Tensor:
         tensor = check_unit_rows(queries, "queries")
         if tensor.shape[1] != self.candidates.shape[1]:
-            raise ValueError(
+            raise Gen2EmbedError(
                 f"queries are {tensor.shape[1]} wide and candidates {self.candidates.shape[1]}; "
                 "embed both with one model"
             )
         if k < 1:
-            raise ValueError(f"k is {k}; ask for 1 candidate or more")
+            raise Gen2EmbedError(f"k is {k}; ask for 1 candidate or more")
         return tensor
 
     def _blocks(self, queries: torch.Tensor, k: int) -> Iterator[tuple[int, int, _Found]]:
@@ -255,7 +257,7 @@ def _choose(backend: str, devices: list[torch.device]) -> type[_TorchScan | _Fai
     if backend in {"auto", "torch"}:
         return _TorchScan
     if backend != "faiss":
-        raise ValueError(f"backend is {backend!r}; give 'auto', 'faiss' or 'torch'")
+        raise Gen2EmbedError(f"backend is {backend!r}; give 'auto', 'faiss' or 'torch'")
     if importlib.util.find_spec("faiss") is None:
         raise ImportError("faiss is not installed: pip install 'gen2embed[cpu]' (or [gpu]), or use backend='torch'")
     import faiss

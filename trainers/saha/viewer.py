@@ -12,6 +12,7 @@ import numpy as np
 
 from gen2embed_mteb import pages
 from gen2embed_mteb.encoder import Item
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.formatting import Table
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError
@@ -74,7 +75,7 @@ def inspect(
         ValueError: `num_clusters` is below 1.
     """
     if num_clusters < 1:
-        raise ValueError(f"num_clusters is {num_clusters}; pass 1 or more")
+        raise Gen2EmbedError(f"num_clusters is {num_clusters}; pass 1 or more")
     path = Path(file).expanduser()
     official = path.name.endswith(OFFICIAL_SUFFIX)
     sampling = None if official else read_sampling(path)

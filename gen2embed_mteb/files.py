@@ -1,0 +1,456 @@
+"""Writing, replacing and deleting files: this module alone does it, and only to what is proved to be ours.
+
+The rule: we replace or delete a file only if we can prove that we wrote it and that nobody changed it since. The proof
+is the ledger `.gen2embed-files.json` in the folder: it holds our name, our version, and for every file its SHA-256 and
+the command that wrote it. A file that the ledger does not know, one that was edited, a link, and a file of another
+command are all foreign. They are refused (`ForeignFileError`), and no `--overwrite` lifts that.
+
+1. A new file is written under a temporary name in the same folder and renamed once, so that a reader never sees half
+   of it. The ledger learns the new digest before the rename: a process that is killed between the two leaves a file
+   that the ledger still knows.
+2. A new folder is made under a temporary name beside its place and renamed once (`new_folder`).
+3. A folder is deleted only if every file in it is proved to be ours (`OwnedFolder.remove_tree`).
+
+Cost: replacing a file reads it once for its digest, about a second per gigabyte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from filelock import FileLock
+
+from gen2embed_mteb.errors import Gen2EmbedError
+
+LEDGER = ".gen2embed-files.json"
+LOCK = ".gen2embed-files.lock"
+FORMAT = 1
+MADE_BY = "gen2embed"
+STALE_SECONDS = 3600
+"""A temporary file or folder this old belongs to a process that was killed."""
+
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.gen2embed-tmp")
+
+
+class ForeignFileError(Gen2EmbedError):
+    """A file is in the way that we cannot prove to be ours; the message names it and the remedy."""
+
+    @classmethod
+    def of(cls, path: Path, reason: str) -> ForeignFileError:
+        """Return the error for one file.
+
+        Args:
+            path: The file.
+            reason: Why it is not ours, such as "was not written by gen2embed".
+        """
+        return cls(f"{path} {reason}, so it is not replaced or deleted; move it away, or choose another folder")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a new file so that readers see all of it or nothing; a file that is there must hold the same bytes.
+
+    Args:
+        path: The file; its folder must exist.
+        data: The whole content.
+
+    Raises:
+        ForeignFileError: There is another file. To replace one of ours, use `OwnedFolder`.
+    """
+    if os.path.lexists(path):
+        if _is_regular(path) and path.read_bytes() == data:
+            return
+        raise ForeignFileError.of(path, "holds something else than what is to be written")
+    _put(path, data)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return JSON as it is written everywhere: indented, keys in the order given, a newline at the end.
+
+    Args:
+        value: Anything that JSON can hold.
+
+    Raises:
+        ValueError: The value holds NaN or an infinity, which are no JSON.
+    """
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits.
+
+    Args:
+        path: A regular file.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class OwnedFolder:
+    """A folder that we write into, and that may hold files of others.
+
+    Args:
+        path: The folder; made when the first file is written.
+        writer: The command that writes, such as `sample`; files of another writer in the same folder are foreign.
+    """
+
+    def __init__(self, path: str | Path, writer: str) -> None:
+        """Keep the arguments; nothing is read yet."""
+        self.path = Path(path)
+        self.writer = writer
+
+    def owns(self, name: str) -> bool:
+        """Say whether a file is there, is proved to be this writer's, and is unchanged.
+
+        Args:
+            name: Relative to the folder, with forward slashes.
+        """
+        return self._fault(name) is None and os.path.lexists(self.path / name)
+
+    def check(self, names: Iterable[str], inputs: Sequence[str | Path] = ()) -> None:
+        """Refuse files that may not be replaced; call it before any work is done.
+
+        Args:
+            names: The files that will be written.
+            inputs: Files that the command reads; none of the names may be one of them.
+
+        Raises:
+            ForeignFileError: One of the files is foreign, or is an input.
+        """
+        given = {Path(path).expanduser().resolve() for path in inputs}
+        ledger = self._read()
+        for name in names:
+            target = (self.path / name).resolve()
+            if target in given:
+                raise ForeignFileError.of(self.path / name, "is an input of this command")
+            if fault := self._fault(name, ledger):
+                raise ForeignFileError.of(self.path / name, fault)
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write a file atomically: a new one, or in place of one of ours.
+
+        Args:
+            name: Relative to the folder, with forward slashes; missing folders are made.
+            data: The whole content.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            ForeignFileError: A foreign file of that name is there. One with the very same bytes is left as it is.
+        """
+        target = self._target(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            if _is_regular(target) and target.stat().st_size == len(data) and target.read_bytes() == data:
+                return target
+            digest = hashlib.sha256(data).hexdigest()
+            self._announce({name: digest})
+            _put(target, data)
+            self._record({name: [digest]})
+        return target
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a value as JSON; see `write` and `json_bytes`."""
+        return self.write(name, json_bytes(value))
+
+    def remove(self, name: str) -> bool:
+        """Delete one of our files.
+
+        Args:
+            name: Relative to the folder, with forward slashes.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ForeignFileError: A foreign file of that name is there.
+        """
+        target = self._target(name)
+        with self._locked():
+            if not os.path.lexists(target):
+                return False
+            if fault := self._fault(name):
+                raise ForeignFileError.of(target, fault)
+            target.unlink()
+            self._record({name: []})
+        return True
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Make an empty temporary folder inside this one; it is deleted at the end, with what is left in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        folder = _temporary(self.path / "scratch")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def adopt(self, scratch: Path) -> list[str]:
+        """Move every file of a temporary folder here, in place of ours; nothing moves if one of them is foreign.
+
+        The files of a folder that is adopted twice are replaced one by one. Where a reader must never see a mixture,
+        write a completion marker after this call.
+
+        Args:
+            scratch: A folder that `scratch` of this object made; files in folders of it keep their relative place.
+
+        Returns:
+            The names, relative to this folder, with forward slashes.
+
+        Raises:
+            ForeignFileError: A foreign file is in the way.
+        """
+        names = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
+        with self._locked():
+            digests = {name: sha256_of(scratch / name) for name in names}
+            self._announce(digests)
+            for name in names:
+                target = self._target(name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (scratch / name).replace(target)
+            self._record({name: [digest] for name, digest in digests.items()})
+        return names
+
+    def remove_tree(self, name: str) -> bool:
+        """Delete a folder in this one, if every file in it is proved to be ours by a ledger on the way to it.
+
+        Args:
+            name: Relative to this folder, with forward slashes.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ForeignFileError: It holds a foreign file; nothing was deleted then.
+        """
+        root = self._target(name)
+        if not os.path.lexists(root):
+            return False
+        foreign = _foreign_in(root, self)
+        if foreign is not None:
+            raise ForeignFileError.of(foreign, "was not written by gen2embed, or was changed since")
+        # Renamed first: a deletion that is interrupted leaves no folder that looks whole.
+        doomed = _temporary(root)
+        root.replace(doomed)
+        shutil.rmtree(doomed)
+        with self._locked():
+            inside = {known for known in self._read() if PurePosixPath(known).is_relative_to(name)}
+            self._record({known: [] for known in inside})
+        return True
+
+    def _target(self, name: str) -> Path:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or name in (LEDGER, LOCK):
+            raise Gen2EmbedError(f"{name!r} is no name for a file in {self.path}; rename what it is called after")
+        return self.path / name
+
+    def _fault(
+        self, name: str, ledger: dict[str, dict[str, Any]] | None = None, *, any_writer: bool = False
+    ) -> str | None:
+        """Why a file may not be replaced; None if it may, or if there is none."""
+        target = self._target(name)
+        if not os.path.lexists(target):
+            return None
+        if not _is_regular(target):
+            return "is no regular file"
+        entry = (self._read() if ledger is None else ledger).get(name)
+        if entry is None:
+            return "was not written by gen2embed"
+        if entry["writer"] != self.writer and not any_writer:
+            return f"was written by gen2embed {entry['writer']}, not by gen2embed {self.writer}"
+        if sha256_of(target) not in entry["sha256"]:
+            return "was changed since gen2embed wrote it"
+        return None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if not self.path.is_dir():
+            self.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path / LOCK):
+            yield
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """The ledger's entries by name; empty where there is no ledger that proves anything."""
+        path = self.path / LEDGER
+        try:
+            if not _is_regular(path):
+                return {}
+            ledger = json.loads(path.read_bytes())
+            if ledger["made_by"] != MADE_BY or ledger["format"] != FORMAT:
+                return {}
+            return {
+                str(name): {"writer": str(entry["writer"]), "sha256": [str(digest) for digest in entry["sha256"]]}
+                for name, entry in ledger["files"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def _announce(self, digests: dict[str, str]) -> None:
+        """Refuse foreign files, then note that these files may now be the old ones or the new ones."""
+        ledger, digests_now = self._read(), {}
+        for name, digest in digests.items():
+            target = self._target(name)
+            if fault := self._fault(name, ledger):
+                raise ForeignFileError.of(target, fault)
+            now = [sha256_of(target)] if os.path.lexists(target) else []
+            digests_now[name] = [*now, digest]
+        self._record(digests_now)
+
+    def _record(self, digests: dict[str, list[str]]) -> None:
+        from gen2embed_mteb import __version__
+
+        path = self.path / LEDGER
+        files = self._read()
+        if os.path.lexists(path) and not files and not self._is_ours(path):
+            raise ForeignFileError.of(path, "is no ledger of gen2embed")
+        for name, listed in digests.items():
+            if listed:
+                files[name] = {"writer": self.writer, "sha256": listed}
+            else:
+                files.pop(name, None)
+        ledger = {"made_by": MADE_BY, "format": FORMAT, "version": __version__, "files": dict(sorted(files.items()))}
+        _put(path, json_bytes(ledger))
+
+    @staticmethod
+    def _is_ours(path: Path) -> bool:
+        try:
+            ledger = json.loads(path.read_bytes())
+            return bool(ledger["made_by"] == MADE_BY and ledger["format"] == FORMAT)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, writer: str) -> Iterator[Path]:
+    """Make a folder that appears whole: filled under a temporary name beside its place, then renamed once.
+
+    The folder gets a ledger of all its files. Left by an exception, it is deleted, and `target` is as it was.
+
+    Args:
+        target: The folder; nothing may be there yet, but for an empty folder.
+        writer: The command that writes, as in `OwnedFolder`.
+
+    Yields:
+        The temporary folder, empty.
+
+    Raises:
+        ForeignFileError: Something is at `target`, before or at the end.
+    """
+    _require_vacant(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = _temporary(target)
+    folder.mkdir()
+    try:
+        yield folder
+        _write_ledger(folder, writer)
+        _require_vacant(target)
+        folder.replace(target)  # onto an empty folder too; onto any other it fails
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def is_whole(folder: Path, writer: str) -> bool:
+    """Say whether a folder of `new_folder` still holds every file that was written, unchanged in size and digest.
+
+    Args:
+        folder: The folder.
+        writer: Who wrote it.
+    """
+    owned = OwnedFolder(folder, writer)
+    ledger = owned._read()
+    return bool(ledger) and all(owned.owns(name) for name in ledger)
+
+
+def require_vacant(target: Path) -> None:
+    """Refuse a place for a new folder where something is already, but for an empty folder.
+
+    Args:
+        target: The place.
+
+    Raises:
+        ForeignFileError: Something is there.
+    """
+    _require_vacant(target)
+
+
+def remove_stale(folder: Path) -> None:
+    """Delete temporary files that killed processes left in a folder: those with our name, an hour old or more.
+
+    Args:
+        folder: The folder; files in folders of it are not looked at.
+    """
+    oldest = time.time() - STALE_SECONDS
+    for path in folder.glob(".*.gen2embed-tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process may clean up, too
+            if _TEMPORARY.fullmatch(path.name) and path.lstat().st_mtime < oldest:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+
+
+def _require_vacant(target: Path) -> None:
+    if not os.path.lexists(target):
+        return
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return
+    raise ForeignFileError.of(target, "is not an empty folder" if target.is_dir() else "is there already")
+
+
+def _write_ledger(folder: Path, writer: str) -> None:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    owned = OwnedFolder(folder, writer)
+    owned._record({name: [sha256_of(folder / name)] for name in names if name not in (LEDGER, LOCK)})
+
+
+def _foreign_in(root: Path, owner: OwnedFolder) -> Path | None:
+    """The first file below `root` that neither the owner's ledger nor one further down proves to be ours."""
+    if root.is_symlink() or not root.is_dir():
+        return root
+    for path in sorted(root.rglob("*")):
+        if (path.is_dir() and not path.is_symlink()) or path.name in (LEDGER, LOCK):
+            continue
+        inner = [OwnedFolder(parent, owner.writer) for parent in path.parents if parent.is_relative_to(root)]
+        relative = [(one, path.relative_to(one.path).as_posix()) for one in (owner, *inner)]
+        if all(one._fault(name, any_writer=one is not owner) for one, name in relative):
+            return path
+    return None
+
+
+def _is_regular(path: Path) -> bool:
+    """Whether a regular file is there; a link to one is none."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside a path: two processes may write the same file at once."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.gen2embed-tmp")
+
+
+def _put(path: Path, data: bytes) -> None:
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,254 @@
+"""We replace or delete only what we can prove to be ours."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gen2embed_mteb import files
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.files import LEDGER, ForeignFileError, OwnedFolder, new_folder, write_atomic
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("gen2embed_mteb", "trainers", "vlm2vec_adapter")
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (LEDGER, files.LOCK)
+    }
+
+
+def test_ours_is_replaced_and_removed(tmp_path: Path) -> None:
+    folder = OwnedFolder(tmp_path / "new", "sample")
+    folder.write("a.json", b"1")
+    folder.write("a.json", b"2")
+    folder.write("deep/er/b", b"3")
+    assert _tree(tmp_path / "new") == {"a.json": b"2", "deep/er/b": b"3"}
+    assert OwnedFolder(tmp_path / "new", "sample").owns("a.json")
+    assert folder.remove("a.json")
+    assert not folder.remove("a.json")
+    assert _tree(tmp_path / "new") == {"deep/er/b": b"3"}
+
+
+def test_the_ledger_has_our_name_version_and_digests(tmp_path: Path) -> None:
+    OwnedFolder(tmp_path, "sample").write("a", b"abc")
+    ledger = json.loads((tmp_path / LEDGER).read_bytes())
+    assert ledger["made_by"] == "gen2embed"
+    assert ledger["version"] == "0.1.0"
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-4
+    assert ledger["files"] == {"a": {"writer": "sample", "sha256": [digest]}}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.write_bytes(b"the user's"),
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to(path.with_name("elsewhere")),
+        os.mkfifo,
+    ],
+    ids=["file", "folder", "dangling link", "fifo"],
+)
+def test_what_others_made_is_refused(tmp_path: Path, make) -> None:
+    make(tmp_path / "a.json")
+    before = os.lstat(tmp_path / "a.json")
+    folder = OwnedFolder(tmp_path, "sample")
+    for act in (
+        lambda: folder.check(["a.json"]),
+        lambda: folder.write("a.json", b"ours"),
+        lambda: folder.remove("a.json"),
+    ):
+        with pytest.raises(ForeignFileError, match=r"a\.json"):
+            act()
+    assert os.lstat(tmp_path / "a.json") == before
+
+
+def test_a_file_of_ours_that_was_edited_is_the_users(tmp_path: Path) -> None:
+    folder = OwnedFolder(tmp_path, "evaluate")
+    folder.write("results.md", b"ours")
+    (tmp_path / "results.md").write_bytes(b"ours, with notes")
+    with pytest.raises(ForeignFileError, match="was changed since"):
+        folder.write("results.md", b"newer")
+    assert (tmp_path / "results.md").read_bytes() == b"ours, with notes"
+
+
+def test_another_command_s_file_is_foreign(tmp_path: Path) -> None:
+    OwnedFolder(tmp_path, "sample").write("train.json", b"the record of a subset called train")
+    with pytest.raises(ForeignFileError, match="written by gen2embed sample"):
+        OwnedFolder(tmp_path, "train").write("train.json", b"the record of a training run")
+
+
+def test_the_same_bytes_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    inode = (tmp_path / "a").stat().st_ino
+    OwnedFolder(tmp_path, "sample").write("a", b"x")
+    write_atomic(tmp_path / "a", b"x")
+    assert (tmp_path / "a").stat().st_ino == inode
+    with pytest.raises(ForeignFileError):
+        write_atomic(tmp_path / "a", b"y")
+
+
+def test_an_input_is_never_an_output(tmp_path: Path) -> None:
+    folder = OwnedFolder(tmp_path, "sample")
+    folder.write("train.parquet", b"clusters")
+    with pytest.raises(ForeignFileError, match="is an input"):
+        folder.check(["train.parquet"], inputs=[tmp_path / "x" / ".." / "train.parquet"])
+
+
+@pytest.mark.parametrize("name", ["../a", "/a", "", "a/../../b", LEDGER])
+def test_no_name_leads_out_or_to_the_ledger(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Gen2EmbedError):
+        OwnedFolder(tmp_path / "f", "sample").write(name, b"x")
+
+
+@pytest.mark.parametrize("content", [b"{}", b"not json", b'{"made_by": "gen2embed", "format": 1, "files": []}', b"[1]"])
+def test_a_ledger_that_is_none_proves_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / LEDGER).write_bytes(content)
+    with pytest.raises(ForeignFileError):
+        OwnedFolder(tmp_path, "sample").write("a", b"y")
+    assert (tmp_path / "a").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("calls", range(1, 7))
+def test_a_kill_at_any_step_leaves_a_file_that_is_ours(tmp_path: Path, calls: int) -> None:
+    """Every rename and fsync of a write is a place to be killed at; the next run replaces the file all the same."""
+    OwnedFolder(tmp_path, "sample").write("a", b"old")
+    code = f"""
+import os, pathlib
+left = {calls}
+def dying(stock):
+    def call(*args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            os._exit(9)
+        return stock(*args, **kwargs)
+    return call
+os.fsync = dying(os.fsync)
+pathlib.Path.replace = dying(pathlib.Path.replace)
+from gen2embed_mteb.files import OwnedFolder
+OwnedFolder({str(tmp_path)!r}, "sample").write("a", b"new")
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == 9
+    assert (tmp_path / "a").read_bytes() in (b"old", b"new")
+    OwnedFolder(tmp_path, "sample").write("a", b"newest")
+    assert (tmp_path / "a").read_bytes() == b"newest"
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "f", "export") as folder:
+        (folder / "a").write_bytes(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(tmp_path / "f", "export") as folder:
+        (folder / "a").write_bytes(b"whole")
+        assert not (tmp_path / "f").exists()
+    assert _tree(tmp_path / "f") == {"a": b"whole"}
+    assert files.is_whole(tmp_path / "f", "export")
+    (tmp_path / "f" / "a").write_bytes(b"cut")
+    assert not files.is_whole(tmp_path / "f", "export")
+    with pytest.raises(ForeignFileError), new_folder(tmp_path / "f", "export"):
+        pass
+
+
+def test_adopting_moves_all_or_nothing(tmp_path: Path) -> None:
+    folder = OwnedFolder(tmp_path, "train")
+    (tmp_path / "config.json").write_bytes(b"of another model")
+    with pytest.raises(ForeignFileError, match=r"config\.json"), folder.scratch() as scratch:
+        (scratch / "adapter").mkdir()
+        (scratch / "adapter" / "a").write_bytes(b"1")
+        (scratch / "config.json").write_bytes(b"2")
+        folder.adopt(scratch)
+    assert _tree(tmp_path) == {"config.json": b"of another model"}
+    (tmp_path / "config.json").unlink()
+    for content in (b"2", b"3"):
+        with folder.scratch() as scratch:
+            (scratch / "config.json").write_bytes(content)
+            assert folder.adopt(scratch) == ["config.json"]
+    assert _tree(tmp_path) == {"config.json": b"3"}
+
+
+def test_a_tree_is_removed_only_if_all_of_it_is_ours(tmp_path: Path) -> None:
+    folder = OwnedFolder(tmp_path, "train")
+    folder.write("steps/1/a", b"x")
+    OwnedFolder(tmp_path / "steps" / "1" / "eval", "evaluate").write("b", b"y")
+    (tmp_path / "steps" / "notes.txt").write_bytes(b"the user's")
+    with pytest.raises(ForeignFileError, match=r"notes\.txt"):
+        folder.remove_tree("steps")
+    assert len(_tree(tmp_path)) == 3
+    (tmp_path / "steps" / "notes.txt").unlink()
+    assert folder.remove_tree("steps")
+    assert _tree(tmp_path) == {}
+    assert not folder.owns("steps/1/a")
+
+
+def test_stale_temporary_files_of_ours_alone_are_removed(tmp_path: Path) -> None:
+    names = [".a.0123456789ab.gen2embed-tmp", ".a.tmp", ".a.0123456789ab.tmp", ".x.gen2embed-tmp", "a.npy"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / ".b.0123456789ab.gen2embed-tmp").write_bytes(b"")  # of a process at work
+    files.remove_stale(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], ".b.0123456789ab.gen2embed-tmp"])
+
+
+DELETING = {"rmtree", "unlink", "rmdir", "removedirs", "rename", "renames", "move", "copyfile", "copytree"}
+WRITING = {"write_text", "write_bytes"}
+ALLOWED = {
+    # What each of these may do beside `files.py`, and why.
+    "gen2embed_mteb/mini/pretrain.py": "a developers' tool that writes the embedded model",
+}
+NOT_YET: set[str] = {
+    "gen2embed_mteb/mini/benchmark.py",
+    "gen2embed_mteb/mini/crepe.py",
+    "gen2embed_mteb/modules.py",
+    "gen2embed_mteb/store.py",
+    "trainers/demo.py",
+    "trainers/evaluator.py",
+    "trainers/saha/files.py",
+    "trainers/saha/sample.py",
+    "trainers/trainer.py",
+    "vlm2vec_adapter/mini.py",
+    "vlm2vec_adapter/output.py",
+    "vlm2vec_adapter/startup.py",
+}
+
+
+def _forbidden(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        mode = [a.value for a in (*node.args, *(k.value for k in node.keywords)) if isinstance(a, ast.Constant)]
+        if (
+            name in DELETING | WRITING
+            or (name == "replace" and (len(node.args) == 1 or owner == "os") and not node.keywords)
+            or (name == "remove" and owner == "os")
+            or (name == "open" and any(isinstance(m, str) and set(m) & set("wax+") and len(m) <= 3 for m in mode))
+        ):
+            found.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    return found
+
+
+def test_nothing_else_deletes_or_replaces() -> None:
+    walked = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    found = [
+        place
+        for path in walked
+        if (name := path.relative_to(ROOT).as_posix()) != "gen2embed_mteb/files.py" and name not in ALLOWED
+        for place in _forbidden(path)
+    ]
+    left = {place.partition(":")[0] for place in found}
+    assert [place for place in found if place.partition(":")[0] not in NOT_YET] == []
+    assert left == NOT_YET, "these are mended: take them out of NOT_YET"
