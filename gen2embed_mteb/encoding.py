@@ -22,18 +22,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.encoder import Encoder, Fault, Item, Side, staged
-from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system
 from gen2embed_mteb.image_source import ImageSource, open_input
 from gen2embed_mteb.images import ImageError, ImageFacts, Size, min_side_size, resized_size
 from gen2embed_mteb.pipeline import Batch, Pipeline, Work
-from gen2embed_mteb.sharing import Share
-from gen2embed_mteb.store import EmbeddingStore, Shard
+from gen2embed_mteb.sharing import Peers, Share
+from gen2embed_mteb.store import EmbeddingStore, StoredShard, StoreMismatchError
 
 BATCHES_PER_SHARD = 16
 MAX_PADDING, NEGLIGIBLE_PADDING = 0.1, 128
@@ -45,6 +46,10 @@ class _PlannedShard:
     number: int
     key: str
     batches: list[Batch]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(batch.works) for batch in self.batches)
 
 
 class BulkEncoder:
@@ -90,8 +95,9 @@ class BulkEncoder:
         self._min_side = min_side
         self._num_workers = num_workers
         self._share = share or Share()
+        self._peers = Peers(self._share)
         self._pipeline = Pipeline(self._encoder, self._open, num_workers)
-        self._shards: list[Shard] = []
+        self._shards: list[StoredShard] = []
         self._places: dict[tuple[Side, str, tuple[str, ...]], tuple[int, int]] = {}
         self._facts: dict[str, ImageFacts | Fault] = {}
         self.num_reused = 0
@@ -128,13 +134,13 @@ class BulkEncoder:
         missing: list[_PlannedShard] = []
         for batches in _chunks(self._cut(side, list(works.values())), BATCHES_PER_SHARD):
             planned = _PlannedShard(len(self._shards), _key(side, batches), batches)
-            found = self._store.get(planned.key)
+            found = self._store.get(planned.key, planned.num_rows)
             if found is None:
                 missing.append(planned)
             else:
-                self.num_reused += len(found.vectors)
+                self.num_reused += found.num_rows
             # A shard still to be made holds its place, so that numbers do not depend on what was found.
-            self._shards.append(found or Shard(np.zeros((0, 0), np.float32), {}))
+            self._shards.append(found or StoredShard(Path(), 0, 0, {}))
             rows = (work for batch in batches for work in batch.works)
             for row, work in enumerate(rows):
                 self._places[side, work.text, work.digests] = (planned.number, row)
@@ -188,6 +194,8 @@ class BulkEncoder:
         Raises:
             KeyError: An item was never added on this side.
             ValueError: An item has a fault.
+            StoreMismatchError: The store's shards have vectors of unequal widths.
+            OSError: A shard can no longer be read.
         """
         if not items:
             return np.zeros((0, 0), np.float32)
@@ -198,8 +206,16 @@ class BulkEncoder:
             if fault:
                 raise Gen2EmbedError(f"{item!r} has no vector: {fault[1]}")
             places[number] = place
-        out = np.empty((len(items), self._shards[places[0, 0]].vectors.shape[1]), np.float32)
-        for number in np.unique(places[:, 0]).tolist():
+        numbers = np.unique(places[:, 0]).tolist()
+        widths = {self._shards[number].width: self._shards[number].path for number in numbers}
+        if len(widths) > 1:
+            listed = ", ".join(f"{width} in {path.name}" for width, path in sorted(widths.items()))
+            raise StoreMismatchError(
+                f"{self._store.directory}: its vectors have unequal widths ({listed}); pass another folder"
+            )
+        out = np.empty((len(items), *widths), np.float32)
+        # One shard's file is open at a time: there may be more shards than a process may open files.
+        for number in numbers:
             wanted = np.flatnonzero(places[:, 0] == number)
             out[wanted] = self._shards[number].vectors[places[wanted, 1]]
         return out
@@ -226,6 +242,8 @@ class BulkEncoder:
         try:
             return self._images.facts(path)
         except ImageError as error:
+            if is_of_the_system(error):
+                raise
             return Fault(error.file, error.reason)
 
     def _cut(self, side: Side, works: list[Work]) -> list[Batch]:
@@ -252,17 +270,18 @@ class BulkEncoder:
         rows = 0
         with _token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side) as run:
 
-            def place(planned: _PlannedShard, shard: Shard) -> None:
+            def place(planned: _PlannedShard, shard: StoredShard) -> None:
                 nonlocal rows
                 self._shards[planned.number] = shard
-                rows += len(shard.vectors)
+                rows += shard.num_rows
                 bar.set_postfix_str(f"{rows / (time.monotonic() - started):.1f} items/s", refresh=False)
 
             own = [planned for planned in missing if self._share.owns(planned.number)]
             for planned, shard in zip(own, run([shard.batches for shard in own], bar), strict=True):
                 place(planned, self._store.put(planned.key, shard))
             others = {planned.key: planned for planned in missing if not self._share.owns(planned.number)}
-            for key, found in self._share.await_others(list(others), self._store):
+            numbers = {key: planned.number for key, planned in others.items()}
+            for key, found in self._peers.await_others(numbers, lambda key: self._store.get(key, others[key].num_rows)):
                 planned = others[key]
                 if found is not None:
                     bar.update(sum(batch.num_tokens for batch in planned.batches))

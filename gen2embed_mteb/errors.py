@@ -17,6 +17,14 @@ UNUSABLE = 2
 """The exit status for input that cannot be used."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_OF_THE_SYSTEM = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "EAGAIN", "EINTR"),
+        *("ENODEV", "ENXIO", "ETIMEDOUT", "EHOSTDOWN", "EREMOTEIO"),
+    )
+    if hasattr(errno, name)
+).union(_NO_SPACE)
 
 
 class Gen2EmbedError(ValueError):
@@ -24,6 +32,22 @@ class Gen2EmbedError(ValueError):
 
     It is a `ValueError`, since that is what Python programs expect of a bad value.
     """
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Say whether an error tells of the machine, not of the file: no descriptor left, no memory, a failing disk.
+
+    Such an error ends the run. It is never reported as a damaged file, since the file may be whole.
+
+    Args:
+        error: Any exception; the ones it was raised from are looked at, too.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno in _OF_THE_SYSTEM):
+            return True
+        seen = seen.__cause__
+    return False
 
 
 def one_line(error: BaseException) -> str:

@@ -74,6 +74,36 @@ def write_atomic(path: Path, data: bytes) -> None:
     _put(path, data)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a file that is in the way and that may be another's, so that nothing of it is lost.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its new path, in the same folder: `NAME.set-aside-` and twelve hexadecimal digits.
+    """
+    kept = path.with_name(f"{path.name}.set-aside-{uuid.uuid4().hex[:12]}")
+    path.rename(kept)
+    return kept
+
+
+def remove_proved(path: Path, sha256: str) -> bool:
+    """Delete a file whose digest the caller knows from a marker of ours; any other file is left as it is.
+
+    Args:
+        path: The file.
+        sha256: Of what we wrote, 64 hexadecimal digits.
+
+    Returns:
+        Whether it was deleted.
+    """
+    if not _is_regular(path) or sha256_of(path) != sha256:
+        return False
+    path.unlink()
+    return True
+
+
 def json_bytes(value: Any) -> bytes:
     """Return JSON as it is written everywhere: indented, keys in the order given, a newline at the end.
 
@@ -223,6 +253,19 @@ class OwnedFolder:
             self._record({name: [digest] for name, digest in digests.items()})
         return names
 
+    def check_tree(self, name: str) -> None:
+        """Refuse a folder in this one that holds a foreign file, as `remove_tree` does; nothing is written.
+
+        Args:
+            name: Relative to this folder, with forward slashes; there may be none.
+
+        Raises:
+            ForeignFileError: A file in it is not proved to be ours, or it is a link or a file.
+        """
+        root = self._target(name)
+        if os.path.lexists(root) and (foreign := _foreign_in(root, self)) is not None:
+            raise ForeignFileError.of(foreign, "was not written by gen2embed, or was changed since")
+
     def remove_tree(self, name: str) -> bool:
         """Delete a folder in this one, if every file in it is proved to be ours by a ledger on the way to it.
 
@@ -238,9 +281,7 @@ class OwnedFolder:
         root = self._target(name)
         if not os.path.lexists(root):
             return False
-        foreign = _foreign_in(root, self)
-        if foreign is not None:
-            raise ForeignFileError.of(foreign, "was not written by gen2embed, or was changed since")
+        self.check_tree(name)
         # Renamed first: a deletion that is interrupted leaves no folder that looks whole.
         doomed = _temporary(root)
         root.replace(doomed)
@@ -420,12 +461,18 @@ def _foreign_in(root: Path, owner: OwnedFolder) -> Path | None:
     """The first file below `root` that neither the owner's ledger nor one further down proves to be ours."""
     if root.is_symlink() or not root.is_dir():
         return root
+    ledgers: dict[Path, dict[str, dict[str, Any]]] = {}  # each is read once: they may list thousands of files
     for path in sorted(root.rglob("*")):
         if (path.is_dir() and not path.is_symlink()) or path.name in (LEDGER, LOCK):
             continue
         inner = [OwnedFolder(parent, owner.writer) for parent in path.parents if parent.is_relative_to(root)]
-        relative = [(one, path.relative_to(one.path).as_posix()) for one in (owner, *inner)]
-        if all(one._fault(name, any_writer=one is not owner) for one, name in relative):
+        for one in (owner, *inner):
+            if one.path not in ledgers:
+                ledgers[one.path] = one._read()
+            name = path.relative_to(one.path).as_posix()
+            if not one._fault(name, ledgers[one.path], any_writer=one is not owner):
+                break
+        else:
             return path
     return None
 

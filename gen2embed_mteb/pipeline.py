@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.encoder import Fault, Side, StagedEncoder
+from gen2embed_mteb.errors import is_of_the_system
 from gen2embed_mteb.images import ImageError
+from gen2embed_mteb.shard_checks import NORM_TOLERANCE
 from gen2embed_mteb.store import Shard
 
 logger = logging.getLogger(__name__)
@@ -128,6 +130,8 @@ class _Stages:
         try:
             return self._pipeline.open_input(work.text, work.paths)
         except ImageError as error:
+            if is_of_the_system(error):
+                raise  # no descriptor left, a failing disk: the picture may be whole
             return _Failed(Fault(error.file, error.reason))
 
     def _gather(self, opened: list[Future[dict[str, Any] | _Failed]]) -> tuple[list[dict[str, Any] | _Failed], Any]:
@@ -194,7 +198,7 @@ def _checked(vectors: npt.NDArray[np.float32], count: int) -> list[_Row]:
     for vector, norm in zip(vectors, np.linalg.norm(vectors, axis=1).tolist(), strict=True):
         if not np.isfinite(norm):
             rows.append(_Failed(Fault("", "the encoder returned NaN or infinity")))
-        elif abs(norm - 1.0) > 1e-2:
+        elif abs(norm - 1.0) > NORM_TOLERANCE:
             raise TypeError(f"the encoder returned a row of norm {norm:.4f}; normalise its vectors (L2)")
         else:
             rows.append(vector)

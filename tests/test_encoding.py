@@ -1,6 +1,7 @@
 """Bulk encoding: once each, in sorted batches, faults kept apart from their neighbours, the contract enforced."""
 
 import json
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from plain_encoder import DIMENSIONS, PlainEncoder, vector
 from gen2embed_mteb.encoder import Fault, Item
 from gen2embed_mteb.encoding import BATCHES_PER_SHARD, BulkEncoder
 from gen2embed_mteb.image_source import ImageSource
+from gen2embed_mteb.images import ImageError
 from gen2embed_mteb.store import EmbeddingStore
 
 
@@ -299,3 +301,29 @@ def test_resize_and_least_side_apply(tmp_path: Path) -> None:
         "query", [Item("", ("img/red.png",))]
     )
     assert [batch[0]["image"].size for batch in encoder.batches] == [(28, 56), (10, 20), (336, 672)]
+
+
+@pytest.mark.parametrize("at", ["facts", "open"])
+def test_an_error_of_the_system_ends_the_run_and_sets_no_image_aside(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of file descriptors, every picture would be called damaged, and the rest be scored."""
+    bulk_encoder, item = bulk(tmp_path, PlainEncoder()), Item("a", ("img/red.png",))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    stock = getattr(ImageSource, at)
+
+    def starved(self: ImageSource, path: str) -> Any:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            return stock(self, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    monkeypatch.setattr(ImageSource, at, starved)
+    with pytest.raises((OSError, ImageError), match="Too many open files"):
+        bulk_encoder.add("query", [item])
+    monkeypatch.undo()
+    assert not list((tmp_path / "e").glob("*.npy"))
+    bulk_encoder = bulk(tmp_path, PlainEncoder())
+    bulk_encoder.add("query", [item])
+    assert bulk_encoder.fault("query", item) is None

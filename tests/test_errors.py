@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gen2embed_mteb.errors import Gen2EmbedError, one_line, run_command
+from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system, one_line, run_command
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gen2embed_mteb", "trainers", "vlm2vec_adapter")
@@ -63,3 +63,23 @@ def test_no_code_of_ours_raises_a_bare_value_error() -> None:
         and getattr(node.exc.func, "id", "") == "ValueError"
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), True),
+        (OSError(errno.ENOSPC, "No space left"), True),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (MemoryError(), True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (OSError("image file is truncated"), False),
+        (ValueError("bad"), False),
+    ],
+)
+def test_errors_of_the_system_are_told_from_those_of_a_file(error: Exception, expected: bool) -> None:
+    assert is_of_the_system(error) is expected
+    wrapped = Gen2EmbedError("cannot be read")
+    wrapped.__cause__ = error
+    assert is_of_the_system(wrapped) is expected

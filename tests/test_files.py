@@ -191,6 +191,48 @@ def test_a_tree_is_removed_only_if_all_of_it_is_ours(tmp_path: Path) -> None:
     assert not folder.owns("steps/1/a")
 
 
+def test_a_tree_is_checked_without_a_change_and_each_ledger_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = OwnedFolder(tmp_path, "mini")
+    for number in range(20):
+        folder.write(f"images/{number}.png", b"x")
+    reads: list[Path] = []
+    stock = OwnedFolder._read
+    monkeypatch.setattr(OwnedFolder, "_read", lambda self: (reads.append(self.path), stock(self))[1])
+    folder.check_tree("images")
+    assert sorted(reads) == [tmp_path]
+    folder.check_tree("there is none")
+    (tmp_path / "images" / "mine.png").write_bytes(b"y")
+    before = _tree(tmp_path)
+    with pytest.raises(ForeignFileError, match=r"mine\.png"):
+        folder.check_tree("images")
+    (tmp_path / "link").symlink_to("images")
+    with pytest.raises(ForeignFileError, match="link"):
+        folder.check_tree("link")
+    assert _tree(tmp_path) == before
+
+
+def test_setting_aside_keeps_everything(tmp_path: Path) -> None:
+    for content in (b"one", b"two"):
+        (tmp_path / "a.npy").write_bytes(content)
+        files.set_aside(tmp_path / "a.npy")
+    assert sorted(path.read_bytes() for path in tmp_path.glob("a.npy.set-aside-*")) == [b"one", b"two"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_only_what_the_digest_proves_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert not files.remove_proved(path, "0" * 64)
+    (tmp_path / "link").symlink_to(path)
+    assert not files.remove_proved(tmp_path / "link", files.sha256_of(path))
+    assert path.exists()
+    assert files.remove_proved(path, files.sha256_of(path))
+    assert not path.exists()
+    assert not files.remove_proved(path, "0" * 64)
+
+
 def test_stale_temporary_files_of_ours_alone_are_removed(tmp_path: Path) -> None:
     names = [".a.0123456789ab.gen2embed-tmp", ".a.tmp", ".a.0123456789ab.tmp", ".x.gen2embed-tmp", "a.npy"]
     for name in names:

@@ -1,5 +1,6 @@
 """Several processes on one store: who makes what, and that a dead one is made up for."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from plain_encoder import PlainEncoder
 
 from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.encoding import BATCHES_PER_SHARD, BulkEncoder
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.sharing import Share
+from gen2embed_mteb.sharing import Peers, Share
 from gen2embed_mteb.store import EmbeddingStore, Shard
 
 ITEMS = [Item(f"text {number:03}") for number in range(8 * BATCHES_PER_SHARD)]
@@ -87,10 +89,70 @@ def test_awaited_shards_come_as_they_appear(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path, {"f": "1"})
     keys = [letter * 64 for letter in "abc"]
     store.put(keys[1], Shard(np.ones((1, 1), np.float32), {}))
-    awaited = Share(0, 2, patience=0.1, poll_interval=0.02).await_others(keys, store)
+    peers = Peers(Share(0, 2, patience=0.1, poll_interval=0.02))
+    awaited = peers.await_others({key: 2 * index + 1 for index, key in enumerate(keys)}, store.get)
     assert next(awaited)[0] == keys[1]
     assert next(awaited) == (keys[0], None)
     store.put(keys[2], Shard(np.ones((2, 1), np.float32), {}))
     key, shard = next(awaited)
     assert (key, shard is not None) == (keys[2], True)
     assert list(awaited) == []
+
+
+def test_a_dead_process_is_waited_for_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After one patience its part of every later piece of work is made at once; that is said once."""
+    encoder, store = PlainEncoder(), EmbeddingStore(tmp_path / "e", {"f": "1"})
+    share = Share(0, 2, patience=0.3, poll_interval=0.01)
+    sleeps: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        stock = time.sleep
+        patch.setattr(time, "sleep", lambda seconds: (sleeps.append(seconds) if seconds else None, stock(seconds)))
+        bulk = BulkEncoder(encoder, store, ImageSource(tmp_path), batch_size=1, share=share)
+        with caplog.at_level(logging.WARNING, "gen2embed_mteb.sharing"):
+            bulk.add("query", ITEMS)
+            first = len(sleeps)
+            for number in range(3):
+                bulk.add("document", [Item(f"{item.text} {number}") for item in ITEMS])
+    assert first > 1
+    assert len(sleeps) == first
+    assert bulk.num_encoded == 4 * len(ITEMS)
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.partition(" of 2 ")[0] for message in messages if "taken for dead" in message] == ["process 1"]
+    assert sum("waiting for process 1 of 2" in message for message in messages) == 1
+
+
+def test_a_process_that_was_only_slow_is_alive_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = EmbeddingStore(tmp_path, {"f": "1"})
+    keys = [letter * 64 for letter in "abcd"]
+    one = Shard(np.ones((1, 1), np.float32), {})
+    peers = Peers(Share(0, 2, patience=0.05, poll_interval=0.01))
+    assert list(peers.await_others({keys[0]: 1}, store.get)) == [(keys[0], None)]
+    store.put(keys[1], one)
+    with caplog.at_level(logging.WARNING):
+        assert [key for key, found in peers.await_others({keys[1]: 1}, store.get) if found] == [keys[1]]
+    assert "process 1 of 2 is back" in caplog.text
+    # Of three, the other survivor may have made it: that is no sign of life.
+    peers = Peers(Share(0, 3, patience=0.05, poll_interval=0.01))
+    assert list(peers.await_others({keys[2]: 1}, store.get)) == [(keys[2], None)]
+    store.put(keys[2], one)
+    caplog.clear()
+    list(peers.await_others({keys[2]: 1}, store.get))
+    assert "is back" not in caplog.text
+    assert list(peers.await_others({keys[3]: 1}, store.get)) == [(keys[3], None)]
+
+
+def test_survivors_begin_at_different_shards_of_a_dead_process(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path, {"f": "1"})
+    numbers = {f"{number:064x}": number for number in (1, 4, 7, 10, 13, 16)}  # all of rank 1 of 3
+    firsts = [
+        next(Peers(Share(rank, 3, patience=0.02, poll_interval=0.01)).await_others(numbers, store.get))
+        for rank in (0, 2)
+    ]
+    assert [found for _, found in firsts] == [None, None]
+    assert [numbers[key] for key, _ in firsts] == [1, 13]
+
+
+@pytest.mark.parametrize("rank", ["", "one", "0.5"])
+def test_a_rank_that_is_no_number_is_named(rank: str) -> None:
+    with pytest.raises(Gen2EmbedError, match="whole numbers"):
+        Share.from_environment({"RANK": rank, "WORLD_SIZE": "2"})
