@@ -147,6 +147,16 @@ class OwnedFolder:
         """
         return self._fault(name) is None and os.path.lexists(self.path / name)
 
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Return those of the names that the ledger knows and that are missing, or have another content now.
+
+        Args:
+            names: Relative to the folder, with forward slashes.
+        """
+        ledger = self._read()
+        known = [name for name in names if name in ledger]
+        return [name for name in known if not (self.path / name).is_file() or self._fault(name, ledger)]
+
     def check(self, names: Iterable[str], inputs: Sequence[str | Path] = ()) -> None:
         """Refuse files that may not be replaced; call it before any work is done.
 
@@ -462,7 +472,7 @@ def _foreign_in(root: Path, owner: OwnedFolder) -> Path | None:
     if root.is_symlink() or not root.is_dir():
         return root
     ledgers: dict[Path, dict[str, dict[str, Any]]] = {}  # each is read once: they may list thousands of files
-    for path in sorted(root.rglob("*")):
+    for path in root.rglob("*"):
         if (path.is_dir() and not path.is_symlink()) or path.name in (LEDGER, LOCK):
             continue
         inner = [OwnedFolder(parent, owner.writer) for parent in path.parents if parent.is_relative_to(root)]

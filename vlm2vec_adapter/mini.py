@@ -12,11 +12,14 @@ Run VLM2Vec's script from inside the folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gen2embed_mteb.mini.benchmark import MMEB_MINI, ensure
+from gen2embed_mteb.files import ForeignFileError, OwnedFolder
+from gen2embed_mteb.mini.benchmark import MMEB_MINI, WRITER, ensure
 from gen2embed_mteb.mmeb import DatasetInfo
 
 V2_NAME = "ziyjiang/MMEB_Test_Instruct"
@@ -30,13 +33,23 @@ V2_PARSERS = {
 """V2's reader of a dataset, by its form."""
 
 
+TABLES = ("MMEB-eval", "MMEB-eval-V2")
+
+
 def write(folder: Path) -> None:
     """Draw MMEB-mini into a folder, unless it is there, and put beside it what VLM2Vec's loaders ask for.
 
     Args:
         folder: made if missing.
+
+    Raises:
+        ForeignFileError: it holds files that we did not write, where ours would go; nothing was changed.
     """
-    write_settings(ensure("eval", folder), MMEB_MINI.datasets)
+    root, content = folder.expanduser(), _content(MMEB_MINI.datasets)
+    new = [name for name, data in content.items() if not (root / name).is_file() or (root / name).read_bytes() != data]
+    OwnedFolder(root, WRITER).check(new)
+    _require_link(root)
+    write_settings(ensure("eval", root), MMEB_MINI.datasets)
 
 
 def write_settings(root: Path, datasets: Sequence[DatasetInfo]) -> None:
@@ -45,14 +58,32 @@ def write_settings(root: Path, datasets: Sequence[DatasetInfo]) -> None:
     Args:
         root: holds V1 tables in `MMEB-eval`, V2 tables in `MMEB-eval-V2`, and `images`.
         datasets: the tables' datasets.
+
+    Raises:
+        ForeignFileError: a file that we did not write is in the way.
     """
-    for tables in (root / "MMEB-eval", root / "MMEB-eval-V2"):
-        (tables / "README.md").write_text(_card([dataset.name for dataset in datasets]), encoding="utf-8")
+    folder = OwnedFolder(root, WRITER)
+    for name, data in _content(datasets).items():
+        folder.write(name, data)
     link = root / V2_NAME
     link.parent.mkdir(exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(Path("..") / "MMEB-eval-V2", target_is_directory=True)
-    (root / "image.yaml").write_text("".join(map(_task, datasets)), encoding="utf-8")
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(Path("..") / TABLES[1], target_is_directory=True)
+    _require_link(root)
+
+
+def _content(datasets: Sequence[DatasetInfo]) -> dict[str, bytes]:
+    """The files beside the tables, by name."""
+    card = _card([dataset.name for dataset in datasets]).encode()
+    cards = {f"{tables}/README.md": card for tables in TABLES}
+    return {**cards, "image.yaml": "".join(map(_task, datasets)).encode()}
+
+
+def _require_link(root: Path) -> None:
+    """Refuse something else in the place of the link."""
+    link = root / V2_NAME
+    if os.path.lexists(link) and (not link.is_symlink() or link.resolve() != (root / TABLES[1]).resolve()):
+        raise ForeignFileError.of(link, f"is no link to {TABLES[1]}")
 
 
 def _card(names: Sequence[str]) -> str:

@@ -7,36 +7,40 @@
     <root>/truth/<dataset>.json                                   what each training positive means, row by row
     <root>/SugarCrepe/*.json, <root>/SugarCrepe++/*.json          and their images in val2017/
 
-A part is drawn into a temporary folder and renamed when it is whole, so an interrupted run leaves nothing half made.
+A part is drawn into a temporary folder, moved when it is whole, and counts once `<root>/<part>.json` is there; so an
+interrupted run leaves nothing that counts. Of several processes that want a part at once, one draws it and the others
+wait. Nothing is drawn into a folder that holds somebody else's files where ours would go (see `files.py`).
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import shutil
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
+from gen2embed_mteb.compositionality_scoring import SUGARCREPE_BENCHMARK, SUGARCREPE_PLUS_BENCHMARK
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.files import ForeignFileError, OwnedFolder, remove_stale, write_atomic
 from gen2embed_mteb.mini.digits import test_digits, train_digits
 from gen2embed_mteb.mini.tasks import MiniTask, Pair, Target, tasks
 from gen2embed_mteb.mmeb.composition import compose_candidates, compose_query
 from gen2embed_mteb.mmeb.datasets import Benchmark
 
-logger = logging.getLogger(__name__)
-
 Part = Literal["eval", "train", "crepe"]
 SEED = 7
 NUM_QUERIES = 300
+TRAIN_SPLITS = ("original", "diverse_instruction")
+WRITER = "mini"
+"""Who writes, in the ledger of the root."""
+LOCK = ".mmeb-mini.lock"
 VERSION = "2"
 """Changes with what is drawn, so that a cache of an older version is not taken for this one."""
 
@@ -50,38 +54,88 @@ def default_root() -> Path:
 
 
 def ensure(part: Part, root: str | Path | None = None, seed: int = SEED) -> Path:
-    """Draw a part of MMEB-mini unless it is there, and return its root.
+    """Draw a part of MMEB-mini unless it is there, and return its root; other processes wait and then find it.
 
     Args:
         part: `eval` (V1 and V2), `train`, or `crepe` (SugarCrepe-mini and SugarCrepe++-mini).
-        root: where; `None` is `default_root()`.
+        root: where; `None` or an empty text is `default_root()`.
         seed: of everything drawn. Another seed wants another root.
 
     Raises:
-        ValueError: the root holds a part drawn with another seed.
+        ForeignFileError: The root holds files that we did not write, where ours would go; nothing was changed.
+        Gen2EmbedError: The root holds a part drawn with another seed or by another version, or one that is not whole.
     """
-    base = Path(root) if root is not None else default_root()
-    marker = base / f"{part}.json"
-    stamp = {"version": VERSION, "seed": seed}
-    if marker.is_file():
-        found = json.loads(marker.read_text())
-        if found != stamp:
-            raise Gen2EmbedError(f"{marker} says {found}, wanted {stamp}: choose another folder, or remove this one")
+    base = Path(root).expanduser() if root else default_root()
+    if _is_drawn(base, part, seed):
         return base
+    _require_ours(base, part)  # before anything is made in a folder of the user's
     base.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{part}-", dir=base))
-    try:
-        _WRITERS[part](scratch, seed)
-        for made in sorted(scratch.iterdir()):
-            target = base / made.name
-            shutil.rmtree(target, ignore_errors=True)  # of a run that was interrupted between two renames
-            made.replace(target)
-        pending = scratch / f"{part}.json"
-        pending.write_text(json.dumps(stamp))
-        pending.replace(marker)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with FileLock(base / LOCK):
+        if _is_drawn(base, part, seed):
+            return base
+        _require_ours(base, part)
+        remove_stale(base)
+        folder = OwnedFolder(base, WRITER)
+        with folder.scratch() as scratch:
+            _WRITERS[part](scratch, seed)
+            folder.adopt(scratch)
+        folder.write_json(f"{part}.json", {"version": VERSION, "seed": seed})
     return base
+
+
+PLACES: dict[Part, tuple[str, ...]] = {
+    "eval": ("MMEB-eval", "MMEB-eval-V2", "images"),
+    "train": ("MMEB-train", "truth"),
+    "crepe": ("SugarCrepe", "SugarCrepe++", "val2017"),
+}
+"""The folders of each part, below the root."""
+
+
+def _is_drawn(base: Path, part: Part, seed: int) -> bool:
+    """Whether a part is there.
+
+    Raises:
+        Gen2EmbedError: It is another one, or not whole.
+    """
+    marker, stamp = base / f"{part}.json", {"version": VERSION, "seed": seed}
+    if not marker.is_file():
+        return False
+    try:
+        found = json.loads(marker.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Gen2EmbedError(f"{marker} is none of MMEB-mini's ({error}): choose another folder") from error
+    if found != stamp:
+        raise Gen2EmbedError(f"{marker} says {found}, wanted {stamp}: choose another folder, or move this one away")
+    tables = _tables(part)
+    missing = [name for name in (*PLACES[part], *tables) if not (base / name).exists()]
+    changed = OwnedFolder(base, WRITER).changed(tables)  # a root of an earlier version has no ledger to compare with
+    if missing or changed:
+        name, fault = (missing[0], "is missing") if missing else (changed[0], "was changed since it was drawn")
+        raise Gen2EmbedError(f"{base} is no whole MMEB-mini: {name} {fault}. Move the folder away; it is drawn again")
+    return True
+
+
+def _require_ours(base: Path, part: Part) -> None:
+    folder = OwnedFolder(base, WRITER)
+    try:
+        for place in PLACES[part]:
+            folder.check_tree(place)
+        folder.check([f"{part}.json"])
+    except ForeignFileError as error:
+        raise ForeignFileError(f"MMEB-mini is not drawn into {base}: {error}") from error
+
+
+def _tables(part: Part) -> list[str]:
+    """The files of a part that are no images, relative to the root."""
+    if part == "crepe":
+        benchmarks = {"SugarCrepe": SUGARCREPE_BENCHMARK, "SugarCrepe++": SUGARCREPE_PLUS_BENCHMARK}
+        return [f"{name}/{file}.json" for name, benchmark in benchmarks.items() for file in benchmark.sets.values()]
+    if part == "eval":
+        folders = PLACES[part][:2]
+        return [f"{folder}/{info.name}/{_table_name('test')}" for folder in folders for info in MMEB_MINI.datasets]
+    names = [info.name for info in MMEB_MINI.datasets if info.in_domain]
+    splits = [f"MMEB-train/{name}/{_table_name(split)}" for name in names for split in TRAIN_SPLITS]
+    return splits + [f"truth/{name}.json" for name in names]
 
 
 class ImageFolder:
@@ -138,8 +192,8 @@ def _write_eval(root: Path, seed: int) -> None:
                     **shared,
                 }
             )
-        _write_table(root / "MMEB-eval" / task.info.name / "test-00000-of-00001.parquet", v1)
-        _write_table(root / "MMEB-eval-V2" / task.info.name / "test-00000-of-00001.parquet", v2)
+        _write_table(root / "MMEB-eval" / task.info.name / _table_name("test"), v1)
+        _write_table(root / "MMEB-eval-V2" / task.info.name / _table_name("test"), v2)
 
 
 def _candidates(rng: np.random.Generator, task: MiniTask, pair: Pair, pairs: list[Pair]) -> list[Target]:
@@ -162,7 +216,7 @@ def _write_train(root: Path, seed: int) -> None:
         rng = _rng(seed, name, "train")
         pairs = (task.make_train or task.make)(rng, task.num_train)
         images = ImageFolder(root / "MMEB-train", f"images/{name}/Train")
-        for split, instructions in (("original", task.query_instructions[:1]), ("diverse_instruction", None)):
+        for split, instructions in zip(TRAIN_SPLITS, (task.query_instructions[:1], None), strict=True):
             rows = []
             for pair in pairs:
                 chosen = instructions or task.query_instructions
@@ -181,10 +235,10 @@ def _write_train(root: Path, seed: int) -> None:
                         "neg_image_path": images.path(negative.pixels),
                     }
                 )
-            _write_table(root / "MMEB-train" / name / f"{split}-00000-of-00001.parquet", rows)
+            _write_table(root / "MMEB-train" / name / _table_name(split), rows)
         truth = root / "truth" / f"{name}.json"
         truth.parent.mkdir(exist_ok=True)
-        truth.write_text(json.dumps([pair.positive.truth for pair in pairs], indent=0) + "\n")
+        write_atomic(truth, (json.dumps([pair.positive.truth for pair in pairs], indent=0) + "\n").encode())
 
 
 def _write_crepe(root: Path, seed: int) -> None:
@@ -198,6 +252,10 @@ _WRITERS: dict[Part, Callable[[Path, int], None]] = {
     "train": _write_train,
     "crepe": _write_crepe,
 }
+
+
+def _table_name(split: str) -> str:
+    return f"{split}-00000-of-00001.parquet"
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:

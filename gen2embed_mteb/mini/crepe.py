@@ -15,6 +15,7 @@ from PIL import Image
 
 from gen2embed_mteb.compositionality_scoring import SUGARCREPE_BENCHMARK, SUGARCREPE_PLUS_BENCHMARK
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.files import write_atomic
 from gen2embed_mteb.mini import language
 from gen2embed_mteb.mini.world import COLORS, SHAPES, Scene, Thing, draw, random_scene
 
@@ -36,7 +37,7 @@ def write_crepe(root: Path, rng: np.random.Generator) -> None:
                 captions = _captions(rng, file, scene)
                 values = captions if len(benchmark.captions) > 2 else (captions[0], captions[2])
                 records[str(index)] = {"filename": filename, **dict(zip(benchmark.captions, values, strict=True))}
-            (root / folder / f"{file}.json").write_text(json.dumps(records, indent=1) + "\n")
+            write_atomic(root / folder / f"{file}.json", (json.dumps(records, indent=1) + "\n").encode())
 
 
 def _captions(rng: np.random.Generator, kind: str, scene: Scene) -> tuple[str, str, str]:
