@@ -265,6 +265,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 
     from gen2embed_mteb.evaluation import is_first_process
     from trainers.data import open_training_data
+    from trainers.saha.outputs import check_outputs
     from trainers.saha.sample import ModelRecord, SampleConfig, sample, text_table
 
     names = {field.name for field in dataclasses.fields(SampleConfig)} - {"file_format"}
@@ -272,8 +273,10 @@ def _sample(arguments: argparse.Namespace) -> int:
     for name in ("subsets", "columns", "image_columns"):
         settings[name] = tuple(settings[name])
     config = SampleConfig(**settings, file_format=arguments.format)
-    # Settings and tables are checked before a model is loaded, which can take minutes.
+    # Settings, tables and the output folder are checked before a model is loaded, which can take minutes.
     data = open_training_data(config, config.images_cache)
+    if is_first_process():
+        check_outputs(data, config)
     encoder, record = None, ModelRecord()
     if config.method != "in-batch":
         from gen2embed_mteb.fingerprint import fingerprint

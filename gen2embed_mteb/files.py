@@ -497,7 +497,8 @@ def _is_regular(path: Path) -> bool:
 
 def _temporary(path: Path) -> Path:
     """A new name beside a path: two processes may write the same file at once."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.gen2embed-tmp")
+    name = os.fsencode(path.name)[:160].decode("utf-8", "ignore")  # with what is added it must still be a name
+    return path.with_name(f".{name}.{uuid.uuid4().hex[:12]}.gen2embed-tmp")
 
 
 def _put(path: Path, data: bytes) -> None:

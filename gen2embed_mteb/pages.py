@@ -37,6 +37,22 @@ img { max-width: 100%; border-radius: 3px; }
 _MARKER = re.compile(r"<\|image_\d+\|>")
 
 
+def page_bytes(title: str, style: str, parts: Iterable[str]) -> bytes:
+    """Return a page.
+
+    Args:
+        title: Its title.
+        style: Its own styles.
+        parts: Its body, as HTML.
+    """
+    head = (
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
+    )
+    return "\n".join([head, *parts, "</html>\n"]).encode()
+
+
 def write_page(path: Path, title: str, style: str, parts: Iterable[str]) -> Path:
     """Writes a page atomically.
 
@@ -49,13 +65,8 @@ def write_page(path: Path, title: str, style: str, parts: Iterable[str]) -> Path
     Returns:
         The path.
     """
-    head = (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "\n".join([head, *parts, "</html>\n"]).encode())
+    write_atomic(path, page_bytes(title, style, parts))
     return path
 
 

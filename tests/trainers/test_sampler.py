@@ -183,9 +183,16 @@ def write(folder, name, method="saha", k=2, members=((1, 2), (4, -1))):
         "subset": name,
         "method": method,
         "settings": {"num_hard_negatives": k},
-        "data": {"num_rows": 6, "digest": "", "source": "", "split": "", "limit": None},
-        "model": {"fingerprint": ""},
-        "counts": {"errors": 0},
+        "data": {
+            **dict.fromkeys(("data_dir", "image_dir", "source", "split", "digest"), ""),
+            **{"columns": [], "image_columns": [], "limit": None, "num_rows": 6},
+        },
+        "model": dict.fromkeys(("name", "revision", "prompt_mode", "fingerprint"), ""),
+        "counts": {
+            **dict.fromkeys(("rows", "queries", "candidates", "errors", "phase_1", "phase_2", "reused"), 0),
+            **{"clusters": 2, "short": sum(sum(member >= 0 for member in row) < k for row in members)},
+        },
+        "seconds": {"encode": 0, "mine": 0},
     }
     ids = np.array(members, dtype=np.int64)
     unknown = np.full(ids.shape, np.nan, dtype=np.float32)

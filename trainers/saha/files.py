@@ -33,26 +33,48 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.files import OwnedFolder
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
-from gen2embed_mteb.store import write_atomic, write_json
+from trainers.saha.records import (
+    AGAIN,
+    ANEW,
+    FORMAT,
+    MAX_HARD_NEGATIVES,
+    METHODS,
+    OFFICIAL_SUFFIX,
+    SamplingError,
+    read_record,
+    require_record,
+)
 
-FORMAT = 1
+__all__ = [
+    "MEANING",
+    "METHODS",
+    "OFFICIAL_SUFFIX",
+    "WRITER",
+    "RowsDigest",
+    "SampledClusters",
+    "Sampling",
+    "SamplingError",
+    "read_official",
+    "read_record",
+    "read_sampling",
+    "subset_files",
+    "write_official",
+    "write_sampling",
+]
+
+WRITER = "sample"
+"""Who owns the files of a sampling folder; see `gen2embed_mteb.files`."""
 _ONLY_POSITIVE = (
     "of a member only its positive is meant, a hard negative of the anchor; similarity of query and negative"
 )
-METHODS = ("saha", "hn", "hn-beta", "in-batch")
 MEANING = {
     "saha": "members are whole pairs: every query of a cluster meets every positive of it; similarity of the queries",
     "hn": _ONLY_POSITIVE,
     "hn-beta": _ONLY_POSITIVE,
     "in-batch": "every row is alone; its negatives are what else is in the batch",
 }
-OFFICIAL_SUFFIX = "_hard_negatives.json"
-_AGAIN = "run gen2embed sample again"
-
-
-class SamplingError(Gen2EmbedError):
-    """A sampling file that cannot be used; the message names the file, the fault and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +121,7 @@ class Sampling:
             data = self.record["data"]
             raise SamplingError(
                 f"{self.path}: made with other rows than these; it used {data['source']}, split {data['split']!r}, "
-                f"limit {data['limit']}. Pass that data, or {_AGAIN} on this"
+                f"limit {data['limit']}. Pass that data, or {AGAIN} on this"
             )
 
 
@@ -120,22 +142,42 @@ class RowsDigest:
         return self._digest.hexdigest()
 
 
-def write_sampling(directory: Path, record: Mapping[str, Any], clusters: SampledClusters) -> None:
-    """Writes a subset's Parquet file, then its record; equal clusters are equal bytes.
+def subset_files(subset: str) -> tuple[str, str, str]:
+    """Return the names of a subset's files: its clusters, its record, and the official form.
 
     Args:
-        directory: The folder; must exist.
-        record: The record's content, with `subset`, `method`, `settings`, `data`, `model`, `counts`.
+        subset: The subset's name.
+    """
+    return f"{subset}.parquet", f"{subset}.json", subset + OFFICIAL_SUFFIX
+
+
+def write_sampling(directory: Path, record: Mapping[str, Any], clusters: SampledClusters) -> None:
+    """Write a subset's Parquet file, then its record; equal clusters are equal bytes.
+
+    Args:
+        directory: The folder; made if missing.
+        record: The record's content, with every field of `records.REQUIRED` but `file` and `sha256`.
         clusters: The clusters.
+
+    Raises:
+        ForeignFileError: A file of one of these names is there that `gen2embed sample` did not write, or that was
+            changed since; nothing was written then.
+        ValueError: The record has a field missing or out of its range.
     """
     data = _as_parquet(clusters)
-    name = f"{record['subset']}.parquet"
-    # A kill between two writes leaves a subset that is not finished, never one that looks damaged.
-    (directory / f"{record['subset']}.json").unlink(missing_ok=True)
-    write_atomic(directory / name, data)
+    clusters_file, record_file, official_file = subset_files(record["subset"])
     head = {"format": FORMAT, "subset": record["subset"], "method": record["method"]}
-    head |= {"meaning": MEANING[record["method"]], "file": name, "sha256": hashlib.sha256(data).hexdigest()}
-    write_json(directory / f"{record['subset']}.json", {**head, **record})
+    head |= {"meaning": MEANING[record["method"]], "file": clusters_file, "sha256": hashlib.sha256(data).hexdigest()}
+    whole = {**head, **record}
+    require_record(whole)
+    folder = OwnedFolder(directory, WRITER)
+    folder.check((clusters_file, record_file))
+    # A kill between two writes leaves a subset that is not finished, never one that looks damaged.
+    folder.remove(record_file)
+    if folder.owns(official_file):
+        folder.remove(official_file)  # it holds the clusters that are replaced
+    folder.write(clusters_file, data)
+    folder.write_json(record_file, whole)
 
 
 def _as_parquet(clusters: SampledClusters) -> bytes:
@@ -157,40 +199,6 @@ def _as_parquet(clusters: SampledClusters) -> bytes:
     return buffer.getvalue()
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Reads a record.
-
-    Args:
-        path: `<subset>.json`.
-
-    Returns:
-        Its content.
-
-    Raises:
-        SamplingError: It is missing or damaged, of an unknown format, or of an unknown method.
-    """
-    try:
-        record = json.loads(path.read_bytes())
-        version, method = record["format"], record["method"]
-        complete = all(record[key] is not None for key in ("file", "sha256"))
-        for section, keys in (
-            ("settings", ("num_hard_negatives",)),
-            ("data", ("num_rows", "digest", "source", "split", "limit")),
-            ("model", ("fingerprint",)),
-            ("counts", ("errors",)),
-        ):
-            complete &= all(key in record[section] for key in keys)
-    except FileNotFoundError as error:
-        raise SamplingError(f"{path}: not found; pass a file that gen2embed sample wrote, or {_AGAIN}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SamplingError(f"{path}: no record of a sampling run ({error!r}); {_AGAIN} with --overwrite") from error
-    if version != FORMAT:
-        raise SamplingError(f"{path}: format {version}, this version reads {FORMAT}; update gen2embed, or {_AGAIN}")
-    if method not in METHODS or not complete:
-        raise SamplingError(f"{path}: method {method!r}; known: {', '.join(METHODS)}. To mend it, {_AGAIN}")
-    return dict(record)
-
-
 def read_sampling(path: str | Path, methods: Sequence[str] = METHODS) -> Sampling:
     """Reads a subset's clusters and its record.
 
@@ -209,20 +217,24 @@ def read_sampling(path: str | Path, methods: Sequence[str] = METHODS) -> Samplin
     record = read_record(record_path)
     if record["method"] not in methods:
         needed = " or ".join(methods)
-        raise SamplingError(f"{record_path}: sampled with --method {record['method']}, needed is {needed}; {_AGAIN}")
-    parquet = record_path.with_name(Path(record["file"]).name)
+        raise SamplingError(f"{record_path}: sampled with --method {record['method']}, needed is {needed}; {AGAIN}")
+    parquet = record_path.with_name(record["file"])
     try:
+        if parquet.exists() and not parquet.is_file():
+            raise SamplingError(f"{parquet}: no regular file; {ANEW}")
         data = parquet.read_bytes()
     except OSError as error:
-        raise SamplingError(f"{parquet}: cannot be read ({error}); {_AGAIN}") from error
+        raise SamplingError(f"{parquet}: cannot be read ({error}); {AGAIN}") from error
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
-        raise SamplingError(f"{parquet}: damaged, its checksum differs from {record_path}; {_AGAIN} with --overwrite")
-    clusters = _from_parquet(parquet, data, record["settings"]["num_hard_negatives"])
+        raise SamplingError(
+            f"{parquet}: damaged, its checksum differs from {record_path}; move both away, then {AGAIN}"
+        )
+    clusters = _from_parquet(parquet, data, record)
     _check(parquet, clusters, record["data"]["num_rows"])
     return Sampling(record_path, record, clusters)
 
 
-def _from_parquet(path: Path, data: bytes, width: int) -> SampledClusters:
+def _from_parquet(path: Path, data: bytes, record: Mapping[str, Any]) -> SampledClusters:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -230,21 +242,43 @@ def _from_parquet(path: Path, data: bytes, width: int) -> SampledClusters:
         # Not `read_table`: its read-ahead threads may let go of `data` only after the interpreter is gone, and abort.
         file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
         table = file.read(["anchor", "members", "phase", "similarities"], use_threads=False)
-        anchors = table["anchor"].to_numpy().astype(np.int64)
-        phase = table["phase"].to_numpy().astype(np.int64)
+        anchors = _numbers(table["anchor"], np.int64)
+        phase = _numbers(table["phase"], np.int64)
         lists = {name: table[name].combine_chunks() for name in ("members", "similarities")}
         lengths = {name: np.diff(np.asarray(column.offsets)) for name, column in lists.items()}
-        values = {name: np.asarray(column.flatten()) for name, column in lists.items()}
-    except (pa.ArrowException, ValueError, KeyError, AttributeError) as error:
-        raise SamplingError(f"{path}: not a file of clusters ({error}); {_AGAIN} with --overwrite") from error
+        if any(column.null_count for column in lists.values()):
+            raise Gen2EmbedError("a list is null")
+        members_in = _numbers(lists["members"].flatten(), np.int64)
+        similarities_in = _numbers(lists["similarities"].flatten(), np.float32)
+    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SamplingError(f"{path}: not a file of clusters ({error}); {ANEW}") from error
+    width = record["settings"]["num_hard_negatives"]
     if not np.array_equal(lengths["members"], lengths["similarities"]) or lengths["members"].max(initial=0) > width:
-        raise SamplingError(f"{path}: members and similarities do not match; {_AGAIN} with --overwrite")
-    width = width if len(values["members"]) else 0
+        raise SamplingError(f"{path}: members and similarities do not match; {ANEW}")
+    # Compared before the table is made: a wrong k in the record would make it as wide as memory allows.
+    found = {"clusters": len(anchors), "short": int((lengths["members"] < width).sum())}
+    for name, count in found.items():
+        if record["counts"][name] != count:
+            raise SamplingError(
+                f"{path}: {count:,} {name} with k = {width}, but its record says {record['counts'][name]:,}; "
+                f"move both away, then {AGAIN}"
+            )
+    width = width if len(members_in) else 0
     real = np.arange(width) < lengths["members"][:, None]
     members = np.full(real.shape, -1, dtype=np.int64)
     similarities = np.full(real.shape, np.nan, dtype=np.float32)
-    members[real], similarities[real] = values["members"], values["similarities"]
+    members[real], similarities[real] = members_in, similarities_in
     return SampledClusters(anchors, members, phase, similarities)
+
+
+def _numbers(column: Any, dtype: Any) -> npt.NDArray[Any]:
+    """A column's values; a null or a text among them is an error, not a number."""
+    if column.null_count:
+        raise Gen2EmbedError("a value is null")
+    values = column.to_numpy(zero_copy_only=False) if not hasattr(column, "chunks") else column.to_numpy()
+    if values.dtype.kind not in ("iu" if np.issubdtype(dtype, np.integer) else "f"):
+        raise Gen2EmbedError(f"{values.dtype} where {np.dtype(dtype)} is expected")
+    return np.asarray(values.astype(dtype))
 
 
 def _check(path: Path, clusters: SampledClusters, num_rows: int) -> None:
@@ -254,14 +288,14 @@ def _check(path: Path, clusters: SampledClusters, num_rows: int) -> None:
     if wrong.any():
         cluster, place = np.argwhere(wrong)[0]
         raise SamplingError(
-            f"{path}: cluster {cluster} names row {rows[cluster, place]}, but the data has {num_rows} rows; {_AGAIN}"
+            f"{path}: cluster {cluster} names row {rows[cluster, place]}, but the data has {num_rows} rows; {AGAIN}"
         )
     ordered = np.sort(rows, axis=1)
     twice = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
     if twice.any():
-        raise SamplingError(f"{path}: cluster {np.flatnonzero(twice)[0]} names a row twice; {_AGAIN}")
+        raise SamplingError(f"{path}: cluster {np.flatnonzero(twice)[0]} names a row twice; {AGAIN}")
     if not np.isin(clusters.phase, (1, 2)).all():
-        raise SamplingError(f"{path}: a phase is neither 1 nor 2; {_AGAIN}")
+        raise SamplingError(f"{path}: a phase is neither 1 nor 2; {AGAIN}")
 
 
 def write_official(path: Path, clusters: SampledClusters, rows: Iterable[Mapping[str, Any]], method: str) -> None:
@@ -287,7 +321,8 @@ def write_official(path: Path, clusters: SampledClusters, rows: Iterable[Mapping
         else:
             texts, images = [row["pos_text"] for row in chosen], [row["pos_image_path"] for row in chosen]
             entries.append({**table[anchor], "neg_text": texts, "neg_image_path": images})
-    write_atomic(path, (json.dumps(entries, indent=4, ensure_ascii=False) + "\n").encode())
+    data = (json.dumps(entries, indent=4, ensure_ascii=False) + "\n").encode()
+    OwnedFolder(path.parent, WRITER).write(path.name, data)
 
 
 def read_official(path: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[str, SampledClusters]:
@@ -314,6 +349,8 @@ def read_official(path: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[str, S
     anchors: list[int] = []
     lists: list[list[int]] = []
     try:
+        if path.exists() and not path.is_file():
+            raise Gen2EmbedError("no regular file")
         entries = json.loads(path.read_bytes())
         for entry in entries:
             anchors.append(by_row[_row_key(entry)])
@@ -323,12 +360,16 @@ def read_official(path: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[str, S
                 method = "hn"
                 negatives = zip(entry["neg_text"], entry["neg_image_path"], strict=True)
                 lists.append([by_positive[negative] for negative in negatives])
+            if len(lists[-1]) > MAX_HARD_NEGATIVES:
+                raise Gen2EmbedError(f"entry {len(lists) - 1} has more than {MAX_HARD_NEGATIVES:,} negatives")
     except KeyError as error:
         raise SamplingError(
             f"{path}: entry {len(lists)}: {error} is not in this training data; pass --data_dir"
         ) from error
+    except RecursionError as error:
+        raise SamplingError(f"{path}: not in the official form (nested too deeply); {ANEW}") from error
     except (OSError, ValueError, TypeError) as error:
-        raise SamplingError(f"{path}: not in the official form ({error}); {_AGAIN} with --format official") from error
+        raise SamplingError(f"{path}: not in the official form ({error}); {AGAIN} with --format official") from error
     members = np.full((len(lists), max(map(len, lists), default=0)), -1, dtype=np.int64)
     phase = np.ones(len(lists), dtype=np.int64)
     seen: set[int] = set()

@@ -13,6 +13,7 @@ import numpy as np
 from gen2embed_mteb import pages
 from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.files import OwnedFolder
 from gen2embed_mteb.formatting import Table
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError
@@ -61,7 +62,7 @@ def inspect(
 
     Args:
         file: `<subset>.parquet` or `<subset>.json`, or the official code's `<subset>_hard_negatives.json`.
-        output: The page; None: `<subset>.html` beside the file.
+        output: The page, a name that ends in `.html`; None: `<subset>.html` beside the file.
         data_dir: The training data, where it is not where the record says, or where there is no record.
         image_dir: Its images, likewise.
         num_clusters: How many clusters to show at most.
@@ -72,7 +73,8 @@ def inspect(
     Raises:
         SamplingError: The file cannot be used, or was made with other data.
         DataError: The training data is not there.
-        ValueError: `num_clusters` is below 1.
+        ForeignFileError: The page would replace a file that `inspect` did not write, or that was changed since.
+        ValueError: `num_clusters` is below 1, or `output` does not end in `.html`.
     """
     if num_clusters < 1:
         raise Gen2EmbedError(f"num_clusters is {num_clusters}; pass 1 or more")
@@ -80,6 +82,11 @@ def inspect(
     official = path.name.endswith(OFFICIAL_SUFFIX)
     sampling = None if official else read_sampling(path)
     record = _stand_in(path, data_dir) if sampling is None else sampling.record
+    page = Path(output).expanduser() if output is not None else path.with_name(f"{record['subset']}.html")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise Gen2EmbedError(f"output is {page}; pass a file that ends in .html, since it is a page")
+    folder = OwnedFolder(page.parent, "inspect")
+    folder.check([page.name], [path])
     data = open_training_data(_data_config(record, data_dir, image_dir), path.parent / "images-cache")
     if sampling is None:
         method, clusters = _read_official(path, data)
@@ -101,8 +108,7 @@ def inspect(
         f"<p>{len(chosen)} of {len(clusters.anchors):,} clusters, at even distances. {html.escape(_guide(method))}</p>",
         *(_cluster(number, clusters, rows, data.images, method) for number in chosen.tolist()),
     ]
-    page = Path(output) if output is not None else path.with_name(f"{record['subset']}.html")
-    return pages.write_page(page, f"{record['subset']}: clusters", _STYLE, parts)
+    return folder.write(page.name, pages.page_bytes(f"{record['subset']}: clusters", _STYLE, parts))
 
 
 def _data_config(record: Mapping[str, Any], data_dir: str, image_dir: str) -> DataConfig:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from mmeb_files import COLOURS, M, write_images, write_table
 from PIL import Image
 from plain_encoder import PlainEncoder, vector
 
+from gen2embed_mteb.cli import main
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.files import LEDGER, ForeignFileError, OwnedFolder
 from gen2embed_mteb.mmeb.tables import DataError
 from gen2embed_mteb.store import StoreMismatchError
 from trainers.data import open_training_data
@@ -262,8 +266,8 @@ def test_another_model_is_refused_or_replaces(data: Path, tmp_path: Path) -> Non
     other = ModelRecord("other", "", "none", "other-1")
     with pytest.raises(SamplingError, match="model was 'plain-1', now 'other-1'"):
         run(settings(data, tmp_path / "out"), model=other)
-    for path in (tmp_path / "out").glob("*.json"):
-        path.unlink()
+    for name in BOTH:
+        (tmp_path / "out" / f"{name}.json").unlink()
     with pytest.raises(StoreMismatchError, match="--overwrite"):
         run(settings(data, tmp_path / "out"), model=other)
     assert run(settings(data, tmp_path / "out", overwrite=True), model=other).made == BOTH
@@ -477,6 +481,244 @@ def test_two_columns_that_cannot_be_used(tmp_path: Path) -> None:
         run(settings(tmp_path / "pairs.parquet", tmp_path / "out", **changes))
 
 
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file that a user sees, by its path."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def pairs_file(path: Path) -> Path:
+    """Six pairs, as Parquet or JSON lines."""
+    rows = [{"anchor": f"q{number}", "positive": f"p{number}"} for number in range(6)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def saved_to_disk(path: Path) -> Path:
+    datasets.Dataset.from_dict({"anchor": ["a", "b"], "positive": ["c", "d"]}).save_to_disk(path)
+    return path
+
+
+DATA_FOLDERS: dict[str, tuple[Any, str, str]] = {
+    # What is written; --data_dir and --output_dir below the folder it is written to.
+    "a file and its folder": (lambda root: pairs_file(root / "train.parquet"), "train.parquet", "."),
+    "a folder and itself": (lambda root: pairs_file(root / "train.parquet"), ".", "."),
+    "JSON lines and their folder": (lambda root: pairs_file(root / "train.jsonl"), "train.jsonl", "."),
+    "a folder of JSON lines": (lambda root: pairs_file(root / "train.jsonl"), ".", "."),
+    "by another name": (lambda root: pairs_file(root / "d" / "a.parquet"), "d/a.parquet", "d/../d"),
+    "through a link": (
+        lambda root: [pairs_file(root / "d" / "a.parquet"), (root / "link").symlink_to("d")],
+        "d",
+        "link",
+    ),
+    "shards": (lambda root: pairs_file(root / "a-00000-of-00001.parquet"), ".", "."),
+    "save_to_disk": (lambda root: saved_to_disk(root / "pairs"), "pairs", "pairs"),
+    "MMEB-train's root": (
+        lambda root: write_table(root / "Mine" / "original-00000-of-00001.parquet", caption_rows()),
+        ".",
+        ".",
+    ),
+    "MMEB-train's subset": (
+        lambda root: write_table(root / "Mine" / "original-00000-of-00001.parquet", caption_rows()),
+        ".",
+        "Mine",
+    ),
+    "a folder of MMEB-train's split": (
+        lambda root: write_table(root / "Mine" / "original.parquet", caption_rows()),
+        ".",
+        "new/original",
+    ),
+    "a subset that is called as the split": (
+        lambda root: write_table(root / "original" / "original.parquet", caption_rows()),
+        ".",
+        "data/new",
+    ),
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("case", DATA_FOLDERS)
+def test_the_training_data_is_no_place_for_clusters(tmp_path: Path, case: str, overwrite: bool) -> None:
+    make, data_dir, output_dir = DATA_FOLDERS[case]
+    make(tmp_path)
+    before, encoder = tree(tmp_path), Exact()
+    with pytest.raises(Gen2EmbedError, match=r"another --output_dir|a folder of their own"):
+        run(settings(tmp_path / data_dir, tmp_path / output_dir, subsets=(), overwrite=overwrite), encoder)
+    assert not encoder.given
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_of_its_own_below_the_data_is_fine(tmp_path: Path) -> None:
+    pairs_file(tmp_path / "train.parquet")
+    for _ in range(2):
+        assert run(settings(tmp_path, tmp_path / "sampled", subsets=())).records[0]["subset"] == "train"
+    assert run(settings(tmp_path, tmp_path / "again", subsets=())).made == ("train",)
+
+
+FOREIGN: dict[str, Any] = {
+    "VOC2007.parquet": pairs_file,
+    "VOC2007.json": lambda path: path.write_text("{}"),
+    "errors.jsonl": lambda path: path.write_text('{"dataset": "of another program"}\n'),
+    "MSCOCO_t2i_hard_negatives.json": lambda path: path.write_text("[]"),
+    "MSCOCO_t2i.parquet": lambda path: path.mkdir(),
+    "MSCOCO_t2i.json": lambda path: path.symlink_to("elsewhere.json"),
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_another_program_made_is_refused_before_anything_is_encoded(
+    data: Path, tmp_path: Path, name: str, overwrite: bool
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    FOREIGN[name](output / name)
+    before, encoder = tree(output), Exact()
+    with pytest.raises((ForeignFileError, SamplingError), match=re.escape(name)):
+        run(settings(data, output, overwrite=overwrite, file_format="official"), encoder)
+    assert not encoder.given
+    assert tree(output) == before
+
+
+@pytest.mark.parametrize("name", ["VOC2007.parquet", "VOC2007.json", "errors.jsonl"])
+def test_an_edited_file_is_the_users_and_overwrite_replaces_the_rest(data: Path, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "out"
+    run(settings(data, output))
+    whole = (output / name).read_bytes()
+    (output / name).write_bytes(whole + b"\n")
+    before, encoder = tree(output), Exact()
+    with pytest.raises(ForeignFileError, match=f"{re.escape(name)} was changed since gen2embed wrote it.*move it away"):
+        run(settings(data, output, num_hard_negatives=3, overwrite=True), encoder)
+    assert not encoder.given
+    assert tree(output) == before
+    (output / name).write_bytes(whole)
+    assert run(settings(data, output, num_hard_negatives=3, overwrite=True)).made == BOTH
+
+
+def test_the_errors_of_an_evaluation_are_not_replaced(data: Path, tmp_path: Path) -> None:
+    OwnedFolder(tmp_path / "out", "evaluate").write("errors.jsonl", b"")
+    with pytest.raises(ForeignFileError, match=r"errors\.jsonl was written by gen2embed evaluate"):
+        run(settings(data, tmp_path / "out", overwrite=True))
+
+
+def test_a_folder_of_an_earlier_version_is_read_and_not_replaced(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(settings(data, output))
+    (output / LEDGER).unlink()
+    before, encoder = tree(output), Exact()
+    assert run(settings(data, output), encoder).made == ()
+    with pytest.raises(SamplingError, match=r"VOC2007\.json: sampled by a version.*another --output_dir"):
+        run(settings(data, output, num_hard_negatives=3, overwrite=True), encoder)
+    assert not encoder.given
+    assert tree(output) == before
+    for path in output.glob("VOC2007.*"):
+        path.rename(tmp_path / path.name)
+    with pytest.raises(ForeignFileError, match=r"errors\.jsonl"):
+        run(settings(data, output))
+    (output / "errors.jsonl").unlink()
+    assert run(settings(data, output)).made == ("VOC2007",)
+    assert files(output)["VOC2007.parquet"] == before["VOC2007.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cats_hard_negatives", "official form of another subset"),
+        (".hidden", "begins with a dot"),
+        (".gen2embed-files", "begins with a dot"),
+        ("a\\b", "no file name should have"),
+        ("a\nb", "no file name should have"),
+        ("é" * 120, "too long"),
+        ("x" * 240, "too long"),
+    ],
+)
+def test_names_that_no_file_can_have_are_refused_before_anything_is_encoded(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    source = pairs_file(tmp_path / "data" / f"{name}.parquet")
+    encoder = Exact()
+    with pytest.raises(Gen2EmbedError, match=said):
+        run(settings(source, tmp_path / "out", subsets=()), encoder)
+    assert not encoder.given
+
+
+@pytest.mark.parametrize("name", ["train", "errors", "embeddings", "images-cache", "con fig", "ünï", "x" * 230])
+def test_names_that_look_odd_are_sampled(tmp_path: Path, name: str) -> None:
+    source = pairs_file(tmp_path / "data" / f"{name}.parquet")
+    for made in ((name,), ()):
+        assert run(settings(source, tmp_path / "out", subsets=())).made == made
+    assert read_sampling(tmp_path / "out" / f"{name}.json").record["subset"] == name
+
+
+def test_subsets_that_differ_in_case_are_both_sampled(tmp_path: Path) -> None:
+    for name in ("Cats", "cats"):
+        pairs_file(tmp_path / "data" / f"{name}.jsonl")
+    assert run(settings(tmp_path / "data", tmp_path / "out", subsets=())).made == ("Cats", "cats")
+    for name in ("Cats", "cats"):
+        assert read_sampling(tmp_path / "out" / f"{name}.json").record["subset"] == name
+
+
+def test_a_record_that_is_damaged_is_one_line_when_sampling_again(data: Path, tmp_path: Path) -> None:
+    run(settings(data, tmp_path / "out"))
+    record = tmp_path / "out" / "VOC2007.json"
+    whole = record.read_bytes()
+    for damage in (
+        lambda content: content["settings"].update(num_hard_negatives=None),
+        lambda content: content["settings"].update(num_hard_negatives=10**12),
+        lambda content: content.update(subset=["VOC2007"]),
+        lambda content: content["seconds"].pop("mine"),
+        lambda content: content["counts"].update(errors="0"),
+    ):
+        content = json.loads(whole)
+        damage(content)
+        record.write_text(json.dumps(content))
+        with pytest.raises(Gen2EmbedError, match=r"VOC2007\.json") as caught:
+            run(settings(data, tmp_path / "out"))
+        assert len(str(caught.value).splitlines()) == 1
+    record.unlink()
+    assert run(settings(data, tmp_path / "out")).made == ("VOC2007",)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"dataset": [], "row": 1, "file": "", "reason": ""}',
+        '{"dataset": "VOC2007", "row": "1", "file": "", "reason": ""}',
+        '{"dataset": "VOC2007", "row": 1, "file": null, "reason": ""}',
+        '{"dataset": "VOC2007"}',
+        "[]",
+        "[" * 100_000,
+        "\x00",
+    ],
+)
+def test_errors_that_are_damaged_are_one_line(data: Path, tmp_path: Path, line: str) -> None:
+    (data / "images" / "red.png").unlink()
+    run(settings(data, tmp_path / "out"))  # ten rows are tried again by the next run
+    OwnedFolder(tmp_path / "out", "sample").write("errors.jsonl", line.encode())
+    with pytest.raises(SamplingError, match=r"errors\.jsonl, line 1: damaged") as caught:
+        run(settings(data, tmp_path / "out"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_command_refuses_before_it_loads_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = pairs_file(tmp_path / "train.parquet")
+    before = tree(tmp_path)
+    for overwrite in ([], ["--overwrite"]):
+        words = ["sample", "--model_name", str(tmp_path / "no model"), "--data_dir", str(source)]
+        assert main([*words, "--output_dir", str(tmp_path), *overwrite]) == 2
+        said = capsys.readouterr().err
+        assert "is the folder of the training data" in said
+        assert len(said.splitlines()) == 1
+    assert tree(tmp_path) == before
+
+
 def test_a_subset_without_a_usable_row(data: Path, tmp_path: Path) -> None:
     write_table(data / "VOC2007" / "original-00000-of-00001.parquet", [train_row("", "", "p")])
     run(settings(data, tmp_path / "out", max_error_rate=1.0))
@@ -487,6 +729,7 @@ def test_a_subset_without_a_usable_row(data: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"num_hard_negatives": 0}, "num_hard_negatives is 0"),
+        ({"num_hard_negatives": 10**12}, "num_hard_negatives is 1000000000000; pass 10,000 or fewer"),
         ({"pool_multiplier": 0}, "pool_multiplier is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"limit": 0}, "limit is 0"),

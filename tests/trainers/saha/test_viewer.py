@@ -9,6 +9,9 @@ import pytest
 from mmeb_files import COLOURS, M, write_images, write_table
 from plain_encoder import PlainEncoder
 
+from gen2embed_mteb.cli import main
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.files import ForeignFileError
 from trainers.data import open_training_data
 from trainers.saha.files import SamplingError, read_sampling
 from trainers.saha.sample import ModelRecord, SampleConfig, sample
@@ -111,3 +114,73 @@ def test_the_official_form_can_be_inspected(tmp_path: Path) -> None:
     text = inspect(file, data_dir=str(tmp_path / "data"), num_clusters=100).read_text(encoding="utf-8")
     assert text.count("class='cluster'") == len(json.loads(file.read_text()))
     assert "class='similarity'" not in text  # the form has none
+
+
+def test_the_page_replaces_no_file_but_an_earlier_page(tmp_path: Path) -> None:
+    out = sampled(tmp_path)
+    page = inspect(out / "VOC2007.parquet")
+    assert inspect(out / "VOC2007.json", num_clusters=1) == page
+    table = tmp_path / "data" / "VOC2007" / "original-00000-of-00001.parquet"
+    before = {path: path.read_bytes() for path in (*out.glob("*.*"), table)}
+    for output in (
+        out / "VOC2007.parquet",
+        out / "VOC2007.json",
+        out / "Other.parquet",
+        out / "errors.jsonl",
+        tmp_path / "data" / "images" / "red.png",
+        table,
+        tmp_path / "page",
+    ):
+        with pytest.raises(Gen2EmbedError, match=r"ends in \.html"):
+            inspect(out / "VOC2007.parquet", output)
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_page_of_others_stays(tmp_path: Path) -> None:
+    out = sampled(tmp_path)
+    for name, make in (
+        ("notes.html", lambda path: path.write_text("mine")),
+        ("folder.html", lambda path: path.mkdir()),
+        ("link.html", lambda path: path.symlink_to("VOC2007.parquet")),
+    ):
+        make(out / name)
+        with pytest.raises(ForeignFileError, match=name):
+            inspect(out / "VOC2007.parquet", out / name)
+    assert (out / "notes.html").read_text() == "mine"
+    page = inspect(out / "VOC2007.parquet")
+    page.write_text(page.read_text() + "<!-- my notes -->")
+    with pytest.raises(ForeignFileError, match="was changed since"):
+        inspect(out / "VOC2007.parquet")
+    assert page.read_text().endswith("<!-- my notes -->")
+
+
+def test_a_damaged_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = sampled(tmp_path)
+    record = json.loads((out / "VOC2007.json").read_text())
+    for section, field, value in (
+        ("settings", "num_hard_negatives", None),
+        ("settings", "num_hard_negatives", "3"),
+        ("settings", "num_hard_negatives", 10**12),
+        ("data", "data_dir", 5),
+        ("model", "name", ["m"]),
+        ("counts", "rows", "many"),
+    ):
+        damaged = {**record, section: {**record[section], field: value}}
+        (out / "VOC2007.json").write_text(json.dumps(damaged))
+        assert main(["inspect", str(out / "VOC2007.parquet")]) == 2
+        said = capsys.readouterr().err
+        assert f"{section}.{field} is" in said
+        assert len(said.splitlines()) == 1
+    (out / "VOC2007.json").write_text(json.dumps({**record, "subset": ["VOC2007"]}))
+    assert main(["inspect", str(out / "VOC2007.json")]) == 2
+    assert 'subset is ["VOC2007"], must be the name of a subset' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "1", '["a"]', "[null]", "[[]]", '[{"qry": []}]', "[" * 100_000])
+def test_a_damaged_official_file_is_one_line(tmp_path: Path, content: str) -> None:
+    file = sampled(tmp_path, file_format="official") / "VOC2007_hard_negatives.json"
+    file.write_text(content)
+    with pytest.raises(SamplingError, match=r"VOC2007_hard_negatives\.json") as caught:
+        inspect(file, data_dir=str(tmp_path / "data"))
+    assert len(str(caught.value).splitlines()) == 1
