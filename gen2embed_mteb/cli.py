@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 from gen2embed_mteb import __version__
 from gen2embed_mteb.errors import Gen2EmbedError, run_command
+from gen2embed_mteb.paths import expand_home
 
 BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
 DEFAULT_MODEL = "gen2embed"
@@ -49,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 for a run with too many bad rows, 2 for input that cannot be used.
     """
     parser = _build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    given = expand_home(sys.argv[1:] if argv is None else argv)
+    arguments, rest = parser.parse_known_args(given)
     if rest and arguments.command not in PASSING_ON:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     if arguments.command == "mteb":  # its flags keep their dashes
-        given = sys.argv[1:] if argv is None else list(argv)
         arguments.rest = given[given.index("mteb") + 1 :]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for package in ("gen2embed_mteb", "trainers", "vlm2vec_adapter"):
@@ -136,6 +138,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resize", default="processor", help="processor, official, square-448")
     parser.add_argument("--min_side", type=int, default=28, help="smaller images are enlarged; 0: never")
     _add_encoding(parser)
+    _add_limits(parser)
     parser.add_argument("--max_error_rate", type=float, default=0.001, help="share of bad rows that fails the run")
     parser.add_argument("--overwrite", action="store_true", help="drop the vectors of another model in output_dir")
 
@@ -144,6 +147,15 @@ def _add_encoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_tokens", type=int, help="tokens a call (default: 1024 on a CPU, 8192 on a GPU)")
     parser.add_argument("--batch_size", type=int, default=512, help="inputs a call of the model, at most")
     parser.add_argument("--num_workers", type=int, default=4, help="threads that open images")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Flags of `rows.RowLimits`."""
+    from gen2embed_mteb.rows import RowLimits
+
+    for field in dataclasses.fields(RowLimits):
+        text = f"{field.metadata['help']}; a row beyond it is set aside (default: {field.default})"
+        parser.add_argument(f"--{field.name}", type=int, default=field.default, help=text)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -172,6 +184,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "batch_tokens",
         "batch_size",
         "num_workers",
+        "max_text_chars",
+        "max_candidates",
+        "max_row_bytes",
         "max_error_rate",
         "overwrite",
     )
@@ -253,6 +268,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resize", default="processor", help="processor, official, square-448")
     parser.add_argument("--min_side", type=int, default=28, help="smaller images are enlarged; 0: never")
     _add_encoding(parser)
+    _add_limits(parser)
     parser.add_argument("--max_error_rate", type=float, default=0.001, help="share of bad rows that fails the run")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_false", dest="overwrite", help="go on where a run stopped (default)")
@@ -261,8 +277,6 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    import dataclasses
-
     from gen2embed_mteb.evaluation import is_first_process
     from trainers.data import open_training_data
     from trainers.saha.outputs import check_outputs

@@ -23,7 +23,7 @@ from gen2embed_mteb.compositionality_scoring import (
 )
 from gen2embed_mteb.encoder import Encoder, Item
 from gen2embed_mteb.encoding import BulkEncoder
-from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.evaluation import (
     EvaluationConfig,
     RowError,
@@ -33,7 +33,8 @@ from gen2embed_mteb.evaluation import (
     write_errors,
 )
 from gen2embed_mteb.mmeb.datasets import lookup
-from gen2embed_mteb.mmeb.tables import DataError
+from gen2embed_mteb.mmeb.shards import DataError, require_regular
+from gen2embed_mteb.rows import BadRow, RowFault, RowLimits, checked_text, guarded, unique_keys
 from gen2embed_mteb.store import write_atomic, write_json
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 CAPTION_PREFIX = "Find me an image that matches the given caption: "
+MAX_SET_BYTES = 256 * 2**20
+"""The largest file of a set; the originals have less than a megabyte."""
 
 
 def evaluate_captions(
@@ -84,7 +87,7 @@ def evaluate_captions(
     scores: list[SetScore] = []
     errors: list[RowError] = []
     for name in names:
-        score, rejected = _evaluate_set(bulk, benchmark, name, files[name], records[name])
+        score, rejected = _evaluate_set(bulk, benchmark, name, (files[name], records[name]), config)
         scores.append(score)
         errors.extend(rejected)
         _warn_about_ties(score)
@@ -143,12 +146,15 @@ def read_records(path: Path, benchmark: CaptionBenchmark, limit: int | None = No
         The records as they are.
 
     Raises:
-        DataError: The file is not of that form, or a field is missing from every record.
+        DataError: The file is not of that form, too large, or a field is missing from every record.
     """
+    size = require_regular(path).stat().st_size
+    if size > MAX_SET_BYTES:
+        raise DataError(f"{path}: {size} bytes are no set of {benchmark.title}; download it again")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); download it again") from error
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({one_line(error)}); download it again") from error
     records = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(records, list):
         raise DataError(f"{path}: expected a list or a dict of records; download {benchmark.title}'s original files")
@@ -162,27 +168,41 @@ def read_records(path: Path, benchmark: CaptionBenchmark, limit: int | None = No
     return records[:limit]
 
 
-def record_items(record: Any, benchmark: CaptionBenchmark) -> tuple[Item, list[Item]]:
-    """The image and the captions of a record as items; raises ValueError with the reason."""
+def record_items(record: Any, benchmark: CaptionBenchmark, limits: RowLimits | None = None) -> tuple[Item, list[Item]]:
+    """Returns the image and the captions of a record as items.
+
+    Args:
+        record: What stands in the file.
+        benchmark: The benchmark.
+        limits: How long a text may be; None: as the defaults say.
+
+    Raises:
+        RowFault: The record cannot be used.
+    """
+    values: list[str] = []
     for field in ("filename", *benchmark.captions):
         value = record.get(field) if isinstance(record, dict) else None
         if not isinstance(value, str) or not value:
-            raise Gen2EmbedError(f"{field} is missing, empty or not a string")
-    return Item("", (record["filename"],)), [Item(CAPTION_PREFIX + record[field]) for field in benchmark.captions]
+            raise RowFault(f"{field} is missing, empty or not a string")
+        values.append(checked_text(value, field, limits or RowLimits()))
+    return Item("", (values[0],)), [Item(CAPTION_PREFIX + caption) for caption in values[1:]]
 
 
 def _evaluate_set(
-    bulk: BulkEncoder, benchmark: CaptionBenchmark, name: str, path: Path, records: list[Any]
+    bulk: BulkEncoder, benchmark: CaptionBenchmark, name: str, source: tuple[Path, list[Any]], limits: RowLimits
 ) -> tuple[SetScore, list[RowError]]:
+    path, records = source
     rows: list[tuple[int, Item, list[Item]]] = []
     rejected: list[RowError] = []
-    for index, record in enumerate(records):
-        try:
-            image, captions = record_items(record, benchmark)
-        except ValueError as error:
-            rejected.append(RowError(name, index, str(path), str(error)))
+
+    def make(index: int, record: Any) -> tuple[int, Item, list[Item]]:
+        return (index, *record_items(record, benchmark, limits))
+
+    for row in guarded(records, lambda _: str(path), make):
+        if isinstance(row, BadRow):
+            rejected.append(RowError(name, row.index, row.file, row.reason))
         else:
-            rows.append((index, image, captions))
+            rows.append(row)
     bulk.add("query", [caption for _, _, captions in rows for caption in captions], f"{name} captions")
     bulk.add("document", [image for _, image, _ in rows], f"{name} images")
     hits: dict[str, list[bool]] = {task: [] for task in benchmark.tasks}

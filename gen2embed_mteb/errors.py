@@ -7,6 +7,7 @@ exception, of ours or of a library, is a fault in the program and keeps its trac
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ _OF_THE_SYSTEM = frozenset(
     )
     if hasattr(errno, name)
 ).union(_NO_SPACE)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}")
 
 
 class Gen2EmbedError(ValueError):
@@ -54,11 +56,12 @@ def one_line(error: BaseException) -> str:
     r"""Return the message of an error as one line of text that any terminal can print.
 
     Line breaks and control characters become blanks. Lone surrogates, which no encoding can print, become `\udXXX`.
+    The memory address in the `repr` of an object is left out: it differs from run to run.
 
     Args:
         error: Any exception.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(_ADDRESS.sub("", str(error)).split()) or type(error).__name__
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in _printable(text))
 
 

@@ -14,6 +14,7 @@ from gen2embed_mteb.encoding import BulkEncoder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import RESIZE_POLICIES
+from gen2embed_mteb.rows import RowLimits
 from gen2embed_mteb.sharing import Share
 from gen2embed_mteb.store import EmbeddingStore, write_atomic
 
@@ -56,7 +57,7 @@ class EncodingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(EncodingConfig):
+class EvaluationConfig(EncodingConfig, RowLimits):
     """The settings of one evaluation run."""
 
     data_dir: str = setting("folder (or Hub id) of the benchmark's tables")
@@ -82,7 +83,8 @@ class EvaluationConfig(EncodingConfig):
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.
         """
-        super().__post_init__()
+        EncodingConfig.__post_init__(self)
+        RowLimits.__post_init__(self)
         if self.limit is not None and self.limit < 1:
             raise Gen2EmbedError(f"limit is {self.limit}; pass 1 or more")
         for name in ("data_dir", "output_dir"):
@@ -224,7 +226,8 @@ def write_errors(output_dir: Path, errors: list[RowError]) -> None:
         errors: The rejected rows, in order.
     """
     lines = (json.dumps(error._asdict(), ensure_ascii=False) + "\n" for error in errors)
-    write_atomic(output_dir / "errors.jsonl", "".join(lines).encode())
+    # The name of a file may hold a lone surrogate; `\\udXXX` is how JSON writes it.
+    write_atomic(output_dir / "errors.jsonl", "".join(lines).encode("utf-8", "backslashreplace"))
 
 
 def installed_versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.errors import Gen2EmbedError, one_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """The decoders that may run. Pillow knows some forty; the rest is attack surface that no benchmark needs."""
@@ -43,6 +43,7 @@ class ImageError(Gen2EmbedError):
 
     def __init__(self, file: str, reason: str, remedy: str) -> None:
         """Builds the message `image FILE: REASON; REMEDY`."""
+        reason = one_line(ValueError(reason))  # a decoder's own error may hold a memory address
         super().__init__(f"image {file!r}: {reason}; {remedy}")
         self.file = file
         self.reason = reason

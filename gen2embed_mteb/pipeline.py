@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.encoder import Fault, Side, StagedEncoder
-from gen2embed_mteb.errors import is_of_the_system
+from gen2embed_mteb.errors import is_of_the_system, one_line
 from gen2embed_mteb.images import ImageError
 from gen2embed_mteb.shard_checks import NORM_TOLERANCE
 from gen2embed_mteb.store import Shard
@@ -160,7 +160,7 @@ class _Stages:
                 return _checked(vectors, len(inputs))
             except ValueError as error:
                 if len(inputs) == 1:
-                    return [_Failed(Fault("", f"refused by the encoder: {error}"))]
+                    return [_Failed(Fault("", f"refused by the encoder: {one_line(error)}"))]
                 refusal = error
             except (RuntimeError, MemoryError) as error:
                 # torch.OutOfMemoryError by name: torch is not imported for this.

@@ -1,8 +1,7 @@
 """What stands in a column of training data, opened and made into model features.
 
-A cell is a text (a string is always text), a PIL image, or a dict: `{"text", "image"}` as `Gen2Embed` takes it, either
-key missing or None, or `{"bytes", "path"}` as `datasets` stores an image. An image in a dict may be any of the three:
-a path, a PIL image, `{"bytes", "path"}`, or a list of them.
+A cell is a text (a string is always text), a PIL image, or a dict by the rule of `cells.py`. An image in a dict may be
+a path, a PIL image, or `{"bytes", "path"}` as `datasets` stores it, or a list of them.
 
 Images are opened when their batch is made, in the data loader's workers where there are any, and resized before the
 model's processor sees them. Rows are padded on the right: the cached loss then cuts every sub-batch to its own width.
@@ -19,11 +18,10 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import RESIZE_POLICIES, decode, ensure_min_side, open_image, resize
 from gen2embed_mteb.inputs import Content, content_of
+from trainers.cells import read_cell, stored_image
 
 if TYPE_CHECKING:
     from gen2embed_mteb.model import Gen2Embed
-
-STORED_IMAGE = {"bytes", "path"}
 
 
 class CellReader:
@@ -81,18 +79,19 @@ class CellReader:
 
     def content(self, cell: Any) -> Content:
         """Opens one cell."""
-        if isinstance(cell, Image.Image) or (isinstance(cell, dict) and cell and cell.keys() <= STORED_IMAGE):
+        if isinstance(cell, Image.Image):
             cell = {"image": cell}
         if isinstance(cell, dict) and "role" not in cell:
-            images = cell.get("image") or cell.get("images") or []
-            opened = [self._open(image) for image in (images if isinstance(images, list | tuple) else [images])]
-            cell = {"text": cell.get("text"), "image": opened}
+            text, images = read_cell(cell)
+            cell = {"text": text, "image": [self._open(image) for image in images]}
         return content_of(cell)
 
     def _open(self, image: Any) -> Image.Image:
-        if isinstance(image, dict) and image.keys() <= STORED_IMAGE:
-            data, path = image.get("bytes"), image.get("path")
-            image = decode(io.BytesIO(data), path or f"of {len(data)} bytes in the data") if data else path
+        if isinstance(image, dict):
+            path = image.get("path")
+            image = stored_image(image)
+            if isinstance(image, bytes):
+                image = decode(io.BytesIO(image), path or f"of {len(image)} bytes in the data")
         if isinstance(image, str):
             image = self._images.open(image) if self._images else open_image(image, self._model.image_root)
         if not isinstance(image, Image.Image):

@@ -18,40 +18,59 @@ that open images work from paths. Images that the data names by path stay where 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
-
-from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation import find_images, setting
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.images import ImageFacts
 from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.mmeb.readers import NEGATIVE_COLUMNS, TRAIN_COLUMNS, BadRow, TrainRow, read_train_rows
-from gen2embed_mteb.mmeb.tables import DataError, SubsetTable, local_files, open_subsets
-from gen2embed_mteb.store import write_atomic
+from gen2embed_mteb.mmeb.shards import (
+    by_table,
+    canonical_split,
+    is_utf8,
+    of_split,
+    require_regular,
+    split_files,
+    split_of,
+    table_name,
+    whole_table,
+)
+from gen2embed_mteb.mmeb.tables import DataError, SubsetTable, open_files, open_subsets
+from gen2embed_mteb.rows import RowLimits, guarded
+from trainers.image_cache import EMBEDDED, CachedImages
+from trainers.json_lines import JsonLines
+from trainers.pairs import PairSubset, Table
+
+__all__ = [
+    "EMBEDDED",
+    "CachedImages",
+    "DataConfig",
+    "JsonLines",
+    "MmebSubset",
+    "PairSubset",
+    "TrainingData",
+    "TrainingSubset",
+    "open_training_data",
+]
+
+logger = logging.getLogger(__name__)
 
 MINI = "mmeb-mini"
 SPLITS = ("original", "diverse_instruction")
 PAIR_COLUMNS = (("anchor", "positive"), ("query", "positive"))
-EMBEDDED = "embedded:"
-"""What the path of an image begins with that was embedded in a table; the rest is its SHA-256."""
 
-_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(RowLimits):
     """Which training pairs to read."""
 
     data_dir: str = setting("folder, file or Hub id of the training pairs, or mmeb-mini")
@@ -68,6 +87,7 @@ class DataConfig:
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.
         """
+        RowLimits.__post_init__(self)
         if not self.data_dir:
             raise Gen2EmbedError("data_dir is empty; pass a folder, a file, a Hub id, or mmeb-mini")
         if self.limit is not None and self.limit < 1:
@@ -91,21 +111,6 @@ class TrainingSubset(Protocol):
         """Reads the pairs in order."""
 
 
-class Table(Protocol):
-    """What reading pairs needs of a table; `SubsetTable` and `JsonLines` are ones."""
-
-    @property
-    def source(self) -> str:
-        """The file or Hub id, for messages."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of its columns."""
-
-    def rows(self, columns: Sequence[str], limit: int | None = None) -> Iterator[dict[str, Any]]:
-        """Reads rows in order."""
-
-
 @dataclass(frozen=True)
 class MmebSubset:
     """A subset in MMEB-train's form.
@@ -114,11 +119,13 @@ class MmebSubset:
         name: Its name in the training data (`ImageNet_1K`).
         table: Its table.
         limit: Read this many rows.
+        limits: How large a row may be.
     """
 
     name: str
     table: SubsetTable
     limit: int | None = None
+    limits: RowLimits = field(default_factory=RowLimits)
 
     @property
     def source(self) -> str:
@@ -131,178 +138,18 @@ class MmebSubset:
         Raises:
             DataError: The file is damaged.
         """
-        return read_train_rows(self.table, self.limit)
+        return read_train_rows(self.table, self.limit, self.limits)
 
     def columns(self) -> Iterator[dict[str, Any]]:
-        """Reads the rows as they are, MMEB-train's columns by name.
+        """Reads the rows as they are, MMEB-train's columns by name; all None in a row that cannot be read.
 
         Raises:
             DataError: The file is damaged.
         """
-        negative = [column for column in NEGATIVE_COLUMNS if column in self.table.columns]
-        return self.table.rows((*TRAIN_COLUMNS, *negative), self.limit)
-
-
-class CachedImages(ImageSource):
-    """Images by path, and those that were embedded in a table.
-
-    Args:
-        root: Folder or archive of the images with a path; None where there are none.
-        cache: Folder of the embedded ones; made when the first is kept.
-    """
-
-    def __init__(self, root: Path | None, cache: Path) -> None:
-        """Checks the root."""
-        if root is None:
-            cache.mkdir(parents=True, exist_ok=True)
-        super().__init__(root if root is not None else cache)
-        self._cache = cache
-
-    def keep(self, data: bytes) -> str:
-        """Keeps an encoded image.
-
-        Args:
-            data: The bytes of an image file.
-
-        Returns:
-            The path under which `open` finds it.
-        """
-        digest = hashlib.sha256(data).hexdigest()
-        target = self._cache / digest[:2] / digest
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(target, data)
-        return EMBEDDED + digest
-
-    def open(self, path: str) -> Image.Image:
-        """Opens one image as RGB; see `ImageSource.open`."""
-        inside = self._embedded(path)
-        return ImageSource(self._cache).open(inside) if inside else super().open(path)
-
-    def facts(self, path: str) -> ImageFacts:
-        """Digest and size; see `ImageSource.facts`."""
-        inside = self._embedded(path)
-        return ImageSource(self._cache).facts(inside) if inside else super().facts(path)
-
-    @staticmethod
-    def _embedded(path: str) -> str:
-        digest = path.removeprefix(EMBEDDED)
-        return f"{digest[:2]}/{digest}" if digest != path and re.fullmatch("[0-9a-f]{64}", digest) else ""
-
-
-@dataclass(frozen=True)
-class PairSubset:
-    """A subset in two columns.
-
-    Attributes:
-        name: Its name.
-        table: Its table.
-        columns: The query's column and its positive's.
-        images: Where images are kept that the table embeds.
-        image_columns: The columns whose strings are paths of images.
-        limit: Read this many rows.
-    """
-
-    name: str
-    table: Table
-    columns: tuple[str, str]
-    images: CachedImages
-    image_columns: tuple[str, ...] = ()
-    limit: int | None = None
-
-    @property
-    def source(self) -> str:
-        """The file or Hub id, for messages."""
-        return self.table.source
-
-    def rows(self) -> Iterator[TrainRow | BadRow]:
-        """Reads the pairs in order; embedded images are kept on the way.
-
-        Raises:
-            DataError: The file is damaged.
-        """
-        for index, row in enumerate(self.table.rows(self.columns, self.limit)):
-            try:
-                query, positive = (self._item(row[column], column) for column in self.columns)
-            except ValueError as error:
-                yield BadRow(index, self.source, str(error))
-                continue
-            yield TrainRow(index, query, positive, None)
-
-    def _item(self, cell: Any, column: str) -> Item:
-        if isinstance(cell, str) and column not in self.image_columns:
-            item = Item(cell)
-        elif isinstance(cell, dict) and cell.keys() & {"text", "image"}:
-            text, image = cell.get("text") or "", cell.get("image")
-            if not isinstance(text, str):
-                raise Gen2EmbedError(f"{column}: its text is {type(text).__name__}, not a string")
-            item = Item(text, (self._path(image, column),) if image else ())
-        else:
-            item = Item("", (self._path(cell, column),))
-        if not item.text and not item.images:
-            raise Gen2EmbedError(f"{column} has neither text nor image")
-        return item
-
-    def _path(self, image: Any, column: str) -> str:
-        if isinstance(image, str) and image:
-            return image
-        if isinstance(image, dict) and image.keys() & {"bytes", "path"}:
-            if image.get("bytes"):
-                return self.images.keep(image["bytes"])
-            if image.get("path"):
-                return str(image["path"])
-        what = "null" if image is None else type(image).__name__
-        raise Gen2EmbedError(f'{column} is {what}, not a text, a path in image_columns, or {{"bytes", "path"}}')
-
-
-@dataclass(frozen=True)
-class JsonLines:
-    """A table with one JSON object a line.
-
-    Attributes:
-        path: The file.
-    """
-
-    path: Path
-
-    @property
-    def source(self) -> str:
-        """The file, for messages."""
-        return str(self.path)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names that the first line has."""
-        return tuple(next(self._lines(), {}))
-
-    def rows(self, columns: Sequence[str], limit: int | None = None) -> Iterator[dict[str, Any]]:
-        """Reads rows in order.
-
-        Args:
-            columns: The names wanted; None stands where a line lacks one.
-            limit: Stop after this many rows.
-
-        Yields:
-            One dict a line.
-
-        Raises:
-            DataError: A line is no JSON object.
-        """
-        for line in islice(self._lines(), limit):
-            yield {column: line.get(column) for column in columns}
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{self.path}, line {number}: no JSON ({error}); write the file again") from error
-                if not isinstance(value, dict):
-                    raise DataError(f"{self.path}, line {number}: not an object; one row a line is expected")
-                yield value
+        columns = (*TRAIN_COLUMNS, *(column for column in NEGATIVE_COLUMNS if column in self.table.columns))
+        rows = self.table.rows(columns, self.limit, self.limits)
+        for row in guarded(rows, self.table.file_of, lambda _, row: dict(row)):
+            yield dict.fromkeys(columns) if isinstance(row, BadRow) else row
 
 
 @dataclass(frozen=True)
@@ -348,12 +195,15 @@ def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
     if not path.exists() and not _HUB_ID.fullmatch(config.data_dir):
         raise DataError(f"{config.data_dir}: no such folder or file; pass an existing --data_dir, or OWNER/NAME")
     if path.exists():
-        tables = _pair_tables(path, config.split or "train")
-        return _open_pairs(config, {name: tables[name] for name in _chosen(config.subsets, list(tables))}, path, cache)
+        files, split = _local_tables(path, config.split)
+        chosen = _chosen(config.subsets, list(files))
+        tables = {name: _open_table(name, files[name], whole=not path.is_file()) for name in chosen}
+        return _open_pairs(config, tables, path, cache, split)
     names = _hub_names(config.data_dir)
     if {folder for dataset in MMEB.datasets for folder in dataset.folders} & set(names):
         return _open_mmeb(config, config.data_dir, cache, _training_sets(MMEB, config.subsets, ()))
-    return _open_pairs(config, _hub_tables(config, names, config.split or "train"), path, cache)
+    split = config.split or "train"
+    return _open_pairs(config, _hub_tables(config, names, split), path, cache, split)
 
 
 def _training_sets(benchmark: Benchmark, subsets: Sequence[str], found: Sequence[str]) -> list[DatasetInfo]:
@@ -366,7 +216,7 @@ def _training_sets(benchmark: Benchmark, subsets: Sequence[str], found: Sequence
     if not subsets:
         return known
     by_name = {dataset.name: dataset for dataset in known}
-    aliases = {folder.lower(): dataset.name for dataset in known for folder in dataset.folders}
+    aliases = {folder: dataset.name for dataset in known for folder in dataset.folders}
     chosen = {lookup(name, aliases, "subset", by_name) for name in subsets}
     return [dataset for dataset in known if dataset.name in chosen]
 
@@ -379,8 +229,9 @@ def _benchmark_of(found: Sequence[str]) -> Benchmark:
 
 def _mmeb_folders(root: Path, split: str) -> list[str]:
     """The folders with files of the split in MMEB-train's form, by name."""
-    folders = {path.name for parent in (root, root / "data") if parent.is_dir() for path in parent.iterdir()}
-    return [name for name in sorted(folders) if local_files(root, DatasetInfo(name, "Retrieval", True, "label"), split)]
+    inside = [path for parent in (root, root / "data") if parent.is_dir() for path in parent.iterdir()]
+    names = {path.name for path in inside if path != root / "data" and is_utf8(path.name) and split_files(path, split)}
+    return sorted(names)
 
 
 def _hub_names(hub_id: str) -> list[str]:
@@ -398,22 +249,23 @@ def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: li
     for _, table in tables:
         table.require(TRAIN_COLUMNS)
     images = CachedImages(find_images(str(data_dir), config.image_dir).path, cache)
-    subsets = [MmebSubset(dataset.folders[-1], table, config.limit) for dataset, table in tables]
+    subsets = [MmebSubset(dataset.folders[-1], table, config.limit, config) for dataset, table in tables]
     return TrainingData(tuple(subsets), images, split)
 
 
-def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cache: Path) -> TrainingData:
+def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cache: Path, split: str) -> TrainingData:
     root = path.parent if path.is_file() else path
     named = config.image_dir or root.is_dir()
     images = CachedImages(find_images(str(root), config.image_dir).path if named else None, cache)
     subsets = [
-        PairSubset(name, table, _two_columns(table, config.columns), images, config.image_columns, config.limit)
+        PairSubset(name, table, _two_columns(table, config.columns), images, config.image_columns, config.limit, config)
         for name, table in tables.items()
     ]
     for subset in subsets:
         if not set(config.image_columns) <= set(subset.columns):
             raise DataError(f"{subset.source}: image_columns {config.image_columns} are not among {subset.columns}")
-    return TrainingData(tuple(subsets), images, config.split or "train")
+        subset.require_usable()
+    return TrainingData(tuple(subsets), images, split)
 
 
 def _two_columns(table: Table, wanted: tuple[str, ...]) -> tuple[str, str]:
@@ -426,46 +278,75 @@ def _two_columns(table: Table, wanted: tuple[str, ...]) -> tuple[str, str]:
     )
 
 
-def _pair_tables(path: Path, split: str) -> dict[str, Table]:
-    """The tables of a local file or folder by subset name, in order of name."""
-    import pyarrow
-    import pyarrow.parquet
+def _local_tables(path: Path, split: str) -> tuple[dict[str, list[Path]], str]:
+    """The files of each table of a local file or folder, by subset name, and the split that they are of.
 
+    Raises:
+        DataError: There are none, or none of that split, or it is not clear which are.
+    """
     if (path / "dataset_dict.json").is_file():
-        path = path / split
+        path, split = path / (split or "train"), split or "train"
         if not path.is_dir():
             raise DataError(f"{path}: no such split; pass another --split")
+        return {path.name: [path]}, split
     if (path / "dataset_info.json").is_file():
-        import datasets
-
-        return {path.name: _loaded(datasets.load_from_disk(str(path)), str(path))}
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    groups: dict[str, list[Path]] = {}
-    for file in files:
-        if file.suffix in (".parquet", ".jsonl"):
-            shard = _SHARD.fullmatch(file.stem)
-            groups.setdefault(shard[1] if shard else file.stem, []).append(file)
-    if not groups:
+        return {path.name: [path]}, _saved_split(path, split)
+    if path.is_file():
+        own = split_of(path)
+        if split and own and canonical_split(split) != own:
+            raise DataError(f"{path}: its name says split {own!r}, not {split!r}; leave --split out to use it so")
+        if table_name(path) != path.stem:
+            logger.warning("%s is one shard of several; pass its folder as --data_dir to use all", path)
+        return {table_name(path): [path]}, split or own or "train"
+    if not path.is_dir():
+        require_regular(path)  # a named pipe, a device
+    folders = [folder for folder in (path, path / "data") if folder.is_dir()]
+    found = [[file for file in sorted(folder.iterdir()) if _is_table(file)] for folder in folders]
+    files = next((files for files in found if files), [])
+    if not files:
         raise DataError(
             f"{path}: neither MMEB-train's form (SUBSET/original-00000-of-00001.parquet) nor .parquet or .jsonl files "
             "nor a folder of datasets.save_to_disk; check --data_dir and --split"
         )
-    tables: dict[str, Table] = {}
-    for name, group in groups.items():
-        if group[0].suffix == ".jsonl":
-            if len(group) > 1:
-                raise DataError(f"{group[0]}: {name} lies here as several files; keep one of them")
-            tables[name] = JsonLines(group[0])
-            continue
-        try:
-            metadata = [pyarrow.parquet.ParquetFile(file) for file in group]
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{group[0]}: not a readable parquet file ({error}); write it again") from error
-        columns = tuple(metadata[0].schema_arrow.names)
-        tables[name] = SubsetTable(
-            str(group[0]), columns, sum(one.metadata.num_rows for one in metadata), files=tuple(group)
-        )
-    return tables
+    tables = by_table(of_split(files, split or "train"))
+    for name in tables:
+        if not is_utf8(name):
+            raise DataError(f"{path}: the name of {name!r} is not UTF-8; rename the file")
+    return tables, split or "train"
+
+
+def _is_table(file: Path) -> bool:
+    return file.suffix in (".parquet", ".jsonl") and not file.name.startswith(".") and not file.is_dir()
+
+
+def _saved_split(path: Path, split: str) -> str:
+    """The split of a folder of `save_to_disk`; it knows its own."""
+    try:
+        saved = str(json.loads(require_regular(path / "state.json").read_bytes())["_split"] or "")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        saved = ""
+    own = re.split(r"[\[+]", saved)[0]
+    if split and own and canonical_split(split) != canonical_split(own):
+        raise DataError(f"{path}: holds split {own!r}, not {split!r}; leave --split out to use it")
+    return split or own or "train"
+
+
+def _open_table(name: str, files: Sequence[Path], *, whole: bool) -> Table:
+    """Opens a table; `whole` demands all its shards."""
+    import datasets
+
+    if files[0].is_dir():
+        for file in files[0].iterdir():
+            require_regular(file)
+        return _loaded(datasets.load_from_disk(str(files[0])), str(files[0]))
+    ordered = whole_table(files) if whole else tuple(files)
+    if ordered[0].suffix == ".parquet":
+        return open_files(ordered)
+    if len(ordered) > 1:
+        raise DataError(f"{ordered[0]}: {name} lies here as several files; join them into one")
+    table = JsonLines(ordered[0])
+    table.require_rows()
+    return table
 
 
 def _hub_tables(config: DataConfig, names: Sequence[str], split: str) -> dict[str, Table]:
@@ -483,7 +364,7 @@ def _hub_tables(config: DataConfig, names: Sequence[str], split: str) -> dict[st
 
 def _chosen(subsets: Sequence[str], names: Sequence[str]) -> list[str]:
     """The names that were asked for, or all, in the order of all."""
-    chosen = {lookup(name, {known.lower(): known for known in names}, "subset", names) for name in subsets}
+    chosen = {lookup(name, {known: known for known in names}, "subset", names) for name in subsets}
     return [name for name in names if not subsets or name in chosen]
 
 
@@ -494,4 +375,6 @@ def _loaded(dataset: Any, source: str) -> SubsetTable:
         if isinstance(feature, datasets.Image):
             # Images are opened later and by `ImageSource`, which limits what is decoded.
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    if not len(dataset):
+        raise DataError(f"{source}: the table has no rows; check --data_dir and --split")
     return SubsetTable(source, tuple(dataset.column_names), len(dataset), loaded=dataset)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.image_source import ImageSource, open_input
 from gen2embed_mteb.mmeb.readers import BadRow
+from trainers.cells import read_cell
 from trainers.data import TrainingData, TrainingSubset
 from trainers.saha.files import RowsDigest, Sampling, SamplingError
 
@@ -147,9 +148,10 @@ class OpenInputs:
 
         Raises:
             ImageError: An image cannot be opened.
+            TypeError: The cell has another key.
         """
-        paths = cell["image"] or ()
-        return open_input(self._images, cell["text"], paths, self._resize_policy, self._min_side)
+        text, paths = read_cell(cell)
+        return open_input(self._images, text or "", paths, self._resize_policy, self._min_side)
 
 
 def training_dataset(data: TrainingData, sampling: Sampling | Sequence[Sampling], seed: int = 0) -> TrainingSet:

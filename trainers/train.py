@@ -29,8 +29,10 @@ from gen2embed_mteb.adapters import new_adapter
 from gen2embed_mteb.errors import Gen2EmbedError, run_command
 from gen2embed_mteb.evaluation import EvaluationConfig, find_images, installed_versions
 from gen2embed_mteb.families import family_of
+from gen2embed_mteb.mmeb.datasets import matches
 from gen2embed_mteb.mmeb.tables import open_subsets
 from gen2embed_mteb.model import Gen2Embed
+from gen2embed_mteb.paths import expand_home
 from gen2embed_mteb.short_names import resolve
 from gen2embed_mteb.store import write_json
 from trainers.card import data_section
@@ -128,13 +130,18 @@ def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: i
         files = [given]
     if not files:
         raise SamplingError(f"{path}: no sampling files there; pass the --output_dir of gen2embed sample")
-    by_name = {file.stem.lower(): file for file in files}
-    missing = [name for name in subsets if name.lower() not in by_name]
-    if missing:
-        known = ", ".join(file.stem for file in files)
-        raise SamplingError(f"{path}: subset {missing[0]!r} was not sampled, only {known}; see --subsets")
-    wanted = {name.lower() for name in subsets} or set(by_name)
-    samplings = [read_sampling(file) for name, file in by_name.items() if name in wanted]
+    known = {file.stem: file.stem for file in files}
+    wanted: set[str] = set()
+    for name in subsets:
+        meant = matches(name, known)
+        if not meant:
+            raise SamplingError(f"{path}: subset {name!r} was not sampled, only {', '.join(known)}; see --subsets")
+        if len(meant) > 1:
+            raise SamplingError(
+                f"{path}: subset {name!r} can mean {' or '.join(meant)}; write the one you mean exactly"
+            )
+        wanted.add(meant[0])
+    samplings = [read_sampling(file) for file in files if not wanted or file.stem in wanted]
     for sampling in samplings:
         k = sampling.record["settings"]["num_hard_negatives"]
         if num_hard_negatives not in (None, k):
@@ -159,13 +166,15 @@ def open_sampled_data(samplings: Sequence[Sampling], data_dir: str = "", image_d
         SamplingError: The files are of different data.
     """
     first = samplings[0].record["data"]
-    settings = {key: first[key] for key in ("data_dir", "image_dir", "split", "columns", "image_columns", "limit")}
+    keys = ("data_dir", "image_dir", "split", "columns", "image_columns", "limit", "row_limits")
+    settings = {key: first.get(key) for key in keys}
     for sampling in samplings:
         for key, value in settings.items():
-            if sampling.record["data"][key] != value:
+            own = sampling.record["data"].get(key)
+            if own != value:
                 raise SamplingError(
-                    f"{sampling.path}: sampled with {key} {sampling.record['data'][key]!r}, {samplings[0].path} with "
-                    f"{value!r}; train on files of one run"
+                    f"{sampling.path}: sampled with {key} {own!r}, {samplings[0].path} with {value!r}; train on files "
+                    "of one run"
                 )
     config = DataConfig(
         data_dir=data_dir or settings["data_dir"],
@@ -176,6 +185,7 @@ def open_sampled_data(samplings: Sequence[Sampling], data_dir: str = "", image_d
         columns=tuple(settings["columns"]),
         image_columns=tuple(settings["image_columns"]),
         limit=settings["limit"],
+        **(settings["row_limits"] or {}),
     )
     return open_training_data(config, samplings[0].path.parent / "images-cache")
 
@@ -410,7 +420,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T
         allow_abbrev=False,
     )
     parser.set_defaults(per_device_train_batch_size=None, bf16=None)
-    given = vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(expand_home(sys.argv[1:] if argv is None else argv)))
     config = TrainConfig(**_of(TrainConfig, given))
     if given["batch_sampler"] != BatchSamplers.BATCH_SAMPLER:
         raise Gen2EmbedError(f"batch_sampler is {given['batch_sampler']}; leave it out, batches are made of clusters")

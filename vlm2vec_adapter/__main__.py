@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
+from gen2embed_mteb.paths import expand_home
 from vlm2vec_adapter.options import usage
 
 USAGE = f"""\
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 for input that cannot be used.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = expand_home(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if words else 2

@@ -7,7 +7,8 @@ one's own, MMEB-mini among them, is another `Benchmark` value; nothing else in t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,9 +106,9 @@ class Benchmark:
         Raises:
             ValueError: A name is unknown (the message suggests and lists the known ones) or nothing matches both.
         """
-        aliases = {folder.lower(): dataset.name for dataset in self.datasets for folder in dataset.folders}
+        aliases = {folder: dataset.name for dataset in self.datasets for folder in dataset.folders}
         names = {lookup(name, aliases, "dataset", self.names) for name in subsets} or set(self.names)
-        known = {task.lower(): task for task in self.meta_tasks}
+        known = {task: task for task in self.meta_tasks}
         tasks = {lookup(task, known, "meta-task", self.meta_tasks) for task in meta_tasks} or set(self.meta_tasks)
         chosen = tuple(item for item in self.datasets if item.name in names and item.meta_task in tasks)
         if not chosen:
@@ -118,18 +119,51 @@ class Benchmark:
         return Benchmark(self.name, self.title, chosen)
 
 
-def lookup(name: str, known: dict[str, str], kind: str, listed: Iterable[str]) -> str:
-    """Resolves a name that a user typed, or says what could have been meant."""
-    lowered = name.strip().lower()
-    if lowered in known:
-        return known[lowered]
+def lookup(name: str, known: Mapping[str, str], kind: str, listed: Iterable[str]) -> str:
+    """Resolves a name that a user typed: as it is spelled, or else in any case if only one name is meant.
+
+    Args:
+        name: What the user typed.
+        known: What each name stands for, by its spellings; several spellings may stand for one name.
+        kind: What is looked up, for the message.
+        listed: The names to list in the message.
+
+    Raises:
+        Gen2EmbedError: The name is unknown, or spelled as none of several that differ in case alone.
+    """
+    meant = matches(name, known)
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise Gen2EmbedError(f"{kind} {name!r} can mean {' or '.join(meant)}; write the one you mean exactly")
+    lowered = _folded(name)
     # Beginnings are for the few meta-tasks; among datasets `MSCOCO` would be the beginning of three.
-    starts = [full for key, full in known.items() if lowered and key.startswith(lowered)]
+    starts = [full for key, full in known.items() if lowered and _folded(key).startswith(lowered)]
     if kind == "meta-task" and len(starts) == 1:
         return starts[0]
-    close = difflib.get_close_matches(lowered, known, n=1)
-    hint = f"; did you mean {known[close[0]]!r}?" if close else ""
+    close = difflib.get_close_matches(lowered, {_folded(key): key for key in known}, n=1)
+    full = next((full for key, full in known.items() if close and _folded(key) == close[0]), "")
+    hint = f"; did you mean {full!r}?" if full else ""
     raise Gen2EmbedError(f"unknown {kind} {name!r}{hint} Known: {', '.join(listed)}")
+
+
+def matches(name: str, known: Mapping[str, str]) -> list[str]:
+    """Returns what a typed name can mean: the one that is spelled so, or else all that differ in case alone.
+
+    Args:
+        name: What the user typed.
+        known: What each name stands for, by its spellings.
+    """
+    for typed in (name, name.strip()):
+        if typed in known:
+            return [known[typed]]
+    lowered = _folded(name)
+    return list(dict.fromkeys(full for key, full in known.items() if _folded(key) == lowered))
+
+
+def _folded(name: str) -> str:
+    # File systems differ in how they compose accents.
+    return unicodedata.normalize("NFC", name.strip()).casefold()
 
 
 def _ind(name: str, meta_task: str, form: Form, thousands: int, train_name: str = "") -> DatasetInfo:

@@ -68,7 +68,7 @@ def evaluate(
     scores: list[DatasetScore] = []
     errors: list[RowError] = []
     for dataset, table in tables:
-        score, rejected = _evaluate_dataset(bulk, dataset, table, config.limit)
+        score, rejected = _evaluate_dataset(bulk, dataset, table, config)
         scores.append(score)
         errors.extend(rejected)
         warn_about_ties(score)
@@ -104,12 +104,12 @@ class _PlannedRow:
 class _Plan:
     """The rows of one dataset, and its distinct items by side."""
 
-    def __init__(self, dataset: DatasetInfo, table: SubsetTable, limit: int | None) -> None:
+    def __init__(self, dataset: DatasetInfo, table: SubsetTable, config: EvaluationConfig) -> None:
         self.candidate_side: Side = "query" if dataset.candidates_as_queries else "document"
         self.rows: list[_PlannedRow] = []
         self.rejected: list[BadRow] = []
         self._numbers: dict[Side, dict[Item, int]] = {"query": {}, "document": {}}
-        for row in read_eval_rows(table, dataset, limit):
+        for row in read_eval_rows(table, dataset, config.limit, config):
             if isinstance(row, BadRow):
                 self.rejected.append(row)
             else:
@@ -124,16 +124,16 @@ class _Plan:
 
 
 def _evaluate_dataset(
-    bulk: BulkEncoder, dataset: DatasetInfo, table: SubsetTable, limit: int | None
+    bulk: BulkEncoder, dataset: DatasetInfo, table: SubsetTable, config: EvaluationConfig
 ) -> tuple[DatasetScore, list[RowError]]:
-    plan = _Plan(dataset, table, limit)
+    plan = _Plan(dataset, table, config)
     for side, items in plan.items.items():
         bulk.add(side, items, f"{dataset.name} {side}")
     rejected = [RowError(dataset.name, bad.index, bad.file, bad.reason) for bad in plan.rejected]
     scores: list[RowScore] = []
     for row, outcome in _score_rows(bulk, plan):
         if isinstance(outcome, Fault):
-            rejected.append(RowError(dataset.name, row.index, outcome.file or table.source, outcome.reason))
+            rejected.append(RowError(dataset.name, row.index, outcome.file or table.file_of(row.index), outcome.reason))
         else:
             scores.append(outcome)
     rejected.sort(key=lambda error: error.row)

@@ -1,7 +1,8 @@
 """Reading MMEB rows: evaluation data (V1 and V2 columns) and training pairs.
 
 A row that cannot be used (no candidates, lists of different lengths, a null) is not an exception but a `BadRow`: it is
-counted with its reason and set aside, and the run goes on. What is wrong with a whole file (`tables.py`) is an error.
+counted with its reason and set aside, and the run goes on (`rows.py`). What is wrong with a whole file (`tables.py`) is
+an error.
 """
 
 from __future__ import annotations
@@ -14,6 +15,18 @@ from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.mmeb.composition import compose_candidates, compose_query, drop_unmatched_markers
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
 from gen2embed_mteb.mmeb.tables import SubsetTable
+from gen2embed_mteb.rows import BadRow, RowFault, RowLimits, checked_text, guarded
+
+__all__ = [
+    "NEGATIVE_COLUMNS",
+    "TRAIN_COLUMNS",
+    "BadRow",
+    "EvalRow",
+    "TrainRow",
+    "eval_columns",
+    "read_eval_rows",
+    "read_train_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -48,21 +61,6 @@ class TrainRow:
     negative: Item | None
 
 
-@dataclass(frozen=True)
-class BadRow:
-    """A row that was set aside.
-
-    Attributes:
-        index: The row's number in its split, from 0.
-        file: The file at fault, where one is.
-        reason: The fault, one line.
-    """
-
-    index: int
-    file: str
-    reason: str
-
-
 def eval_columns(dataset: DatasetInfo, available: tuple[str, ...]) -> tuple[str, ...]:
     """The columns that are read from evaluation data.
 
@@ -83,104 +81,114 @@ def eval_columns(dataset: DatasetInfo, available: tuple[str, ...]) -> tuple[str,
     return ("qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path")
 
 
-def read_eval_rows(table: SubsetTable, dataset: DatasetInfo, limit: int | None = None) -> Iterator[EvalRow | BadRow]:
+def read_eval_rows(
+    table: SubsetTable, dataset: DatasetInfo, limit: int | None = None, limits: RowLimits | None = None
+) -> Iterator[EvalRow | BadRow]:
     """Reads evaluation rows, V1 or V2.
 
     Args:
         table: The dataset's table.
         dataset: Its record.
         limit: Stop after this many rows.
+        limits: How large a row may be; None: as the defaults say.
 
     Yields:
         One `EvalRow` or `BadRow` a row, in order.
 
     Raises:
-        DataError: A column is missing.
+        DataError: A column is missing, or a file is damaged.
     """
     columns = eval_columns(dataset, table.columns)
-    for index, row in enumerate(table.rows(columns, limit)):
-        try:
-            query, candidates = _eval_row_v2(row, dataset) if "qry_inst" in columns else _eval_row_v1(row)
-            yield EvalRow(index, query, candidates)
-        except _RowFault as fault:
-            yield BadRow(index, table.source, str(fault))
+    reader = _Reader(limits or RowLimits())
+
+    def make(index: int, row: Mapping[str, Any]) -> EvalRow:
+        query, candidates = reader.v2(row, dataset) if "qry_inst" in columns else reader.v1(row)
+        return EvalRow(index, query, candidates)
+
+    yield from guarded(table.rows(columns, limit, limits), table.file_of, make)
 
 
 TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 NEGATIVE_COLUMNS = ("neg_text", "neg_image_path")
 
 
-def read_train_rows(table: SubsetTable, limit: int | None = None) -> Iterator[TrainRow | BadRow]:
+def read_train_rows(
+    table: SubsetTable, limit: int | None = None, limits: RowLimits | None = None
+) -> Iterator[TrainRow | BadRow]:
     """Reads training pairs (splits `original` and `diverse_instruction`).
 
     Args:
         table: The subset's table.
         limit: Stop after this many rows.
+        limits: How large a row may be; None: as the defaults say.
 
     Yields:
         One `TrainRow` or `BadRow` a row, in order.
 
     Raises:
-        DataError: A column is missing. The columns of the negative may be missing together.
+        DataError: A column is missing, or a file is damaged. The columns of the negative may be missing together.
     """
-    with_negative = all(column in table.columns for column in NEGATIVE_COLUMNS)
-    columns = TRAIN_COLUMNS + NEGATIVE_COLUMNS if with_negative else TRAIN_COLUMNS
-    for index, row in enumerate(table.rows(columns, limit)):
-        try:
-            query = _item(row["qry"], row["qry_image_path"], "qry")
-            positive = _item(row["pos_text"], row["pos_image_path"], "pos")
-            for side, item in (("query", query), ("positive", positive)):
-                if not item.text and not item.images:
-                    raise _RowFault(f"the {side} has neither text nor image")
-            # No negative is written as nulls or as empty strings, depending on the subset.
-            text, image = (row[column] or "" for column in NEGATIVE_COLUMNS) if with_negative else ("", "")
-            negative = _item(text, image, "neg") if text or image else None
-            yield TrainRow(index, query, positive, negative)
-        except _RowFault as fault:
-            yield BadRow(index, table.source, str(fault))
+    columns = TRAIN_COLUMNS + NEGATIVE_COLUMNS if _has_negatives(table) else TRAIN_COLUMNS
+    reader = _Reader(limits or RowLimits())
+    yield from guarded(table.rows(columns, limit, limits), table.file_of, reader.train)
 
 
-class _RowFault(ValueError):
-    """What is wrong with the row at hand."""
+def _has_negatives(table: SubsetTable) -> bool:
+    return all(column in table.columns for column in NEGATIVE_COLUMNS)
 
 
-def _string(value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        raise _RowFault(f"{column} is {'null' if value is None else type(value).__name__}, not a string")
-    return value
+@dataclass(frozen=True)
+class _Reader:
+    """Makes items of a row's columns; raises `RowFault`."""
 
+    limits: RowLimits
 
-def _strings(value: Any, column: str) -> list[str]:
-    if not isinstance(value, list):
-        raise _RowFault(f"{column} is {'null' if value is None else type(value).__name__}, not a list")
-    return [_string(entry, f"{column}[{position}]") for position, entry in enumerate(value)]
+    def train(self, index: int, row: Mapping[str, Any]) -> TrainRow:
+        query = self._item(row["qry"], row["qry_image_path"], "qry")
+        positive = self._item(row["pos_text"], row["pos_image_path"], "pos")
+        for side, item in (("query", query), ("positive", positive)):
+            if not item.text and not item.images:
+                raise RowFault(f"the {side} has neither text nor image")
+        # No negative is written as nulls or as empty strings, depending on the subset.
+        text, image = (row.get(column) or "" for column in NEGATIVE_COLUMNS)
+        return TrainRow(index, query, positive, self._item(text, image, "neg") if text or image else None)
 
+    def v1(self, row: Mapping[str, Any]) -> tuple[Item, tuple[Item, ...]]:
+        query = self._item(row["qry_text"], row["qry_img_path"], "qry")
+        texts, paths = self._strings(row["tgt_text"], "tgt_text"), self._strings(row["tgt_img_path"], "tgt_img_path")
+        return query, self._items(texts, paths)
 
-def _item(text: Any, image: Any, column: str) -> Item:
-    """Checks one (text, image path) pair; an empty path means no image."""
-    path = _string(image, f"image path of {column}")
-    images = (path,) if path else ()
-    return Item(drop_unmatched_markers(_string(text, f"text of {column}"), len(images)), images)
+    def v2(self, row: Mapping[str, Any], dataset: DatasetInfo) -> tuple[Item, tuple[Item, ...]]:
+        parts = (checked_text(row[column], column, self.limits) for column in ("qry_inst", "qry_text"))
+        query = self._item(compose_query(dataset.form, *parts), row.get("qry_img_path", ""), "qry")
+        texts = self._strings(row["tgt_text"], "tgt_text")
+        # An instruction column may be null where there is nothing to instruct.
+        instruction = checked_text(row.get("tgt_inst") or "", "tgt_inst", self.limits)
+        # Every candidate gets the instruction: a long one and a long list multiply.
+        if len(instruction) * len(texts) > self.limits.max_row_bytes:
+            raise RowFault(
+                f"with tgt_inst before each candidate the row has more than max_row_bytes {self.limits.max_row_bytes}"
+            )
+        composed = compose_candidates(dataset.form, instruction, texts)
+        paths = self._strings(row["tgt_img_path"], "tgt_img_path") if "tgt_img_path" in row else [""] * len(texts)
+        return query, self._items(composed, paths)
 
+    def _strings(self, value: Any, column: str) -> list[str]:
+        if not isinstance(value, list):
+            raise RowFault(f"{column} is {'null' if value is None else type(value).__name__}, not a list")
+        if len(value) > self.limits.max_candidates:
+            raise RowFault(f"{column} has {len(value)} entries, more than max_candidates {self.limits.max_candidates}")
+        return [checked_text(entry, f"{column}[{position}]", self.limits) for position, entry in enumerate(value)]
 
-def _items(texts: list[str], paths: list[str]) -> tuple[Item, ...]:
-    if not texts:
-        raise _RowFault("the candidate list is empty")
-    if len(texts) != len(paths):
-        raise _RowFault(f"{len(texts)} candidate texts but {len(paths)} candidate image paths")
-    return tuple(_item(text, path, "tgt") for text, path in zip(texts, paths, strict=True))
+    def _item(self, text: Any, image: Any, column: str) -> Item:
+        """Checks one (text, image path) pair; an empty path means no image."""
+        path = checked_text(image, f"image path of {column}", self.limits)
+        images = (path,) if path else ()
+        return Item(drop_unmatched_markers(checked_text(text, f"text of {column}", self.limits), len(images)), images)
 
-
-def _eval_row_v1(row: Mapping[str, Any]) -> tuple[Item, tuple[Item, ...]]:
-    query = _item(row["qry_text"], row["qry_img_path"], "qry")
-    return query, _items(_strings(row["tgt_text"], "tgt_text"), _strings(row["tgt_img_path"], "tgt_img_path"))
-
-
-def _eval_row_v2(row: Mapping[str, Any], dataset: DatasetInfo) -> tuple[Item, tuple[Item, ...]]:
-    query_text = compose_query(dataset.form, _string(row["qry_inst"], "qry_inst"), _string(row["qry_text"], "qry_text"))
-    query = _item(query_text, row.get("qry_img_path", ""), "qry")
-    texts = _strings(row["tgt_text"], "tgt_text")
-    # An instruction column may be null where there is nothing to instruct.
-    composed = compose_candidates(dataset.form, _string(row.get("tgt_inst") or "", "tgt_inst"), texts)
-    paths = _strings(row["tgt_img_path"], "tgt_img_path") if "tgt_img_path" in row else [""] * len(texts)
-    return query, _items(composed, paths)
+    def _items(self, texts: list[str], paths: list[str]) -> tuple[Item, ...]:
+        if not texts:
+            raise RowFault("the candidate list is empty")
+        if len(texts) != len(paths):
+            raise RowFault(f"{len(texts)} candidate texts but {len(paths)} candidate image paths")
+        return tuple(self._item(text, path, "tgt") for text, path in zip(texts, paths, strict=True))

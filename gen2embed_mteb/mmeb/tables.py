@@ -5,25 +5,27 @@ Local layouts, for a subset S and a split P (`test`; `original` or `diverse_inst
     DIR/S/P-00000-of-00001.parquet      a clone of TIGER-Lab/MMEB-eval or TIGER-Lab/MMEB-train
     DIR/S/P.parquet, DIR/S/P/*.parquet  the same written by hand, or the Hub's converted branch
     DIR/data/S/…                        any of them below a folder `data`
+
+A split must be there once and whole; see `shards.py`.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
+from gen2embed_mteb.mmeb.shards import DataError, split_files, whole_table
+from gen2embed_mteb.rows import RowFault, RowLimits
+
+__all__ = ["DataError", "SubsetTable", "local_files", "open_files", "open_subset", "open_subsets"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-class DataError(Gen2EmbedError):
-    """Benchmark data that cannot be used at all; the message names the file, what is wrong and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class SubsetTable:
         columns: The names of its columns.
         num_rows: The number of its rows.
         files: Its parquet files in order; empty for the Hub.
+        ends: For each of the files, how many rows it and those before it have.
         loaded: The `datasets.Dataset` of a table from the Hub.
     """
 
@@ -42,6 +45,7 @@ class SubsetTable:
     columns: tuple[str, ...]
     num_rows: int
     files: tuple[Path, ...] = ()
+    ends: tuple[int, ...] = ()
     loaded: Any = field(default=None, repr=False)
 
     def require(self, columns: Sequence[str]) -> None:
@@ -60,36 +64,42 @@ class SubsetTable:
                 "form (https://huggingface.co/datasets/TIGER-Lab/MMEB-eval), or rename the columns"
             )
 
-    def rows(self, columns: Sequence[str], limit: int | None = None) -> Iterator[dict[str, Any]]:
+    def file_of(self, row: int) -> str:
+        """Return the file that a row stands in, or the Hub id.
+
+        Args:
+            row: The row's number in its split, from 0.
+        """
+        number = bisect_right(self.ends, row)
+        return str(self.files[number]) if number < len(self.files) else self.source
+
+    def rows(
+        self, columns: Sequence[str], limit: int | None = None, limits: RowLimits | None = None
+    ) -> Iterator[dict[str, Any] | RowFault]:
         """Reads rows in order, a few at a time (a row of MMEB holds up to 1,000 candidates).
 
         Args:
             columns: The columns wanted.
             limit: Stop after this many rows.
+            limits: How large a row may be; None: as the defaults say.
 
         Yields:
-            One dict a row.
+            One dict a row, or what makes it unreadable.
 
         Raises:
             DataError: A column is missing, or a file is damaged.
         """
         self.require(columns)
-        yield from islice(self._rows(list(columns)), limit)
+        yield from islice(self._rows(list(columns), limits or RowLimits()), limit)
 
-    def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
-        if not self.files:
-            for row in self.loaded.select_columns(columns):
-                yield dict(row)
-            return
-        import pyarrow
-        import pyarrow.parquet
+    def _rows(self, columns: list[str], limits: RowLimits) -> Iterator[dict[str, Any] | RowFault]:
+        from gen2embed_mteb.mmeb.parquet import ROWS_AT_ONCE, batch_rows, read_rows
 
         for path in self.files:
-            try:
-                for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64, columns=columns):
-                    yield from batch.to_pylist()
-            except (pyarrow.ArrowException, OSError) as error:
-                raise DataError(f"{path}: damaged parquet file ({error}); download it again") from error
+            yield from read_rows(path, columns, limits)
+        if not self.files:
+            for table in self.loaded.select_columns(columns).with_format("arrow").iter(ROWS_AT_ONCE):
+                yield from batch_rows(table.combine_chunks(), limits, self.source)
 
 
 def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision: str | None = None) -> SubsetTable:
@@ -116,7 +126,7 @@ def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision
                 f"{root}: no parquet file of {dataset.name}, split {split!r}; expected {expected}. "
                 "Download it, or leave it out with --subsets"
             )
-        return _open_files(files)
+        return open_files(files)
     if not _HUB_ID.fullmatch(str(data_dir)):
         raise DataError(f"{data_dir}: no such folder; pass an existing --data_dir, or a Hub id such as OWNER/NAME")
     return _open_hub(str(data_dir), dataset, split, revision)
@@ -165,32 +175,40 @@ def local_files(root: Path, dataset: DatasetInfo, split: str) -> tuple[Path, ...
 
     Returns:
         The files; empty if there are none.
+
+    Raises:
+        DataError: Files of the split are missing, or it is there more than once.
     """
-    for parent in (root, root / "data"):
-        for folder in dataset.folders:
-            for pattern in (f"{split}-*.parquet", f"{split}.parquet", f"{split}/*.parquet"):
-                files = tuple(sorted((parent / folder).glob(pattern)))
-                if files:
-                    return files
-    return ()
+    folders = [parent / folder for parent in (root, root / "data") for folder in dataset.folders]
+    files = [path for folder in folders for path in split_files(folder, split)]
+    return whole_table(files, split) if files else ()
 
 
-def _open_files(files: tuple[Path, ...]) -> SubsetTable:
-    import pyarrow
-    import pyarrow.parquet
+def open_files(files: Sequence[Path]) -> SubsetTable:
+    """Opens the table that one or several parquet files hold; nothing but their metadata is read.
+
+    Args:
+        files: The files in order.
+
+    Raises:
+        DataError: A file is damaged, two columns share a name, or there are no rows.
+    """
+    from gen2embed_mteb.mmeb.parquet import open_parquet
 
     columns: tuple[str, ...] = ()
-    num_rows = 0
+    counts: list[int] = []
     for path in files:
-        try:
-            file = pyarrow.parquet.ParquetFile(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}: not a readable parquet file ({error}); download it again") from error
-        names = tuple(file.schema_arrow.names)
+        with open_parquet(path) as file:
+            names = tuple(file.schema_arrow.names)
+            counts.append(file.metadata.num_rows)
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise DataError(f"{path}: two columns are called {twice[0]!r}; rename one")
         # Of several files only what all of them have counts.
         columns = tuple(name for name in columns if name in names) if path != files[0] else names
-        num_rows += file.metadata.num_rows
-    return SubsetTable(str(files[0]), columns, num_rows, files)
+    if not sum(counts):
+        raise DataError(f"{files[0]}: the table has no rows; download it again, or leave it out with --subsets")
+    return SubsetTable(str(files[0]), columns, sum(counts), tuple(files), tuple(accumulate(counts)))
 
 
 def _open_hub(hub_id: str, dataset: DatasetInfo, split: str, revision: str | None) -> SubsetTable:
@@ -205,5 +223,7 @@ def _open_hub(hub_id: str, dataset: DatasetInfo, split: str, revision: str | Non
             continue
         except OSError as error:  # not found, no network
             raise DataError(f"{hub_id}: cannot be loaded ({error}); pass a local folder as --data_dir") from error
+        if not len(loaded):
+            raise DataError(f"{hub_id}/{folder}: the table has no rows; leave it out with --subsets")
         return SubsetTable(f"{hub_id}/{folder}", tuple(loaded.column_names), len(loaded), loaded=loaded)
     raise DataError(f"{hub_id}: no subset {dataset.name} with split {split!r} ({failure}); see --subsets, --eval_split")

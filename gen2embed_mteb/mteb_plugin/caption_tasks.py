@@ -35,7 +35,7 @@ from gen2embed_mteb.mteb_plugin.metadata import (
     SUGARCREPE_PLUS_HUB_REVISION,
     sugarcrepe_plus_metadata,
 )
-from gen2embed_mteb.mteb_plugin.mmeb_tasks import MINI_VARIABLE
+from gen2embed_mteb.mteb_plugin.mmeb_tasks import mini_root
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class SugarCrepePlusPlusMini(SugarCrepePlusPlus):
     metadata = sugarcrepe_plus_metadata("SugarCrepe++-mini", mini=True)
 
     def _locate(self) -> tuple[Path, ImageSource]:
-        root = ensure("crepe", os.environ.get(MINI_VARIABLE) or None)
+        root = ensure("crepe", mini_root())
         return root / "SugarCrepe++", ImageSource(root / "val2017")
 
 

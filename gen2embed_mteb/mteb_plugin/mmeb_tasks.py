@@ -138,8 +138,14 @@ class AbsTaskMMEBMini(AbsTaskMMEB):
     variable = MINI_VARIABLE
 
     def _locate(self) -> tuple[str, ImageSource]:
-        root = ensure("eval", os.environ.get(MINI_VARIABLE) or None)
+        root = ensure("eval", mini_root())
         return str(root / "MMEB-eval"), ImageSource(root / "images")
+
+
+def mini_root() -> Path | None:
+    """Where `MMEB_MINI_DIR` says that MMEB-mini is kept; None: in the user's cache."""
+    said = os.environ.get(MINI_VARIABLE)
+    return Path(said).expanduser() if said else None
 
 
 def _row_score(positive: str, ranked: dict[str, float]) -> RowScore:

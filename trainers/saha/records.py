@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.rows import RowLimits
 
 FORMAT = 1
+ROW_LIMITS = tuple(RowLimits().row_limits())
 METHODS = ("saha", "hn", "hn-beta", "in-batch")
 MAX_HARD_NEGATIVES = 10_000
 """The largest k: a table of clusters has a row per cluster and a column per hard negative."""
@@ -99,6 +101,12 @@ OPTIONAL: Mapping[str, _Rule] = {
     "settings.resize": _TEXT,
     "settings.min_side": _COUNT,
     "counts.collapsed": _COUNT,
+    "data.row_limits": _Rule(
+        f"an object of whole numbers above 0 by {', '.join(ROW_LIMITS)}",
+        lambda value: isinstance(value, dict)
+        and value.keys() <= set(ROW_LIMITS)
+        and all(type(limit) is int and 1 <= limit <= MAX_ROWS for limit in value.values()),
+    ),
 }
 """What is checked where a record has it."""
 

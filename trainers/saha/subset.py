@@ -159,6 +159,7 @@ class SubsetRun:
                 "columns": list(config.columns),
                 "image_columns": list(config.image_columns),
                 "limit": config.limit,
+                "row_limits": config.row_limits(),
                 "num_rows": read.num_rows,
                 "digest": read.digest,
             },

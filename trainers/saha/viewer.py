@@ -122,6 +122,7 @@ def _data_config(record: Mapping[str, Any], data_dir: str, image_dir: str) -> Da
         columns=tuple(data["columns"]),
         image_columns=tuple(data["image_columns"]),
         limit=data["limit"],
+        **data.get("row_limits", {}),
     )
 
 

@@ -469,11 +469,11 @@ def test_two_columns_that_cannot_be_used(tmp_path: Path) -> None:
         ("pairs.parquet", {"columns": ("a", "b"), "image_columns": ("c",)}, "not among"),
         ("empty", {}, "neither MMEB-train's form"),
         ("bad.parquet", {}, "not a readable parquet file"),
-        ("bad.jsonl", {}, "line 2: no JSON"),
+        ("bad.jsonl", {}, "line 1: no JSON"),
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
         (tmp_path / "bad.parquet").write_bytes(b"no")
-        (tmp_path / "bad.jsonl").write_text('{"anchor": "a", "positive": "b"}\n{"anchor"\n')
+        (tmp_path / "bad.jsonl").write_text('{"anchor": "a", "positive"\n{"anchor"\n')
         with pytest.raises(DataError, match=said):
             run(settings(tmp_path / path, tmp_path / "out", subsets=(), **options))
     with pytest.raises(ValueError, match="--format parquet"):

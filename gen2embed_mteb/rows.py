@@ -1,0 +1,146 @@
+"""The one guard that every row of data passes: whatever is wrong with a row is a counted fault, and the run goes on.
+
+1. A reader (Parquet, JSON lines, JSON records) yields one thing a row: the row, or a `RowFault` if it cannot be read.
+2. `guarded` makes each row into what is wanted; the faults of reading and of making become `BadRow`s, which keep the
+   row's number, the file and the reason. What is wrong with a whole file is an error, not a `BadRow`.
+
+The same guard serves MMEB's evaluation rows, training pairs, tables of two columns and caption files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from gen2embed_mteb.errors import Gen2EmbedError, one_line
+
+T = TypeVar("T")
+_DATA_CAN_RAISE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+"""What odd data makes Python raise. Errors of the system (`OSError`, `MemoryError`) are no fault of a row."""
+
+
+class RowFault(Gen2EmbedError):
+    """What is wrong with one row.
+
+    Attributes:
+        reason: The fault, one line.
+        file: The file at fault, where the reader knows it.
+    """
+
+    def __init__(self, reason: str, file: str = "") -> None:
+        """Keep the reason as one printable line."""
+        self.reason = shortened(reason)
+        self.file = file
+        super().__init__(self.reason)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was set aside.
+
+    Attributes:
+        index: The row's number in its split, from 0.
+        file: The file at fault, where one is.
+        reason: The fault, one line.
+    """
+
+    index: int
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLimits:
+    """How large a row may be; one that is larger is set aside. The defaults are far above anything real."""
+
+    max_text_chars: int = field(default=1_000_000, metadata={"help": "longest text of a row, in characters"})
+    max_candidates: int = field(default=100_000, metadata={"help": "most entries of a list in a row; MMEB has 1,000"})
+    max_row_bytes: int = field(default=64 * 2**20, metadata={"help": "largest row in bytes, embedded images included"})
+
+    def __post_init__(self) -> None:
+        """Check every limit.
+
+        Raises:
+            Gen2EmbedError: One is below 1.
+        """
+        for name, value in self.row_limits().items():
+            if value < 1:
+                raise Gen2EmbedError(f"{name} is {value}; pass 1 or more")
+
+    def row_limits(self) -> dict[str, int]:
+        """Return the three limits by name."""
+        return {name: getattr(self, name) for name in ("max_text_chars", "max_candidates", "max_row_bytes")}
+
+
+def guarded(rows: Iterable[Any], file_of: Callable[[int], str], make: Callable[[int, Any], T]) -> Iterator[T | BadRow]:
+    """Make rows into what is wanted, and whatever is wrong with one into a `BadRow`.
+
+    Args:
+        rows: The rows in order; a `RowFault` in place of one that cannot be read.
+        file_of: The file of a row by its number, for faults that do not know theirs.
+        make: Makes a row, given its number, into what is wanted; raises `RowFault`, or what odd data makes it raise.
+
+    Yields:
+        What `make` returned, or a `BadRow`; one for each row, in order.
+    """
+    for index, row in enumerate(rows):
+        made: T | BadRow
+        try:
+            if isinstance(row, RowFault):
+                raise row
+            made = make(index, row)
+        except RowFault as fault:
+            made = BadRow(index, fault.file or file_of(index), fault.reason)
+        except Gen2EmbedError as error:
+            made = BadRow(index, file_of(index), shortened(str(error)))
+        except _DATA_CAN_RAISE as error:
+            made = BadRow(index, file_of(index), shortened(f"{type(error).__name__}: {error}"))
+        yield made
+
+
+def checked_text(value: Any, name: str, limits: RowLimits) -> str:
+    """Return a text of a row as it is, or refuse it.
+
+    Args:
+        value: What stands in the row.
+        name: What to call it in the reason.
+        limits: How long it may be.
+
+    Raises:
+        RowFault: It is no string, too long, or holds a lone surrogate, which no tokenizer and no file can take.
+    """
+    if not isinstance(value, str):
+        raise RowFault(f"{name} is {'null' if value is None else type(value).__name__}, not a string")
+    if len(value) > limits.max_text_chars:
+        raise RowFault(f"{name} has {len(value)} characters, more than max_text_chars {limits.max_text_chars}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowFault(
+                f"{name} is no Unicode text: lone surrogate \\u{ord(value[error.start]):04x} at character {error.start}"
+            ) from None
+    return value
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict, for `object_pairs_hook`; `json` itself keeps the last of two equal keys.
+
+    Args:
+        pairs: Keys and values.
+
+    Raises:
+        RowFault: A key is there twice.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RowFault(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return made
+
+
+def shortened(text: str) -> str:
+    """Return a reason as one printable line of at most 500 characters: rows may put a whole text into an error."""
+    line = one_line(ValueError(text[:5000]))
+    return line if len(line) <= 500 else line[:499] + "…"

@@ -1,0 +1,83 @@
+"""Images that are embedded in a table: written once each, under their SHA-256, since threads open images by path."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from gen2embed_mteb.files import ForeignFileError, write_atomic
+from gen2embed_mteb.image_source import ImageSource
+from gen2embed_mteb.images import ImageError, ImageFacts, confined, decode, facts_of
+
+EMBEDDED = "embedded:"
+"""What the path of an image begins with that was embedded in a table; the rest is its SHA-256."""
+
+
+class CachedImages(ImageSource):
+    """Images by path, and those that were embedded in a table.
+
+    Args:
+        root: Folder or archive of the images with a path; None where there are none.
+        cache: Folder of the embedded ones; made when the first is kept.
+    """
+
+    def __init__(self, root: Path | None, cache: Path) -> None:
+        """Checks the root."""
+        if root is None:
+            cache.mkdir(parents=True, exist_ok=True)
+        super().__init__(root if root is not None else cache)
+        self._cache = cache
+        self._kept: set[str] = set()
+
+    def keep(self, data: bytes) -> str:
+        """Keeps an encoded image.
+
+        Args:
+            data: The bytes of an image file.
+
+        Returns:
+            The path under which `open` finds it.
+
+        Raises:
+            ForeignFileError: The cache holds something else under its digest.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._kept:
+            target = self._cache / digest[:2] / digest
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                write_atomic(target, data)
+            except ForeignFileError as error:
+                raise ForeignFileError(
+                    f"{target}: damaged, its content is not what its name says; delete it"
+                ) from error
+            self._kept.add(digest)
+        return EMBEDDED + digest
+
+    def open(self, path: str) -> Image.Image:
+        """Opens one image as RGB; see `ImageSource.open`."""
+        data = self._embedded(path)
+        return super().open(path) if data is None else decode(io.BytesIO(data), path, max_pixels=self.max_pixels)
+
+    def facts(self, path: str) -> ImageFacts:
+        """Digest and size; see `ImageSource.facts`."""
+        data = self._embedded(path)
+        return super().facts(path) if data is None else facts_of(data, path)
+
+    def _embedded(self, path: str) -> bytes | None:
+        """The bytes of an embedded image, compared with their digest; None for any other path."""
+        digest = path.removeprefix(EMBEDDED)
+        if digest == path or not re.fullmatch("[0-9a-f]{64}", digest):
+            return None
+        file = confined(f"{digest[:2]}/{digest}", self._cache)
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise ImageError(path, f"cannot be read ({error})", "check its permissions") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ImageError(path, f"{file} is damaged, its content is not what its name says", "delete it")
+        return data
