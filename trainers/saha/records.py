@@ -103,9 +103,11 @@ OPTIONAL: Mapping[str, _Rule] = {
     "counts.collapsed": _COUNT,
     "data.row_limits": _Rule(
         f"an object of whole numbers above 0 by {', '.join(ROW_LIMITS)}",
-        lambda value: isinstance(value, dict)
-        and value.keys() <= set(ROW_LIMITS)
-        and all(type(limit) is int and 1 <= limit <= MAX_ROWS for limit in value.values()),
+        lambda value: (
+            isinstance(value, dict)
+            and value.keys() <= set(ROW_LIMITS)
+            and all(type(limit) is int and 1 <= limit <= MAX_ROWS for limit in value.values())
+        ),
     ),
 }
 """What is checked where a record has it."""
