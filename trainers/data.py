@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.evaluation import find_images, setting
 from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.datasets import lookup
@@ -338,7 +338,12 @@ def _open_table(name: str, files: Sequence[Path], *, whole: bool) -> Table:
     if files[0].is_dir():
         for file in files[0].iterdir():
             require_regular(file)
-        return _loaded(datasets.load_from_disk(str(files[0])), str(files[0]))
+        try:
+            loaded = datasets.load_from_disk(str(files[0]))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # no shards at all: an IndexError
+            what = f"no rows, or no folder of datasets.save_to_disk ({type(error).__name__}: {one_line(error)})"
+            raise DataError(f"{files[0]}: the table has {what}; save it again") from error
+        return _loaded(loaded, str(files[0]))
     ordered = whole_table(files) if whole else tuple(files)
     if ordered[0].suffix == ".parquet":
         return open_files(ordered)

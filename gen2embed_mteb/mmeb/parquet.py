@@ -146,7 +146,7 @@ def _row(batch: Any, limits: RowLimits) -> Row:
     size = 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            value = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+            value = _with_own_buffers(column)
             count = _num_entries(value)
         except _CONVERSION as error:
             raise RowFault(f"{name} cannot be read ({one_line(error)})") from None
@@ -160,6 +160,16 @@ def _row(batch: Any, limits: RowLimits) -> Row:
         except _CONVERSION as error:
             raise RowFault(f"{name} cannot be read ({one_line(error)})") from None
     return row
+
+
+def _with_own_buffers(column: Any) -> Any:
+    """The same values in a form whose size is that of the values: others share buffers with the rows beside them."""
+    kind = column.type
+    if pyarrow.types.is_dictionary(kind):
+        return column.dictionary_decode()
+    if pyarrow.types.is_string_view(kind) or pyarrow.types.is_binary_view(kind):
+        return column.cast(pyarrow.large_string() if pyarrow.types.is_string_view(kind) else pyarrow.large_binary())
+    return column
 
 
 def _num_entries(column: Any) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -124,7 +125,7 @@ def whole_table(files: Sequence[Path], split: str = "") -> tuple[Path, ...]:
     """
     for path in files:
         require_regular(path)
-    shards = [_SHARD.fullmatch(path.stem) for path in files]
+    shards = [_SHARD.fullmatch(_COPY.sub("", path.stem)) for path in files]
     matched = [shard for shard in shards if shard]
     if not matched:
         alone = len(files) == 1 and not (split and files[0].stem.removeprefix(f"{split}-").isdigit())
@@ -153,7 +154,7 @@ def _in_order(files: Sequence[Path], numbers: Sequence[int], count: int) -> tupl
         raise _unclear(
             [path for path, number in zip(files, numbers, strict=True) if number in twice], "are the same shard"
         )
-    missing = [number for number in range(min(count, max(numbers) + len(files) + 1)) if number not in by_number]
+    missing = list(islice((number for number in range(count) if number not in by_number), _SHOWN + 1))
     if missing or len(files) != count:
         shown = ", ".join(map(str, missing[:_SHOWN])) + (" …" if len(missing) > _SHOWN else "")
         what = f"shard {shown} of 0 to {count - 1} is missing" if missing else f"more than {count} shards"
