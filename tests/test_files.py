@@ -272,8 +272,6 @@ NOT_YET: set[str] = {
     "trainers/demo.py",
     "trainers/evaluator.py",
     "trainers/trainer.py",
-    "vlm2vec_adapter/output.py",
-    "vlm2vec_adapter/startup.py",
 }
 
 

@@ -1,7 +1,14 @@
 """The output folder and what it was made with: a folder of another configuration is refused, never silently reused.
 
-VLM2Vec takes a file of vectors that is there for one that is right, and goes on. So `gen2embed.json` in the folder says
-what its vectors were made with, and every later run is compared with it before anything is read.
+VLM2Vec takes a file of vectors that is there for one that is right, and unpickles it. So `gen2embed.json` in the folder
+says what its vectors were made with and the SHA-256 of every file of them; every later run is compared with it before
+anything is read.
+
+1. The record itself is proved by the folder's ledger (`gen2embed_mteb.files`): a copied or edited one proves nothing.
+2. The record names the files of a run before VLM2Vec writes the first of them. A file of a dataset of the run that the
+   record does not name is another's, and the folder is refused.
+3. A file that the record names, of another digest, is half written or was changed. It is renamed, never deleted, and
+   its dataset is encoded again.
 """
 
 from __future__ import annotations
@@ -9,23 +16,30 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation import installed_versions
-from gen2embed_mteb.store import write_json
+from gen2embed_mteb.files import OwnedFolder, set_aside, sha256_of
+from vlm2vec_adapter.vector_files import VECTORS, FileEntry
 
 logger = logging.getLogger(__name__)
 
 RECORD = "gen2embed.json"
-VECTORS = ("_qry", "_tgt")
-"""How the names of VLM2Vec's files of vectors end, in both generations."""
-
-
+WRITER = "vlm2vec"
+RUN_LOCK = ".gen2embed-run.lock"
+SCORE, INFO = "_score.json", "_info.jsonl"
+PRODUCTS = (*VECTORS, SCORE, INFO, "_pred.txt", "_pred.jsonl")
+"""What VLM2Vec writes for a dataset, behind its name."""
 SOURCES = ("model", "adapter")
 """Settings that say where the weights came from."""
+
+_REMEDY = "name another --encode_output_path, or move the files away"
 
 
 class OutputMismatchError(Gen2EmbedError):
@@ -37,31 +51,48 @@ def check(folder: Path, settings: Mapping[str, Any], datasets: Mapping[str, Mapp
 
     Args:
         folder: `--encode_output_path`.
-        settings: what decides the vectors, by name.
-        datasets: what decides the rows, by dataset; only those that the folder knows are compared.
+        settings: What decides the vectors, by name.
+        datasets: What decides the rows, by dataset; only those that the folder knows are compared.
 
     Raises:
-        OutputMismatchError: the folder was made by something else; names what differs, and the remedy.
+        OutputMismatchError: The folder was made by something else, or holds files of others where VLM2Vec would read
+            or write; names what differs, and the remedy.
     """
     found = read_record(folder)
-    remedy = "name another --encode_output_path, or delete this one"
     if found is None:
-        foreign = sorted(path.name for path in folder.glob("*") if path.name.endswith(VECTORS) and path.is_file())
-        if foreign:
-            raise OutputMismatchError(
-                f"{folder} holds {', '.join(foreign[:3])}, but no {RECORD}: another backbone's vectors, which would be "
-                f"taken for this model's; {remedy}"
-            )
-        return
-    made_with = found.get("settings", {})
+        _refuse_vectors(folder)
+    elif not OwnedFolder(folder, WRITER).owns(RECORD):
+        raise OutputMismatchError(
+            f"{folder / RECORD} is a copy, was changed, or is of a version that kept no digests: it proves nothing "
+            f"about the vectors there; {_REMEDY}"
+        )
+    made_with, known, files = (({} if found is None else found[part]) for part in ("settings", "datasets", "files"))
     # Paths of one model differ; its fingerprint does not. They are told where that differs.
     differing = _differences(made_with, {name: value for name, value in settings.items() if name not in SOURCES})
     if any(item.startswith("fingerprint") for item in differing):
         differing = _differences(made_with, {name: settings[name] for name in SOURCES if name in settings}) + differing
-    for name in datasets.keys() & found.get("datasets", {}).keys():
-        differing += _differences(found["datasets"][name], datasets[name], f"{name}: ")
+    for name in datasets.keys() & known.keys():
+        differing += _differences(known[name], datasets[name], f"{name}: ")
     if differing:
-        raise OutputMismatchError(f"{folder} was made with {'; '.join(differing)}; {remedy}")
+        raise OutputMismatchError(f"{folder} was made with {'; '.join(differing)}; {_REMEDY}")
+    for name in datasets:
+        for ending in PRODUCTS:
+            path = folder / f"{name}{ending}"
+            named = path.name in files if ending in VECTORS else name in known
+            if os.path.lexists(path) and not (named and path.is_file() and not path.is_symlink()):
+                raise OutputMismatchError(
+                    f"{path} was not written by a run of this project, and would be taken for one of its files; "
+                    f"{_REMEDY}"
+                )
+
+
+def _refuse_vectors(folder: Path) -> None:
+    foreign = sorted(path.name for path in folder.glob("*") if path.name.endswith(VECTORS))
+    if foreign:
+        raise OutputMismatchError(
+            f"{folder} holds {', '.join(foreign[:3])}, but no {RECORD}: another backbone's vectors, which would be "
+            f"taken for this model's; {_REMEDY}"
+        )
 
 
 def claim(
@@ -74,68 +105,181 @@ def claim(
 
     Args:
         folder: `--encode_output_path`; made if missing.
-        settings: as for `check`.
-        datasets: as for `check`.
-        model: facts of the model, for the report.
+        settings: As for `check`.
+        datasets: As for `check`.
+        model: Facts of the model, for the report.
 
     Raises:
-        OutputMismatchError: as `check`.
+        OutputMismatchError: As `check`.
     """
     check(folder, settings, datasets)
-    folder.mkdir(parents=True, exist_ok=True)
-    known = (read_record(folder) or {}).get("datasets", {})
-    record = {"settings": dict(settings), "datasets": {**known, **datasets}, "model": dict(model)}
-    write_json(folder / RECORD, {**record, "versions": installed_versions()})
+    earlier = read_record(folder) or {"datasets": {}, "files": {}}
+    expected = {f"{name}{ending}": None for name in datasets for ending in VECTORS}
+    record = {
+        "settings": dict(settings),
+        "datasets": {**earlier["datasets"], **datasets},
+        "model": dict(model),
+        "files": {**expected, **earlier["files"]},
+    }
+    _write(folder, {**record, "versions": installed_versions()})
 
 
-def drop_unfinished(folder: Path) -> None:
-    """Delete files of vectors that a killed run left half written: VLM2Vec would take them for whole ones.
+def note(folder: Path, name: str, entry: FileEntry) -> None:
+    """Keep the digest of a file of vectors in the record.
 
-    Both generations write them as pickles, whose last byte is a full stop; nothing is unpickled here.
+    Args:
+        folder: `--encode_output_path`, after `claim`.
+        name: The file's name.
+        entry: What is noted of it.
     """
-    for path in folder.glob("*"):
-        if path.name.endswith(VECTORS) and path.is_file() and not is_whole(path):
-            logger.warning("%s is half written, by a run that was killed: deleted, its dataset is encoded again", path)
-            path.unlink()
+    record = read_record(folder) or {}
+    _write(folder, {**record, "files": {**record.get("files", {}), name: entry}})
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a file of vectors is there and was written to its end."""
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"."
+def noted(folder: Path, name: str) -> FileEntry | None:
+    """Return what the record says of a file of vectors; `None` where it says nothing, or proves nothing."""
+    record = read_record(folder)
+    if record is None or not OwnedFolder(folder, WRITER).owns(RECORD):
+        return None
+    entry: FileEntry | None = record["files"].get(name)
+    return entry
 
 
-def mirror(folder: Path, other: Path) -> None:
+def is_whole(folder: Path, name: str) -> bool:
+    """Say whether a file of vectors is there, of the digest that the record has of it."""
+    path, entry = folder / name, noted(folder, name)
+    return (
+        entry is not None
+        and path.is_file()
+        and not path.is_symlink()
+        and path.stat().st_size == entry["size"]
+        and sha256_of(path) == entry["sha256"]
+    )
+
+
+def set_aside_unfinished(folder: Path, datasets: Iterable[str]) -> None:
+    """Rename files that a killed run left half written: VLM2Vec would take them for whole ones.
+
+    A score of such a dataset is renamed with them: V2 takes a score that is there for the dataset's.
+
+    Args:
+        folder: `--encode_output_path`, after `check`.
+        datasets: The run's datasets.
+    """
+    for name in datasets:
+        damaged = [name + ending for ending in VECTORS if (folder / (name + ending)).exists()]
+        damaged = [file for file in damaged if not is_whole(folder, file)]
+        if (folder / f"{name}{INFO}").exists() and not _has_every_row(folder, name):
+            damaged.append(f"{name}{INFO}")
+        for file in damaged:
+            kept = set_aside(folder / file)
+            logger.warning(
+                "%s is half written or was changed since: renamed %s, its dataset is encoded again",
+                folder / file,
+                kept.name,
+            )
+        if damaged and (folder / f"{name}{SCORE}").exists():
+            set_aside(folder / f"{name}{SCORE}")
+
+
+def _has_every_row(folder: Path, name: str) -> bool:
+    """Whether V2's facts of the queries, a line each, are as many as their vectors."""
+    entry = noted(folder, f"{name}{VECTORS[0]}")
+    data = (folder / f"{name}{INFO}").read_bytes()
+    return entry is not None and data.count(b"\n") == entry["rows"] and (data.endswith(b"\n") or not data)
+
+
+def mirror(folder: Path, other: Path) -> dict[str, FileEntry]:
     """Let another folder show the finished datasets of this one: those that v1 does not encode again.
 
     Args:
         folder: `--encode_output_path`; may be missing.
-        other: an empty folder, for a process whose files nobody reads.
+        other: An empty folder, for a process whose files nobody reads.
+
+    Returns:
+        What is noted of the files that are shown, by name.
     """
-    for query in folder.glob(f"*{VECTORS[0]}"):
-        pair = [query.with_name(query.name.removesuffix(VECTORS[0]) + ending) for ending in VECTORS]
-        if all(is_whole(path) for path in pair):
-            for path in pair:
-                (other / path.name).symlink_to(path.absolute())
+    shown: dict[str, FileEntry] = {}
+    for query in sorted(folder.glob(f"*{VECTORS[0]}")):
+        names = [query.name.removesuffix(VECTORS[0]) + ending for ending in VECTORS]
+        if all(is_whole(folder, name) for name in names):
+            for name in names:
+                (other / name).symlink_to((folder / name).absolute())
+                entry = noted(folder, name)
+                if entry is not None:
+                    shown[name] = entry
+    return shown
+
+
+def lock(folder: Path) -> FileLock:
+    """Keep a second run out of a folder while this one writes there: it would rename files that are half written.
+
+    Args:
+        folder: `--encode_output_path`; made if missing.
+
+    Returns:
+        The lock; it is held until it is dropped, at the latest until the process ends.
+
+    Raises:
+        OutputMismatchError: Another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / RUN_LOCK, timeout=0)
+    try:
+        held.acquire()
+    except Timeout as error:
+        raise OutputMismatchError(
+            f"{folder}: another run is writing there; wait for its end, or name another --encode_output_path"
+        ) from error
+    return held
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What a folder's vectors were made with; `None` where nothing says so.
+    """Read what a folder's vectors were made with.
+
+    Returns:
+        The record, its parts checked by type; `None` where there is none.
 
     Raises:
-        OutputMismatchError: the record cannot be read.
+        OutputMismatchError: The record cannot be read.
     """
     path = folder / RECORD
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            raise Gen2EmbedError("no regular file")
+        record = json.loads(path.read_bytes())
+        if not isinstance(record, dict):
+            raise Gen2EmbedError("not an object")
+        record.setdefault("files", {})
+        for part in ("settings", "datasets", "model", "files"):
+            if not isinstance(record.get(part), dict):
+                raise Gen2EmbedError(f"{part} is not an object")
+        for name, task in record["datasets"].items():
+            if not isinstance(task, dict):
+                raise Gen2EmbedError(f"datasets: {name} is not an object")
+        for name, entry in record["files"].items():
+            if entry is not None and not _is_entry(entry):
+                raise Gen2EmbedError(f"files: {name} has no sha256, size and rows")
+    except RecursionError as error:
+        raise OutputMismatchError(f"{path} cannot be read (nested too deeply); {_REMEDY}") from error
     except ValueError as error:
-        raise OutputMismatchError(f"{path} cannot be read ({error}); delete the folder") from error
-    return dict(record)
+        raise OutputMismatchError(f"{path} cannot be read ({error}); {_REMEDY}") from error
+    return record
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and bool(re.fullmatch("[0-9a-f]{64}", entry["sha256"]))
+        and all(type(entry.get(name)) is int and entry[name] >= 0 for name in ("size", "rows"))
+    )
+
+
+def _write(folder: Path, record: Mapping[str, Any]) -> None:
+    OwnedFolder(folder, WRITER).write_json(RECORD, record)
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str = "") -> list[str]:

@@ -8,19 +8,20 @@ one relevant candidate.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.files import OwnedFolder
 from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.report import LEADERBOARD_METADATA, averages_table, leaderboard_entry
 from gen2embed_mteb.mmeb.scoring import RANKING_METRICS, average_figures
-from gen2embed_mteb.store import write_atomic, write_json
 from vlm2vec_adapter.datasets import known_datasets
-from vlm2vec_adapter.output import read_record
+from vlm2vec_adapter.output import WRITER, read_record
 
 OTHER_MODALITIES = {"video": "hit@1", "visdoc": "ndcg_linear@5"}
 """V2's modalities beside images, with the figure that its leaderboard averages."""
@@ -29,6 +30,7 @@ MODALITIES = ("image", *OTHER_MODALITIES)
 """V2's shell scripts give each a folder of its own; a folder without them is of images."""
 
 SUFFIX = "_score.json"
+ENTRY, PAGE = "leaderboard.json", "report.md"
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,12 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
         The tables for a terminal.
 
     Raises:
+        ForeignFileError: a file of that name is there that `report` did not write, or that was changed since.
         ValueError: a folder without scores, or unknown metadata.
     """
+    owned = [OwnedFolder(folder, WRITER) for folder in folders]
+    for number, folder in enumerate(owned):
+        folder.check([ENTRY] if number else [ENTRY, PAGE])
     runs = [read_run(folder) for folder in folders]
     entries = [leaderboard_json(run, metadata) for run in runs]
     found = tables(runs)
@@ -158,13 +164,11 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
     if len({frozenset(run.figures) for run in runs}) > 1:
         counts = ", ".join(f"{run.label} of {len(run.figures)}" for run in runs)
         notes.insert(0, f"The runs hold different datasets; averages are over each run's own: {counts}.")
-    for run, entry in zip(runs, entries, strict=True):
-        write_json(run.folder / "leaderboard.json", entry)
+    written = [folder.write_json(ENTRY, entry) for folder, entry in zip(owned, entries, strict=True)]
     page = ["# VLM2Vec's evaluation of Gen2Embed", "Precision@1 in percent, where nothing else is said.", *notes]
     page += [as_markdown(table) for table in found]
-    write_atomic(runs[0].folder / "report.md", ("\n\n".join(page) + "\n").encode())
-    written = [str(run.folder / "leaderboard.json") for run in runs] + [str(runs[0].folder / "report.md")]
-    return "\n\n".join([*map(as_text, found), *notes, f"Written: {', '.join(written)}"])
+    written.append(owned[0].write(PAGE, ("\n\n".join(page) + "\n").encode()))
+    return "\n\n".join([*map(as_text, found), *notes, f"Written: {', '.join(map(str, written))}"])
 
 
 def _notes(run: Run) -> list[str]:
@@ -185,13 +189,21 @@ def _notes(run: Run) -> list[str]:
 
 def _read_scores(path: Path) -> dict[str, Any]:
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        if not path.is_file():
+            raise Gen2EmbedError("no regular file")
+        scores = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise Gen2EmbedError(
-            f"{path} cannot be read ({error}); delete it and run VLM2Vec's evaluation again"
+            f"{path} cannot be read ({error}); move it away and run VLM2Vec's evaluation again"
         ) from error
     if not isinstance(scores, dict) or not scores.keys() & {"acc", "hit@1"}:
         raise Gen2EmbedError(f"{path} has neither `acc` (v1) nor `hit@1` (V2): VLM2Vec did not write it")
+    for name, value in scores.items():
+        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise Gen2EmbedError(f"{path}: {name} is no number: VLM2Vec did not write it")
+    accuracy = scores["acc"] if "acc" in scores else scores["hit@1"]
+    if accuracy is None or not 0 <= accuracy <= 1:
+        raise Gen2EmbedError(f"{path}: its accuracy is not between 0 and 1: VLM2Vec did not write it")
     return scores
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from gen2embed_mteb.sharing import Share
 from vlm2vec_adapter import BACKBONE, output
 from vlm2vec_adapter.engine import Engine
 from vlm2vec_adapter.options import Options, UsageError
+from vlm2vec_adapter.vector_files import FileEntry, VectorFiles
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Session:
         self._images: dict[str, ImageSource] = {}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._folder: Path | None = None
+        self._lock: Any = None
 
     @property
     def engine(self) -> Engine:
@@ -193,17 +195,22 @@ class Session:
         if not data_args.encode_output_path:
             return
         self._folder = Path(data_args.encode_output_path)
-        if self.share.rank == 0 and self._folder.is_dir():
+        if self.share.rank == 0:
             settings = self._settings(model_args)
             if self.options.prompt_mode:
                 settings["prompt_mode"] = strategy(self.options.prompt_mode).name
-            output.check(self._folder, settings, self._describe_datasets(data_args))
-            output.drop_unfinished(self._folder)
+            datasets = self._describe_datasets(data_args)
+            output.check(self._folder, settings, datasets)
+            self._lock = output.lock(self._folder)
+            output.set_aside_unfinished(self._folder, datasets)
+            noted, note = partial(output.noted, self._folder), partial(output.note, self._folder)
+            VectorFiles(self._folder, noted, note).install()
         elif self.generation == "v1" and self.share.rank > 0:
             # In v1 every process writes every file. Those of the first count; the others write where nobody looks,
             # and see there what the first sees, so that all skip the same datasets.
             self._scratch = tempfile.TemporaryDirectory(prefix="gen2embed-")
-            output.mirror(self._folder, Path(self._scratch.name))
+            entries: dict[str, FileEntry] = output.mirror(self._folder, Path(self._scratch.name))
+            VectorFiles(Path(self._scratch.name), entries.get, entries.__setitem__).install()
             data_args.encode_output_path = self._scratch.name
 
     def _listen_to(self, parser_class: Any) -> None:

@@ -73,6 +73,7 @@ def enable() -> Path:
         Where it is.
 
     Raises:
+        ForeignFileError: another file of that name is there.
         PermissionError: site-packages cannot be written.
         ValueError: this package is not installed, so that an interpreter that starts would not find it.
     """
@@ -87,23 +88,33 @@ def enable() -> Path:
             f"{__package__} is not installed in {sys.prefix}: run pip install in Gen2Embed's checkout first"
         )
     path = _path()
+    from gen2embed_mteb.files import write_atomic
+
     try:
-        path.write_text(LINES, encoding="utf-8")
+        write_atomic(path, LINES.encode())
     except PermissionError as error:
         raise PermissionError(f"{path} cannot be written; use an environment of your own (python -m venv)") from error
     return path
 
 
 def disable() -> Path | None:
-    """Delete the start-up file.
+    """Delete the start-up file, if it is byte for byte the one that `enable` writes.
 
     Returns:
         Where it was; `None` if there was none.
+
+    Raises:
+        ForeignFileError: another file of that name is there.
     """
+    import hashlib
+
+    from gen2embed_mteb.files import ForeignFileError, remove_proved
+
     path = _path()
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    path.unlink()
+    if not remove_proved(path, hashlib.sha256(LINES.encode()).hexdigest()):
+        raise ForeignFileError.of(path, "is not the file that `enable` writes")
     return path
 
 

@@ -214,19 +214,95 @@ def test_a_folder_of_another_configuration_is_refused(finished: Any, data: Path)
     assert before == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
 
 
-def test_a_killed_run_goes_on_where_it_stopped(finished: Any, data: Path, tmp_path: Path) -> None:
-    checkout = CHECKOUTS[0].values[0]
+@pytest.mark.parametrize("checkout", CHECKOUTS)
+def test_a_killed_run_goes_on_where_it_stopped(finished: Any, data: Path, tmp_path: Path, checkout: Checkout) -> None:
     output, _ = finished(checkout)
     shutil.copytree(output, tmp_path / "out")
     half = tmp_path / "out" / "NIGHTS_tgt"
     whole = half.read_bytes()
-    half.write_bytes(whole[: len(whole) // 2])
+    half.write_bytes(whole[: whole.rindex(b".", 0, -1) + 1])  # a full stop is how a whole one ends, too
+    (tmp_path / "out" / "NIGHTS_score.json").write_text('{"hit@1": 0.123, "acc": 0.123}')
     kept = (tmp_path / "out" / "VOC2007_qry").stat().st_mtime_ns
     words = ["-m", "vlm2vec_adapter", checkout.script, "--model_backbone=gen2embed", *MODEL[2:]]
-    result = run([*words, *flags("v1", tmp_path / "out"), "--max_len", str(MAX_LEN)], data)
+    result = run([*words, *flags(checkout.generation, tmp_path / "out"), "--max_len", str(MAX_LEN)], data)
     assert "NIGHTS_tgt is half written" in result.stderr
     assert (tmp_path / "out" / "VOC2007_qry").stat().st_mtime_ns == kept
     assert half.read_bytes() == whole
+    assert score(tmp_path / "out", "NIGHTS") == score(output, "NIGHTS")
+
+
+TRAP = "cos\nmkdir\n(Vsprung\ntR."
+"""A pickle that makes a folder where it is loaded."""
+
+
+@pytest.mark.parametrize("checkout", CHECKOUTS)
+def test_a_pickle_of_others_is_never_loaded(finished: Any, data: Path, tmp_path: Path, checkout: Checkout) -> None:
+    output, _ = finished(checkout)
+    words = ["-m", "vlm2vec_adapter", checkout.script, *MODEL]
+
+    def rerun(folder: Path) -> Any:
+        return run(
+            [*words, *flags(checkout.generation, folder), "--max_len", str(MAX_LEN)],
+            data,
+            check=False,
+        )
+
+    # In the place of vectors that were encoded: set aside, and encoded again.
+    changed = tmp_path / "changed"
+    shutil.copytree(output, changed)
+    (changed / "NIGHTS_tgt").write_text(TRAP)
+    (changed / "NIGHTS_score.json").unlink()
+    assert rerun(changed).returncode == 0
+    assert [path.read_text() for path in changed.glob("NIGHTS_tgt.set-aside-*")] == [TRAP]
+    assert score(changed, "NIGHTS") == score(output, "NIGHTS")
+    # With a copied record, or with none: refused.
+    for record in (True, False):
+        foreign = tmp_path / f"foreign-{record}"
+        foreign.mkdir()
+        if record:
+            shutil.copy(output / "gen2embed.json", foreign)
+        for ending in ("qry", "tgt"):
+            (foreign / f"NIGHTS_{ending}").write_text(TRAP)
+        refused = rerun(foreign)
+        assert refused.returncode == 2
+        assert len(refused.stderr.strip().splitlines()[-1:]) == 1
+        assert "vlm2vec_adapter: error:" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert (foreign / "NIGHTS_qry").read_text() == TRAP
+    assert not (data / "sprung").exists()
+    run(["-c", f"import pickle; pickle.loads({TRAP.encode()!r})"], data)
+    (data / "sprung").rmdir()  # the trap was one
+
+
+@pytest.mark.parametrize("checkout", CHECKOUTS)
+def test_killed_while_vectors_are_written_the_next_run_ends_alike(
+    finished: Any, data: Path, tmp_path: Path, checkout: Checkout
+) -> None:
+    output, _ = finished(checkout)
+    folder = tmp_path / "out"
+    words = [checkout.script, *MODEL, *flags(checkout.generation, folder), "--max_len", str(MAX_LEN)]
+    dying = f"""
+import os
+from vlm2vec_adapter import vector_files
+class Dying(vector_files._Digesting):
+    def write(self, data):
+        if self._file.name.endswith("NIGHTS_tgt"):
+            self._file.write(data[:len(data) // 2])
+            self._file.flush()
+            os._exit(9)
+        return super().write(data)
+vector_files._Digesting = Dying
+from vlm2vec_adapter.__main__ import main
+main({words!r})
+"""
+    assert run(["-c", dying], data, check=False).returncode == 9
+    assert (folder / "NIGHTS_tgt").exists()
+    result = run(["-m", "vlm2vec_adapter", *words], data)
+    assert "NIGHTS_tgt is half written" in result.stderr
+    for name in SUBSETS:
+        for ending in ("qry", "tgt"):
+            assert (folder / f"{name}_{ending}").read_bytes() == (output / f"{name}_{ending}").read_bytes()
+        assert score(folder, name) == score(output, name)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,15 @@
 """The parts of the adapter, each by itself: options, the start-up file, stubs, the output folder, the engine."""
 
+import hashlib
 import importlib
 import io
 import json
 import logging
+import os
+import pickle
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +21,13 @@ from PIL import Image
 from tiny_models import FAMILIES
 from vlm2vec_files import STANDINS
 
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.files import ForeignFileError
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.sharing import Share
-from vlm2vec_adapter import output
+from vlm2vec_adapter import output, startup
 from vlm2vec_adapter.__main__ import main
 from vlm2vec_adapter.datasets import candidates_are_queries
 from vlm2vec_adapter.engine import KEY, Engine, Sample
@@ -29,6 +36,7 @@ from vlm2vec_adapter.report import read_run, write
 from vlm2vec_adapter.session import Session
 from vlm2vec_adapter.startup import command_for
 from vlm2vec_adapter.stubs import PACKAGES, stubbed
+from vlm2vec_adapter.vector_files import VectorFileError, VectorFiles
 
 SCRIPT = str(STANDINS / "vlm2vec_standin_v1" / "eval.py")
 
@@ -171,15 +179,271 @@ def test_one_model_under_two_paths_is_one_model(tmp_path: Path) -> None:
         output.check(tmp_path, {**SETTINGS, "model": "n", "fingerprint": "abd"}, {})
 
 
+@pytest.fixture
+def vector_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> VectorFiles:
+    """`pickle` of this process, with the record of a folder behind it for as long as the test runs."""
+    for name in ("dump", "load"):
+        monkeypatch.setattr(pickle, name, getattr(pickle, name))
+    files = VectorFiles(tmp_path, partial(output.noted, tmp_path), partial(output.note, tmp_path))
+    files.install()
+    return files
+
+
+def put(folder: Path, name: str, value: Any) -> None:
+    """Write a file as VLM2Vec does."""
+    with (folder / name).open("wb") as file:
+        pickle.dump(value, file)
+
+
+def get(folder: Path, name: str) -> Any:
+    """Read a file as VLM2Vec does."""
+    with (folder / name).open("rb") as file:
+        return pickle.load(file)
+
+
+V1 = (np.arange(6, dtype=np.float32).reshape(2, 3), [{"text": "a", "img_path": "b"}] * 2)
+V2 = {"cand": np.arange(3, dtype=np.float32), "andere ü": np.ones(3, dtype=np.float32)}
+DATASETS: dict[str, dict[str, Any]] = {"A": {}, "B": {}}
+
+
+class Trap:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.sprung),)
+
+
+@pytest.mark.usefixtures("vector_files")
+def test_vectors_of_a_run_are_read_back_by_the_next(tmp_path: Path) -> None:
+    output.claim(tmp_path, SETTINGS, DATASETS, {})
+    put(tmp_path, "A_qry", V1)
+    put(tmp_path, "A_tgt", V2)
+    put(tmp_path, "B_qry", V2["cand"])
+    record = output.read_record(tmp_path)
+    assert record is not None
+    assert record["files"]["B_tgt"] is None  # named before it is written
+    for name, rows in (("A_qry", 2), ("A_tgt", 2), ("B_qry", 3)):
+        data = (tmp_path / name).read_bytes()
+        entry = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "rows": rows}
+        assert record["files"][name] == entry
+    before = sorted(path.name for path in tmp_path.iterdir())
+    output.check(tmp_path, SETTINGS, DATASETS)
+    output.set_aside_unfinished(tmp_path, DATASETS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    found, pairs = get(tmp_path, "A_qry")
+    np.testing.assert_array_equal(found, V1[0])
+    assert pairs == V1[1]
+    assert {key: value.tolist() for key, value in get(tmp_path, "A_tgt").items()} == {
+        key: value.tolist() for key, value in V2.items()
+    }
+
+
+@pytest.mark.usefixtures("vector_files")
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_protocol_of_pickled_arrays_is_read(tmp_path: Path, protocol: int) -> None:
+    output.claim(tmp_path, SETTINGS, DATASETS, {})
+    for name, value in (("A_qry", (V1[0], V1[1], np.float32(2), np.asfortranarray(V1[0]), V1[0][:, ::2])),):
+        with (tmp_path / name).open("wb") as file:
+            pickle.dump(value, file, protocol)
+        for found, wanted in zip(get(tmp_path, name), value, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.usefixtures("vector_files")
+def test_other_pickles_are_read_and_written_as_ever(tmp_path: Path) -> None:
+    output.claim(tmp_path, SETTINGS, DATASETS, {})
+    (tmp_path / "sub").mkdir()
+    for name in ("other.pkl", "sub/A_qry"):
+        put(tmp_path, name, {"a": SimpleNamespace(b=1)})
+        assert get(tmp_path, name)["a"].b == 1
+    memory = io.BytesIO()
+    pickle.dump({1: SimpleNamespace()}, memory)
+    memory.seek(0)
+    assert list(pickle.load(memory)) == [1]
+
+
+@pytest.mark.usefixtures("vector_files")
+def test_what_this_project_did_not_write_is_not_unpickled(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    trap = pickle.dumps(Trap(sprung))
+    output.claim(tmp_path, SETTINGS, DATASETS, {})
+    put(tmp_path, "A_qry", V1)
+    for name in ("A_qry", "B_tgt", "C_qry"):  # changed, named and not written yet, never named
+        (tmp_path / name).write_bytes(trap)
+        with pytest.raises(VectorFileError, match=f"{name} is not what this project wrote"):
+            get(tmp_path, name)
+    # The folder of somebody who forged record, ledger and digest alike.
+    output.note(tmp_path, "A_qry", {"sha256": hashlib.sha256(trap).hexdigest(), "size": len(trap), "rows": 2})
+    (tmp_path / "A_qry").write_bytes(trap)
+    with pytest.raises(VectorFileError, match=r"A_qry asks for posix\.mkdir"):
+        get(tmp_path, "A_qry")
+    assert not sprung.exists()
+    pickle.loads(trap)
+    assert sprung.exists()  # the trap was one
+
+
+@pytest.mark.usefixtures("vector_files")
+@pytest.mark.parametrize("damage", ["cut", "cut at a full stop", "empty", "longer", "one bit", "another's"])
+def test_a_damaged_file_is_renamed_and_its_dataset_encoded_again(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    output.claim(tmp_path, SETTINGS, DATASETS, {})
+    for name in ("A_qry", "A_tgt", "B_qry", "B_tgt"):
+        put(tmp_path, name, (np.full((3, 5), 46, np.uint8), []))  # 46 is a full stop, as which every pickle ends
+    for name in "AB":
+        (tmp_path / f"{name}_score.json").write_text('{"hit@1": 1.0}')
+    whole = (tmp_path / "A_tgt").read_bytes()
+    place = whole.index(b"....") + 2
+    content = {
+        "cut": whole[: len(whole) // 2],
+        "cut at a full stop": whole[:place],
+        "empty": b"",
+        "longer": whole + b".",
+        "one bit": whole[:place] + b"/" + whole[place + 1 :],
+        "another's": pickle.dumps(["the user's own"]),
+    }[damage]
+    (tmp_path / "A_tgt").write_bytes(content)
+    output.check(tmp_path, SETTINGS, DATASETS)
+    with caplog.at_level(logging.WARNING):
+        output.set_aside_unfinished(tmp_path, DATASETS)
+    assert "A_tgt is half written or was changed since" in caplog.text
+    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    kept = {name for name in names if "set-aside" in name}
+    assert names - kept == {"A_qry", "B_qry", "B_tgt", "B_score.json", "gen2embed.json"}
+    assert sorted(name.partition(".set-aside")[0] for name in kept) == ["A_score.json", "A_tgt"]
+    assert content in [(tmp_path / name).read_bytes() for name in kept]
+
+
+@pytest.mark.usefixtures("vector_files")
+@pytest.mark.parametrize("lines", [b"", b"{}\n", b"{}\n{}", b"{}\n{}\n{}\n"])
+def test_facts_of_fewer_or_more_queries_than_vectors_are_renamed(tmp_path: Path, lines: bytes) -> None:
+    """V2 pairs the two by their place, and would score as many as the shorter has."""
+    output.claim(tmp_path, SETTINGS, DATASETS, {})
+    put(tmp_path, "A_qry", V1[0])
+    (tmp_path / "A_info.jsonl").write_bytes(b"{}\n{}\n")
+    output.set_aside_unfinished(tmp_path, DATASETS)
+    assert (tmp_path / "A_info.jsonl").exists()
+    (tmp_path / "A_info.jsonl").write_bytes(lines)
+    output.set_aside_unfinished(tmp_path, DATASETS)
+    assert not (tmp_path / "A_info.jsonl").exists()
+    assert [path.read_bytes() for path in tmp_path.glob("A_info.jsonl.set-aside-*")] == [lines]
+    assert (tmp_path / "A_qry").exists()
+
+
+@pytest.mark.usefixtures("vector_files")
+@pytest.mark.parametrize("name", ["C_qry", "C_tgt", "C_info.jsonl", "C_score.json", "C_pred.txt", "C_pred.jsonl"])
+def test_files_of_others_are_refused_where_vlm2vec_would_take_them(tmp_path: Path, name: str) -> None:
+    output.claim(tmp_path, SETTINGS, DATASETS, {})
+    (tmp_path / name).write_bytes(b"another backbone's")
+    output.check(tmp_path, SETTINGS, DATASETS)
+    for act in (output.check, lambda *known: output.claim(*known, {})):
+        with pytest.raises(output.OutputMismatchError, match=f"{name} was not written by a run of this project"):
+            act(tmp_path, SETTINGS, {"C": {}})
+    assert (tmp_path / name).read_bytes() == b"another backbone's"
+
+
+@pytest.mark.parametrize("name", ["A_score.json", "A_info.jsonl", "A_pred.txt"])
+def test_a_score_of_another_backbone_is_not_taken_for_ours(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(output.OutputMismatchError, match=f"{name} was not written by a run"):
+        output.claim(tmp_path, SETTINGS, DATASETS, {})
+
+
+@pytest.mark.usefixtures("vector_files")
+def test_files_that_end_like_vectors_and_are_not_of_the_run_stay(tmp_path: Path) -> None:
+    output.claim(tmp_path, SETTINGS, DATASETS, {})
+    for name in ("notes_qry", "thesis_tgt", "_qry", "AA_qry"):
+        (tmp_path / name).write_text("mine")
+    output.check(tmp_path, SETTINGS, DATASETS)
+    output.set_aside_unfinished(tmp_path, DATASETS)
+    output.claim(tmp_path, SETTINGS, DATASETS, {})
+    for name in ("notes_qry", "thesis_tgt", "_qry", "AA_qry"):
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_link_in_the_place_of_vectors_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    output.claim(folder, SETTINGS, DATASETS, {})
+    (tmp_path / "precious").write_text("mine")
+    (folder / "A_qry").symlink_to(tmp_path / "precious")  # VLM2Vec would write through it
+    with pytest.raises(output.OutputMismatchError, match="A_qry was not written"):
+        output.check(folder, SETTINGS, DATASETS)
+
+
+@pytest.mark.usefixtures("vector_files")
+def test_a_copied_or_edited_record_proves_nothing(tmp_path: Path) -> None:
+    output.claim(tmp_path, SETTINGS, DATASETS, {})
+    put(tmp_path, "A_qry", V1)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "gen2embed.json").write_bytes((tmp_path / "gen2embed.json").read_bytes())
+    (other / "A_qry").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(output.OutputMismatchError, match=r"gen2embed\.json is a copy, was changed"):
+        output.check(other, SETTINGS, DATASETS)
+    assert output.noted(other, "A_qry") is None
+    assert output.mirror(other, tmp_path) == {}
+    edited = json.loads((tmp_path / "gen2embed.json").read_bytes())
+    edited["files"]["B_qry"] = edited["files"]["A_qry"]
+    (tmp_path / "gen2embed.json").write_text(json.dumps(edited))
+    with pytest.raises(output.OutputMismatchError, match="proves nothing"):
+        output.check(tmp_path, SETTINGS, DATASETS)
+    # A folder that is copied as a whole goes on.
+    whole = tmp_path / "whole"
+    output.claim(whole, SETTINGS, DATASETS, {})
+    shutil.copytree(whole, tmp_path / "copy")
+    output.check(tmp_path / "copy", SETTINGS, DATASETS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "null",
+        '{"settings": {}, "datasets": [], "model": {}, "files": {}}',
+        '{"settings": {}, "datasets": {"A": 1}, "model": {}, "files": {}}',
+        '{"settings": null, "datasets": {}, "model": {}, "files": {}}',
+        '{"settings": {}, "datasets": {}, "model": {}, "files": {"A_qry": "whole"}}',
+        '{"settings": {}, "datasets": {}, "model": {}, "files": {"A_qry": {"sha256": "0", "size": 1, "rows": 1}}}',
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_damaged_record_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "gen2embed.json").write_text(content)
+    (tmp_path / "A_score.json").write_text('{"acc": 0.5, "num_correct": 1, "num_pred": 2}')
+    for act in (lambda: output.check(tmp_path, SETTINGS, DATASETS), lambda: read_run(tmp_path)):
+        with pytest.raises(output.OutputMismatchError, match=r"gen2embed\.json cannot be read") as caught:
+            act()
+        assert len(str(caught.value)) < 400
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    held = output.lock(tmp_path / "out")
+    with pytest.raises(output.OutputMismatchError, match="another run is writing there"):
+        output.lock(tmp_path / "out")
+    held.release()
+    output.lock(tmp_path / "out").release()
+
+
+@pytest.mark.usefixtures("vector_files")
 def test_a_second_process_sees_finished_datasets_and_writes_none_of_the_firsts_files(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
+    second = tmp_path / "second"
     second.mkdir()
-    output.mirror(first, second)  # nothing was made yet
-    first.mkdir()
-    for name, content in (("A_qry", b"x."), ("A_tgt", b"x."), ("B_qry", b"x."), ("C_qry", b"x."), ("C_tgt", b"x")):
-        (first / name).write_bytes(content)
-    output.mirror(first, second)
-    assert sorted(path.name for path in second.iterdir()) == ["A_qry", "A_tgt"]
+    assert output.mirror(tmp_path / "nothing yet", second) == {}
+    output.claim(tmp_path, SETTINGS, {**DATASETS, "C": {}}, {})
+    for name in ("A_qry", "A_tgt", "B_qry", "C_qry", "C_tgt"):
+        put(tmp_path, name, V1)
+    (tmp_path / "C_tgt").write_bytes((tmp_path / "C_tgt").read_bytes()[:-9] + b".")
+    shown = output.mirror(tmp_path, second)
+    assert sorted(path.name for path in second.iterdir()) == sorted(shown) == ["A_qry", "A_tgt"]
+    VectorFiles(second, shown.get, shown.__setitem__).install()
+    np.testing.assert_array_equal(get(second, "A_qry")[0], V1[0])
+    put(second, "B_qry", V1)
+    np.testing.assert_array_equal(get(second, "B_qry")[0], V1[0])
 
 
 def test_vectors_of_unknown_origin_are_refused(tmp_path: Path) -> None:
@@ -188,6 +452,31 @@ def test_vectors_of_unknown_origin_are_refused(tmp_path: Path) -> None:
     (tmp_path / "VOC2007_qry").write_bytes(b".")
     with pytest.raises(output.OutputMismatchError, match=r"holds VOC2007_qry, but no gen2embed\.json"):
         output.claim(tmp_path, SETTINGS, {}, {})
+
+
+def test_the_start_up_file_of_others_is_neither_replaced_nor_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / startup.FILE
+    monkeypatch.setattr(startup, "_path", lambda: path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(startup.__file__).parents[1]), *sys.path]))
+    assert startup.disable() is None
+    assert startup.enable() == startup.enable() == path
+    assert path.read_text() == startup.LINES
+    for content in (startup.LINES + "import more\n", "", startup.LINES[:-1]):
+        path.write_text(content)
+        for act in (startup.enable, startup.disable):
+            with pytest.raises(ForeignFileError, match=startup.FILE):
+                act()
+        assert path.read_text() == content
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(ForeignFileError):
+        startup.disable()
+    path.unlink()
+    startup.enable()
+    assert startup.disable() == path
+    assert not path.exists()
 
 
 PICTURES = ((90, 60, "RGB"), (150, 12, "L"), (40, 100, "RGBA"))
@@ -311,6 +600,45 @@ def test_the_report_reads_what_v2s_shell_scripts_leave(tmp_path: Path) -> None:
     ]
     entry = json.loads((tmp_path / "leaderboard.json").read_text())
     assert set(entry["metrics"]) == {"image", "visdoc"}
+
+
+@pytest.mark.parametrize("name", ["leaderboard.json", "report.md"])
+def test_the_report_replaces_only_its_own_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / "VOC2007_score.json").write_text('{"acc": 0.25, "num_correct": 1, "num_pred": 4}')
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ForeignFileError, match=name):
+        write([tmp_path], {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["VOC2007_score.json", name])
+    (tmp_path / name).unlink()
+    write([tmp_path], {})
+    (tmp_path / "VOC2007_score.json").write_text('{"acc": 0.5, "num_correct": 2, "num_pred": 4}')
+    write([tmp_path], {})
+    assert "50.0" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"acc": null}',
+        '{"acc": "1"}',
+        '{"acc": [1]}',
+        '{"acc": 1.5}',
+        '{"hit@1": NaN}',
+        '{"acc": -1}',
+        '{"hit@1": true}',
+        '{"hit@1": 0.5, "ndcg@1": {}}',
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:30],
+)
+def test_scores_that_are_none_are_one_line(tmp_path: Path, scores: str) -> None:
+    (tmp_path / "VOC2007_score.json").write_text(scores)
+    with pytest.raises(Gen2EmbedError, match=r"VOC2007_score\.json") as caught:
+        write([tmp_path], {})
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_report_says_where_averages_cannot_be_compared(tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ def main():
         }
         for side, path in paths.items():
             encoded = encode(sides[side], side, model, collator, training_args)
-            path.write_bytes(pickle.dumps((encoded, sides[side].paired_data)))
+            with path.open("wb") as file:
+                pickle.dump((encoded, sides[side].paired_data), file)
 
     for subset in data_args.subset_name:
         score(output, subset, data_args, model_args.normalize)
@@ -84,7 +85,8 @@ def main():
 def score(output, subset, data_args, normalize):
     vectors = {}
     for side in ("qry", "tgt"):
-        encoded, pairs = pickle.loads((output / f"{subset}_{side}").read_bytes())
+        with (output / f"{subset}_{side}").open("rb") as file:
+            encoded, pairs = pickle.load(file)
         vectors[side] = {(pair["text"], pair["img_path"]): row for row, pair in zip(encoded, pairs, strict=False)}
     rows = load_dataset(data_args.dataset_name, subset, split=data_args.dataset_split)
     correct, predictions = 0, []

@@ -79,7 +79,8 @@ def main():
         if dist.is_initialized():
             dist.barrier()
         paths = {side: output / f"{name}_{side}" for side in ("qry", "tgt")}
-        missing = [side for side, path in paths.items() if not path.exists()]
+        needed = {"qry": [paths["qry"], output / f"{name}_info.jsonl"], "tgt": [paths["tgt"]]}
+        missing = [side for side, files in needed.items() if not all(path.exists() for path in files)]
         if missing:
             task["image_root"] = str(Path(data_args.data_basedir or "") / task["image_root"])
             queries, corpus = AutoEvalPairDataset.instantiate(model_args=model_args, data_args=data_args, **task)
@@ -93,7 +94,8 @@ def main():
             vectors, infos = vectors[: len(sides[side])], infos[: len(sides[side])]
             if rank == 0:
                 keep = vectors if side == "qry" else dict(zip(infos, vectors, strict=True))
-                paths[side].write_bytes(pickle.dumps(keep))
+                with paths[side].open("wb") as file:
+                    pickle.dump(keep, file)
                 if side == "qry":
                     (output / f"{name}_info.jsonl").write_text("".join(json.dumps(info) + "\n" for info in infos))
         if rank == 0:
@@ -101,8 +103,10 @@ def main():
 
 
 def score(output, name):
-    queries = pickle.loads((output / f"{name}_qry").read_bytes())
-    candidates = pickle.loads((output / f"{name}_tgt").read_bytes())
+    if (output / f"{name}_score.json").exists():
+        return
+    with (output / f"{name}_qry").open("rb") as queries_file, (output / f"{name}_tgt").open("rb") as candidates_file:
+        queries, candidates = pickle.load(queries_file), pickle.load(candidates_file)
     predictions = []
     for query, line in zip(queries, (output / f"{name}_info.jsonl").read_text().splitlines(), strict=True):
         info = json.loads(line)

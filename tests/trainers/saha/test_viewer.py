@@ -177,7 +177,9 @@ def test_a_damaged_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert 'subset is ["VOC2007"], must be the name of a subset' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["{", "1", '["a"]', "[null]", "[[]]", '[{"qry": []}]', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["{", "1", '["a"]', "[null]", "[[]]", '[{"qry": []}]', "[" * 100_000], ids=lambda text: text[:30]
+)
 def test_a_damaged_official_file_is_one_line(tmp_path: Path, content: str) -> None:
     file = sampled(tmp_path, file_format="official") / "VOC2007_hard_negatives.json"
     file.write_text(content)
