@@ -34,7 +34,7 @@ from gen2embed_mteb.evaluation import (
 )
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.mmeb.shards import DataError, require_regular
-from gen2embed_mteb.rows import BadRow, RowFault, RowLimits, checked_text, guarded, unique_keys
+from gen2embed_mteb.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded, unique_keys
 from gen2embed_mteb.store import write_atomic, write_json
 
 __all__ = [
@@ -184,7 +184,7 @@ def record_items(record: Any, benchmark: CaptionBenchmark, limits: RowLimits | N
         value = record.get(field) if isinstance(record, dict) else None
         if not isinstance(value, str) or not value:
             raise RowFault(f"{field} is missing, empty or not a string")
-        values.append(checked_text(value, field, limits or RowLimits()))
+        values.append((checked_path if field == "filename" else checked_text)(value, field, limits or RowLimits()))
     return Item("", (values[0],)), [Item(CAPTION_PREFIX + caption) for caption in values[1:]]
 
 

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 
 T = TypeVar("T")
+MAX_PATH_CHARS = 4096
+"""The longest path that Linux takes."""
 _DATA_CAN_RAISE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 """What odd data makes Python raise. Errors of the system (`OSError`, `MemoryError`) are no fault of a row."""
 
@@ -122,6 +124,22 @@ def checked_text(value: Any, name: str, limits: RowLimits) -> str:
                 f"{name} is no Unicode text: lone surrogate \\u{ord(value[error.start]):04x} at character {error.start}"
             ) from None
     return value
+
+
+def checked_path(value: Any, name: str, limits: RowLimits) -> str:
+    """Return the path of an image as it is, or refuse it; see `checked_text`.
+
+    Args:
+        value: What stands in the row.
+        name: What to call it in the reason.
+        limits: How long a text may be.
+
+    Raises:
+        RowFault: As `checked_text`, or it is longer than any path: an image that is written out, as a data URI.
+    """
+    if isinstance(value, str) and len(value) > MAX_PATH_CHARS:
+        raise RowFault(f"{name} has {len(value)} characters, so it is no path; write the image into a file")
+    return checked_text(value, name, limits)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

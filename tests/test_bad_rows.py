@@ -77,6 +77,7 @@ STRING_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"qry_img_path": "img/no-image.png"}, "img/no-image.png"),
     ({"qry_img_path": "../outside.png"}, "outside"),
     ({"qry_img_path": "img/\0.png"}, "img/"),
+    ({"qry_img_path": "data:image/png;base64," + "A" * 5000}, "image path of qry has 5022 characters"),
 ]
 
 
@@ -179,6 +180,7 @@ JSON_LINES: list[tuple[str, str]] = [
     ('{"anchor": {"image": "img/none.png"}, "positive": "p"}', "not found"),
     ('{"anchor": {"image": "img/no-image.png"}, "positive": "p"}', "img/no-image.png"),
     ('{"anchor": "\udcff", "positive": "p"}', "no JSON"),  # no UTF-8
+    ('{"anchor": {"image": "data:image/png;base64,' + "A" * 5000 + '"}, "positive": "p"}', "so it is no path"),
     ("\x00\x01", "no JSON"),
 ]
 CELLS: list[tuple[Any, str]] = [

@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import io
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,10 @@ def test_errors_of_the_system_are_told_from_those_of_a_file(error: Exception, ex
     wrapped = Gen2EmbedError("cannot be read")
     wrapped.__cause__ = error
     assert is_of_the_system(wrapped) is expected
+
+
+def test_a_reason_holds_no_memory_address() -> None:
+    """Repeated runs write the same `errors.jsonl`: the address in the `repr` of an object differs from run to run."""
+    lines = {one_line(ValueError(f"cannot read {stream!r}, nor {stream!r}")) for stream in (io.BytesIO(), io.BytesIO())}
+    assert lines == {"cannot read <_io.BytesIO object>, nor <_io.BytesIO object>"}
+    assert one_line(ValueError("at 0x1f of 0xff")) == "at 0x1f of 0xff"

@@ -10,7 +10,7 @@ from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.images import facts_of
 from gen2embed_mteb.mmeb.readers import TrainRow
 from gen2embed_mteb.mmeb.shards import DataError
-from gen2embed_mteb.rows import BadRow, RowFault, RowLimits, checked_text, guarded
+from gen2embed_mteb.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded
 from trainers.cells import read_cell, stored_image
 from trainers.image_cache import CachedImages
 
@@ -116,7 +116,7 @@ class PairSubset:
             except TypeError as error:
                 raise RowFault(f"{column}: {error}") from None
         elif isinstance(cell, str):
-            content = _Content("", (checked_text(cell, column, self.limits),) if cell else ())
+            content = _Content("", (checked_path(cell, column, self.limits),) if cell else ())
         else:
             what = "null" if cell is None else type(cell).__name__
             raise RowFault(f'{column} is {what}, not a text, a path in image_columns, or {{"text", "image"}}')
@@ -131,7 +131,7 @@ class PairSubset:
         elif not isinstance(found, str):
             raise TypeError(f'an image is {type(image).__name__}, not a path or {{"bytes", "path"}}')
         else:
-            checked_text(found, f"image path of {column}", self.limits)
+            checked_path(found, f"image path of {column}", self.limits)
         return found
 
     def _kept(self, content: _Content) -> Item:

@@ -28,6 +28,8 @@ _DECODED_AT_ONCE = 2**28
 """So many rows are decoded at once that they stay below this size, if each held the largest value of its column."""
 _LARGE_GROUP = 2**30
 _MAX_GROUP_VALUES = 2**27
+_DAMAGE = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises on a damaged file; the last where the name of a column is."""
 _CONVERSION = (ValueError, TypeError, OverflowError, pyarrow.ArrowException)
 
 
@@ -43,11 +45,13 @@ def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
     """
     require_regular(path)
     try:
-        return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER)
-    except (pyarrow.ArrowException, OSError) as error:
+        file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER)
+        _ = file.schema_arrow.names, file.reader.column_paths
+    except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise DataError(f"{path}: not a readable parquet file ({one_line(error)}); download it again") from error
+    return file
 
 
 def read_rows(path: Path, columns: Sequence[str], limits: RowLimits) -> Iterator[Row | RowFault]:
@@ -67,28 +71,35 @@ def read_rows(path: Path, columns: Sequence[str], limits: RowLimits) -> Iterator
     """
     with open_parquet(path) as file:
         for group in range(file.num_row_groups):
-            metadata = file.metadata.row_group(group)
-            num_rows = metadata.num_rows
-            size, num_values = _largest_chunk(metadata, columns)
-            if reason := _too_much(num_rows, size, num_values, limits):
-                yield from (RowFault(reason, str(path)) for _ in range(num_rows))
-                continue
-            # A short text may stand for a long one of the column's dictionary, at most as long as the whole column.
-            at_once = max(1, min(ROWS_AT_ONCE, _DECODED_AT_ONCE // max(1, size)))
-            done = 0
             try:
-                for batch in file.iter_batches(at_once, row_groups=[group], columns=list(columns), use_threads=False):
-                    for row in batch_rows(batch, limits, str(path)):
-                        done += 1
-                        yield row
-            except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowCapacityError) as error:
-                # More than Arrow can hold in one row; where the next one begins cannot be known.
-                reason = f"row group {group} cannot be read from this row on ({one_line(error)})"
-                yield from (RowFault(reason, str(path)) for _ in range(num_rows - done))
-            except (pyarrow.ArrowException, OSError) as error:
+                yield from _group_rows(file, group, columns, limits, str(path))
+            except _DAMAGE as error:
                 if isinstance(error, OSError) and error.errno:
                     raise
                 raise DataError(f"{path}: damaged parquet file ({one_line(error)}); download it again") from error
+
+
+def _group_rows(
+    file: pyarrow.parquet.ParquetFile, group: int, columns: Sequence[str], limits: RowLimits, source: str
+) -> Iterator[Row | RowFault]:
+    metadata = file.metadata.row_group(group)
+    num_rows = metadata.num_rows
+    size, num_values = _largest_chunk(metadata, columns)
+    if reason := _too_much(num_rows, size, num_values, limits):
+        yield from (RowFault(reason, source) for _ in range(num_rows))
+        return
+    # A short text may stand for a long one of the column's dictionary, at most as long as the whole column.
+    at_once = max(1, min(ROWS_AT_ONCE, _DECODED_AT_ONCE // max(1, size)))
+    done = 0
+    try:
+        for batch in file.iter_batches(at_once, row_groups=[group], columns=list(columns), use_threads=False):
+            for row in batch_rows(batch, limits, source):
+                done += 1
+                yield row
+    except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowCapacityError) as error:
+        # More than Arrow can hold in one row; where the next one begins cannot be known.
+        reason = f"row group {group} cannot be read from this row on ({one_line(error)})"
+        yield from (RowFault(reason, source) for _ in range(num_rows - done))
 
 
 def _largest_chunk(metadata: Any, columns: Sequence[str]) -> tuple[int, int]:

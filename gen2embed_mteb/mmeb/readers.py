@@ -15,7 +15,7 @@ from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.mmeb.composition import compose_candidates, compose_query, drop_unmatched_markers
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
 from gen2embed_mteb.mmeb.tables import SubsetTable
-from gen2embed_mteb.rows import BadRow, RowFault, RowLimits, checked_text, guarded
+from gen2embed_mteb.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded
 
 __all__ = [
     "NEGATIVE_COLUMNS",
@@ -182,7 +182,7 @@ class _Reader:
 
     def _item(self, text: Any, image: Any, column: str) -> Item:
         """Checks one (text, image path) pair; an empty path means no image."""
-        path = checked_text(image, f"image path of {column}", self.limits)
+        path = checked_path(image, f"image path of {column}", self.limits)
         images = (path,) if path else ()
         return Item(drop_unmatched_markers(checked_text(text, f"text of {column}", self.limits), len(images)), images)
 

@@ -77,6 +77,29 @@ def test_an_error_of_the_system_is_not_called_damage(tmp_path: Path, monkeypatch
     assert not isinstance(caught.value, DataError)
 
 
+def test_the_name_of_a_column_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a"], "spoiled": ["b"]}), path)
+    data = path.read_bytes()
+    places = [place for place in range(len(data)) if data.startswith(b"spoiled", place)]
+    assert len(places) > 1  # in the schema, and beside every chunk of the column
+    for place in places:
+        path.write_bytes(data[:place] + b"\xff" + data[place + 1 :])
+        try:
+            assert outcomes(path, ["text"]) == [{"text": "a"}]
+        except DataError as error:
+            assert "parquet file" in str(error)
+
+
+def test_types_that_python_has_no_value_for(tmp_path: Path) -> None:
+    seconds = pa.array([0, 2**62, 1], pa.timestamp("us"))
+    table = pa.table({"text": ["a", "b", "c"], "time": seconds})
+    pq.write_table(table, tmp_path / "t.parquet")
+    first, second, third = outcomes(tmp_path / "t.parquet", ["text", "time"])
+    assert (first["text"], third["text"]) == ("a", "c")
+    assert isinstance(second, dict) or second.startswith("time cannot be read")
+
+
 # Each runs in a process of its own: how much memory it ever had is known of a process only.
 LARGE = {
     "20 million candidates": (
