@@ -288,9 +288,9 @@ def _local_tables(path: Path, split: str) -> tuple[dict[str, list[Path]], str]:
         path, split = path / (split or "train"), split or "train"
         if not path.is_dir():
             raise DataError(f"{path}: no such split; pass another --split")
-        return {path.name: [path]}, split
+        return {path.resolve().name: [path]}, split
     if (path / "dataset_info.json").is_file():
-        return {path.name: [path]}, _saved_split(path, split)
+        return {path.resolve().name: [path]}, _saved_split(path, split)
     if path.is_file():
         own = split_of(path)
         if split and own and canonical_split(split) != own:

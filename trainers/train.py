@@ -125,7 +125,8 @@ def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: i
     """
     given = Path(path).expanduser()
     if given.is_dir():
-        files = sorted(file for file in given.glob("*.parquet") if file.with_suffix(".json").is_file())
+        found = (file for file in given.glob("*.parquet") if not file.name.startswith("."))  # macOS makes ._NAME twins
+        files = sorted(file for file in found if file.with_suffix(".json").is_file())
     else:
         files = [given]
     if not files:

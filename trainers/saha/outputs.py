@@ -84,7 +84,9 @@ def _check_place(data: TrainingData, config: SampleConfig) -> None:
     folder, root = config.folder, Path(config.data_dir).expanduser()
     if os.path.lexists(folder) and not folder.is_dir():
         raise Gen2EmbedError(f"{folder} is no folder; pass another --output_dir")
-    for place in {root, *(path.parent for path in _tables(data))}:
+    saved = root / data.split  # of `DatasetDict.save_to_disk`
+    places = [root, *(path.parent for path in _tables(data)), *([saved] if (saved / "state.json").is_file() else [])]
+    for place in dict.fromkeys(places):
         if place.is_dir() and _same(folder, place):
             raise Gen2EmbedError(
                 f"{folder} is the folder of the training data, and clusters there would be read as data by the next "

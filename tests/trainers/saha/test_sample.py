@@ -25,6 +25,7 @@ from trainers.data import open_training_data
 from trainers.saha.clusters import mine_clusters
 from trainers.saha.files import SamplingError, read_official, read_sampling
 from trainers.saha.sample import ModelRecord, SampleConfig, SampleResult, sample, text_table
+from trainers.train import read_samplings
 
 NAMES = list(COLOURS)
 WORDS = ("cat", "dog", "cow", "fox", "owl")
@@ -520,6 +521,15 @@ DATA_FOLDERS: dict[str, tuple[Any, str, str]] = {
     ),
     "shards": (lambda root: pairs_file(root / "a-00000-of-00001.parquet"), ".", "."),
     "save_to_disk": (lambda root: saved_to_disk(root / "pairs"), "pairs", "pairs"),
+    "a split of a saved DatasetDict": (
+        lambda root: datasets.DatasetDict(
+            {"train": datasets.Dataset.from_dict({"anchor": ["a"], "positive": ["b"]})}
+        ).save_to_disk(root / "d"),
+        "d",
+        "d/train",
+    ),
+    "tables in a folder data": (lambda root: pairs_file(root / "d" / "data" / "a.parquet"), "d", "d/data"),
+    "the folder above a folder data": (lambda root: pairs_file(root / "d" / "data" / "a.parquet"), "d", "d"),
     "MMEB-train's root": (
         lambda root: write_table(root / "Mine" / "original-00000-of-00001.parquet", caption_rows()),
         ".",
@@ -553,6 +563,22 @@ def test_the_training_data_is_no_place_for_clusters(tmp_path: Path, case: str, o
         run(settings(tmp_path / data_dir, tmp_path / output_dir, subsets=(), overwrite=overwrite), encoder)
     assert not encoder.given
     assert tree(tmp_path) == before
+
+
+def test_hidden_twins_of_sampling_files_are_not_trained_on(tmp_path: Path) -> None:
+    """Copying to a foreign disk makes macOS write `._NAME` beside every file."""
+    pairs_file(tmp_path / "data" / "cats.parquet")
+    run(settings(tmp_path / "data", tmp_path / "out", subsets=()))
+    for suffix in (".parquet", ".json"):
+        (tmp_path / "out" / f"._cats{suffix}").write_bytes(b"\0\5\x16\7")
+    assert [one.record["subset"] for one in read_samplings(str(tmp_path / "out"))] == ["cats"]
+
+
+def test_a_saved_dataset_is_called_after_its_folder_from_within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(saved_to_disk(tmp_path / "pairs"))
+    assert run(settings(".", tmp_path / "out", subsets=())).made == ("pairs",)
 
 
 def test_a_folder_of_its_own_below_the_data_is_fine(tmp_path: Path) -> None:
