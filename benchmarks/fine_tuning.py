@@ -280,7 +280,10 @@ def read_run(folder: Path) -> dict[str, float] | None:
     if f"{METRIC}overall" not in metrics:
         return None
     figures = {name.removeprefix(METRIC): value for name, value in metrics.items() if name.startswith(METRIC)}
-    return {**figures, "seconds": metrics["train_runtime"], "train_loss": metrics["train_loss"]}
+    times = metrics  # of runs before times had a file of their own
+    if (folder / "timing.json").is_file():
+        times = json.loads((folder / "timing.json").read_text(encoding="utf-8"))
+    return {**figures, "seconds": times["train_runtime"], "train_loss": metrics["train_loss"]}
 
 
 def write_results(arguments: argparse.Namespace, zero_shot: dict[str, float]) -> str:

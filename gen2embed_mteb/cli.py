@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb import __version__
-from gen2embed_mteb.errors import Gen2EmbedError, run_command
+from gen2embed_mteb.errors import GO_ON, Gen2EmbedError, run_command
+from gen2embed_mteb.launcher import end_with_launcher
 from gen2embed_mteb.paths import expand_home
 
 BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
 DEFAULT_MODEL = "gen2embed"
 PASSING_ON = ("train", "mteb")
 """Commands that read their flags themselves."""
+SHARED = ("evaluate", "sample", "train")
+"""Commands that `torchrun` may start several times, to share the work."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,8 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for package in ("gen2embed_mteb", "trainers", "vlm2vec_adapter"):
         logging.getLogger(package).setLevel(logging.INFO if arguments.verbose else logging.WARNING)
+    if arguments.command in SHARED:
+        end_with_launcher()
     return run_command(
-        f"gen2embed {arguments.command}", lambda: arguments.run(arguments), show_tracebacks=arguments.verbose
+        f"gen2embed {arguments.command}",
+        lambda: arguments.run(arguments),
+        show_tracebacks=arguments.verbose,
+        go_on=f"{GO_ON} with --resume_from_checkpoint true" if arguments.command == "train" else GO_ON,
     )
 
 

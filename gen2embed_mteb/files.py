@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from gen2embed_mteb.errors import Gen2EmbedError
 
@@ -75,10 +75,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file that is in the way and that may be another's, so that nothing of it is lost.
+    """Rename a file or folder that is in the way and that may be another's, so that nothing of it is lost.
 
     Args:
-        path: The file.
+        path: The file or folder.
 
     Returns:
         Its new path, in the same folder: `NAME.set-aside-` and twelve hexadecimal digits.
@@ -157,6 +157,34 @@ class OwnedFolder:
         known = [name for name in names if name in ledger]
         return [name for name in known if not (self.path / name).is_file() or self._fault(name, ledger)]
 
+    def known(self) -> list[str]:
+        """Return the names of the files that this writer wrote here by the ledger, whether they are still there or not.
+
+        Returns:
+            Names relative to the folder, with forward slashes, in alphabetical order.
+        """
+        return sorted(name for name, entry in self._read().items() if entry["writer"] == self.writer)
+
+    @contextlib.contextmanager
+    def exclusive(self, patience: float = 15) -> Iterator[None]:
+        """Let one process at a time of this writer into the folder.
+
+        Args:
+            patience: Seconds to wait for another; helpers of a killed process hold the lock for some seconds more.
+
+        Raises:
+            Gen2EmbedError: Another process is still in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(self.path / f".gen2embed-{self.writer}.lock").acquire(timeout=patience)
+        except Timeout as error:
+            raise Gen2EmbedError(
+                f"another gen2embed {self.writer} is at work in {self.path}; wait for it, or choose another folder"
+            ) from error
+        with held:
+            yield
+
     def check(self, names: Iterable[str], inputs: Sequence[str | Path] = ()) -> None:
         """Refuse files that may not be replaced; call it before any work is done.
 
@@ -192,9 +220,11 @@ class OwnedFolder:
         target = self._target(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            if _is_regular(target) and target.stat().st_size == len(data) and target.read_bytes() == data:
-                return target
             digest = hashlib.sha256(data).hexdigest()
+            if _is_regular(target) and target.stat().st_size == len(data) and target.read_bytes() == data:
+                if len(self._read().get(name, {"sha256": []})["sha256"]) > 1:  # killed before it was noted
+                    self._record({name: [digest]})
+                return target
             self._announce({name: digest})
             _put(target, data)
             self._record({name: [digest]})
@@ -252,7 +282,8 @@ class OwnedFolder:
         Raises:
             ForeignFileError: A foreign file is in the way.
         """
-        names = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
+        found = (path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
+        names = sorted(name for name in found if name not in (LEDGER, LOCK))
         with self._locked():
             digests = {name: sha256_of(scratch / name) for name in names}
             self._announce(digests)
@@ -384,7 +415,7 @@ class OwnedFolder:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, writer: str) -> Iterator[Path]:
+def new_folder(target: Path, writer: str, token: str | None = None) -> Iterator[Path]:
     """Make a folder that appears whole: filled under a temporary name beside its place, then renamed once.
 
     The folder gets a ledger of all its files. Left by an exception, it is deleted, and `target` is as it was.
@@ -392,6 +423,7 @@ def new_folder(target: Path, writer: str) -> Iterator[Path]:
     Args:
         target: The folder; nothing may be there yet, but for an empty folder.
         writer: The command that writes, as in `OwnedFolder`.
+        token: Of `new_token`, so that other processes find the temporary folder by `temporary_of` and write into it.
 
     Yields:
         The temporary folder, empty.
@@ -401,7 +433,7 @@ def new_folder(target: Path, writer: str) -> Iterator[Path]:
     """
     _require_vacant(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = _temporary(target)
+    folder = temporary_of(target, token or new_token())
     folder.mkdir()
     try:
         yield folder
@@ -413,6 +445,22 @@ def new_folder(target: Path, writer: str) -> Iterator[Path]:
         raise
 
 
+def new_token() -> str:
+    """Return twelve random hexadecimal digits, which tell temporary files of several processes apart."""
+    return uuid.uuid4().hex[:12]
+
+
+def temporary_of(path: Path, token: str) -> Path:
+    """Return the temporary name, beside it, of a file or folder.
+
+    Args:
+        path: Its place in the end.
+        token: Of `new_token`.
+    """
+    name = os.fsencode(path.name)[:160].decode("utf-8", "ignore")  # with what is added it must still be a name
+    return path.with_name(f".{name}.{token}.gen2embed-tmp")
+
+
 def is_whole(folder: Path, writer: str) -> bool:
     """Say whether a folder of `new_folder` still holds every file that was written, unchanged in size and digest.
 
@@ -420,9 +468,44 @@ def is_whole(folder: Path, writer: str) -> bool:
         folder: The folder.
         writer: Who wrote it.
     """
+    return damage(folder, writer) is None
+
+
+def damage(folder: Path, writer: str) -> str | None:
+    """Return what is wrong with a folder of `new_folder`, or None where every file is as it was written.
+
+    Args:
+        folder: The folder.
+        writer: Who wrote it.
+
+    Returns:
+        Such as "optimizer.pt is missing"; the first fault by name.
+    """
     owned = OwnedFolder(folder, writer)
-    ledger = owned._read()
-    return bool(ledger) and all(owned.owns(name) for name in ledger)
+    names = owned.known()
+    if not names:
+        return f"it has no ledger of gen2embed {writer}"
+    for name in names:
+        if not os.path.lexists(folder / name):
+            return f"{name} is missing"
+        if fault := owned._fault(name):
+            return f"{name} {fault}"
+    return None
+
+
+def write_in_scratch(path: Path, data: bytes) -> None:
+    """Write a file in a temporary folder of ours, in place of one that a library wrote there.
+
+    Args:
+        path: A file below a folder of `OwnedFolder.scratch` or `new_folder`.
+        data: The whole content.
+
+    Raises:
+        ForeignFileError: It is in no such folder.
+    """
+    if not any(_TEMPORARY.fullmatch(parent.name) for parent in path.absolute().parents):
+        raise ForeignFileError.of(path, "is in no temporary folder of gen2embed")
+    _put(path, data)
 
 
 def require_vacant(target: Path) -> None:
@@ -437,16 +520,17 @@ def require_vacant(target: Path) -> None:
     _require_vacant(target)
 
 
-def remove_stale(folder: Path) -> None:
+def remove_stale(folder: Path, older_than: float = STALE_SECONDS) -> None:
     """Delete temporary files that killed processes left in a folder: those with our name, an hour old or more.
 
     Args:
         folder: The folder; files in folders of it are not looked at.
+        older_than: Seconds; 0 only where `OwnedFolder.exclusive` keeps other processes out.
     """
-    oldest = time.time() - STALE_SECONDS
+    oldest = time.time() - older_than
     for path in folder.glob(".*.gen2embed-tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process may clean up, too
-            if _TEMPORARY.fullmatch(path.name) and path.lstat().st_mtime < oldest:
+            if _TEMPORARY.fullmatch(path.name) and path.lstat().st_mtime <= oldest:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
@@ -497,8 +581,7 @@ def _is_regular(path: Path) -> bool:
 
 def _temporary(path: Path) -> Path:
     """A new name beside a path: two processes may write the same file at once."""
-    name = os.fsencode(path.name)[:160].decode("utf-8", "ignore")  # with what is added it must still be a name
-    return path.with_name(f".{name}.{uuid.uuid4().hex[:12]}.gen2embed-tmp")
+    return temporary_of(path, new_token())
 
 
 def _put(path: Path, data: bytes) -> None:
@@ -509,6 +592,11 @@ def _put(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.filename is None:  # a full disk: say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -3,11 +3,14 @@
 import ast
 import errno
 import io
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system, one_line, run_command
+from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error, is_of_the_system, one_line, run_command
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gen2embed_mteb", "trainers", "vlm2vec_adapter")
@@ -33,6 +36,49 @@ def test_a_full_disk_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None
 def test_ctrl_c_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("gen2embed x", lambda: _raise(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "\ngen2embed x: interrupted; run the same command again to go on\n"
+
+
+def test_the_command_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert run_command("x", lambda: _raise(KeyboardInterrupt()), go_on="pass --resume") == 130
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # a second Ctrl-C ends the process at once
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "\nx: interrupted; pass --resume to go on\n"
+    assert run_command("x", lambda: _raise(OSError(errno.EDQUOT, "Quota exceeded", "a")), go_on="pass --resume") == 2
+    assert capsys.readouterr().err.endswith("; free space on that disk, then pass --resume\n")
+
+
+@pytest.mark.parametrize("writer", ["safetensors", "torch", "python"])
+def test_libraries_on_a_disk_without_room(tmp_path: Path, writer: str) -> None:
+    """A limit on the size of files fails as a full disk does: in the middle of a write, in the library's own way."""
+    code = f"""
+import resource, sys, torch, safetensors.torch
+from gen2embed_mteb.errors import full_disk_as_os_error
+weights = {{"a": torch.zeros(100_000)}}
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+path = {str(tmp_path / "file")!r}
+try:
+    with full_disk_as_os_error({str(tmp_path)!r}):
+        if {writer!r} == "torch":
+            torch.save(weights, path)
+        elif {writer!r} == "safetensors":
+            safetensors.torch.save_file(weights, path)
+        else:
+            open(path, "wb").write(bytes(400_000))
+except OSError as error:
+    assert error.filename == {str(tmp_path)!r}, error.filename
+    sys.exit(error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == errno.EFBIG, done.stderr
+
+
+def test_an_error_on_a_disk_with_room_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="a bug"), full_disk_as_os_error(tmp_path / "not" / "there"):
+        raise RuntimeError("a bug")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [ValueError("of a library"), TypeError("a bug"), RuntimeError("another")])

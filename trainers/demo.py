@@ -7,6 +7,7 @@ higher learning rate with a shorter warm-up, batches of 64 pairs, and no dropout
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.prefix import PrefixEncoder
 from trainers.data import open_training_data
+from trainers.figures import TIMING_FILE
 from trainers.recipe import SahaTrainingArguments
 from trainers.saha.sample import ModelRecord, SampleConfig, sample
 from trainers.saha.viewer import inspect
@@ -106,7 +108,8 @@ def fine_tune(
                 bf16=False,
             ),
         )
-    seconds, loss = trained["metrics"]["train_runtime"], trained["metrics"]["train_loss"]
+    loss = trained["metrics"]["train_loss"]
+    seconds = json.loads((folder / TIMING_FILE).read_bytes())["train_runtime"]
     yield f"Fine-tuned in {seconds:.0f} s, mean loss {loss:.2f}; the model is in {folder}"
     return FineTuned(folder, clusters)
 

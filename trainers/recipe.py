@@ -6,13 +6,17 @@ names one. `Recipe` holds what those have no place for: the adapter, the loss, h
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers.utils import is_liger_kernel_available
 
-from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.images import RESIZE_POLICIES
 from gen2embed_mteb.sharing import Share
 
@@ -47,6 +51,39 @@ def recipe_batch(method: str, cluster_size: int) -> int:
     return max(share // cluster_size, 1) * cluster_size
 
 
+@contextlib.contextmanager
+def refusing_flags(*more: type[Exception]) -> Iterator[None]:
+    """Report what a library says of training arguments as a mistake of the user's, on one line.
+
+    Use it around the very call that reads them: flags that do not go together, or that need another package.
+
+    Args:
+        more: Further exceptions that say so, beside `ValueError`, `ImportError`, `TypeError` and `KeyError`.
+
+    Raises:
+        Gen2EmbedError: The library raised one of them; the message is the library's own.
+    """
+    kinds: tuple[type[Exception], ...] = (ValueError, ImportError, TypeError, KeyError, *more)
+    try:
+        yield
+    except Gen2EmbedError:
+        raise
+    except kinds as error:
+        raise Gen2EmbedError(f"these training arguments cannot be used: {one_line(error)}") from error
+
+
+_LEAST = {
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "per_device_train_batch_size": 1,
+    "seed": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "warmup_steps": 0,
+}
+_FINITE = (*_LEAST, "num_train_epochs", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon")
+
+
 @dataclass
 class SahaTrainingArguments(SentenceTransformerTrainingArguments):
     """sentence-transformers' training arguments with the recipe's defaults."""
@@ -65,7 +102,18 @@ class SahaTrainingArguments(SentenceTransformerTrainingArguments):
 
     def __post_init__(self) -> None:
         """Checks every value; without an accelerator, memory is not pinned for one, as with `use_cpu`."""
+        for name in _FINITE:
+            if not math.isfinite(value := getattr(self, name)):
+                raise Gen2EmbedError(f"{name} is {value}; pass a finite number")
+            if value < _LEAST.get(name, value):
+                raise Gen2EmbedError(f"{name} is {value}; pass {_LEAST[name]} or more")
+        if self.neftune_noise_alpha is not None:
+            raise Gen2EmbedError("neftune_noise_alpha is not supported: its noise would be added to image tokens too")
+        if self.use_liger_kernel and not is_liger_kernel_available():
+            raise Gen2EmbedError("use_liger_kernel is True, but not installed: pip install liger-kernel")
         super().__post_init__()
+        if self.fsdp and self.world_size == 1:
+            raise Gen2EmbedError("fsdp shares a model among processes, and this is one; start it with torchrun")
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
 
@@ -101,7 +149,7 @@ class Recipe:
                 raise Gen2EmbedError(f"{name} is {getattr(self, name)}; pass 1 or more")
         if not 0 <= self.lora_dropout < 1:
             raise Gen2EmbedError(f"lora_dropout is {self.lora_dropout}; pass a share from 0 to below 1")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise Gen2EmbedError(f"temperature is {self.temperature}; pass a positive number, such as 0.02")
         if self.min_side < 0:
             raise Gen2EmbedError(f"min_side is {self.min_side}; pass 0 or more")

@@ -3,7 +3,9 @@
 1. Flags and sampling files are read; training data, images and the benchmark are looked up.
 2. The model is loaded on the processor, and its adapter attached.
 3. Training runs, or goes on where a checkpoint left off; evaluation as the flags say.
-4. `output_dir` receives the merged model, the adapter, the model card, and `train.json`, which says what was run.
+4. `output_dir` receives the merged model, the adapter, the model card, and `train.json`, which says what was run;
+   times are in `timing.json`. Killed at any moment and started again with `--resume_from_checkpoint true`, the run
+   ends in the same files, but for the times.
 
 Mistakes show in the first two steps, before anything reaches a device. Flags are those of `TrainConfig` and every
 training argument of transformers and sentence-transformers; FSDP and DeepSpeed come by their usual configuration files.
@@ -11,8 +13,13 @@ training argument of transformers and sentence-transformers; FSDP and DeepSpeed 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the libraries are loaded, which takes seconds: Ctrl-C is one line then, too
+    import trainers.__main__
+
+    trainers.__main__.main("python -m trainers.train")
+
+import contextlib
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -24,23 +31,27 @@ from typing import Any
 import torch
 from sentence_transformers.base.sampler import BatchSamplers
 from transformers import HfArgumentParser
+from transformers.integrations import get_reporting_integration_callbacks
 
 from gen2embed_mteb.adapters import new_adapter
-from gen2embed_mteb.errors import Gen2EmbedError, run_command
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation import EvaluationConfig, find_images, installed_versions
 from gen2embed_mteb.families import family_of
+from gen2embed_mteb.files import OwnedFolder, remove_stale
 from gen2embed_mteb.mmeb.datasets import matches
 from gen2embed_mteb.mmeb.tables import open_subsets
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.paths import expand_home
 from gen2embed_mteb.short_names import resolve
-from gen2embed_mteb.store import write_json
 from trainers.card import data_section
+from trainers.checkpoints import WRITER
 from trainers.data import DataConfig, TrainingData, open_training_data
 from trainers.dataset import training_dataset
 from trainers.evaluator import MmebEvaluator
+from trainers.figures import without_times
 from trainers.loss import SahaLoss
-from trainers.recipe import Recipe, SahaTrainingArguments, bf16_supported, option, recipe_batch
+from trainers.output import RUN_FILE, agreed, check_output, checkpoint_to_go_on, finished
+from trainers.recipe import Recipe, SahaTrainingArguments, bf16_supported, option, recipe_batch, refusing_flags
 from trainers.saha.files import Sampling, SamplingError, read_sampling
 from trainers.sampler import SahaBatchSampler
 from trainers.trainer import SahaTrainer
@@ -48,7 +59,6 @@ from trainers.trainer import SahaTrainer
 logger = logging.getLogger(__name__)
 
 BENCHMARKS = ("", "mmeb-mini", "mmeb")
-RUN_FILE = "train.json"
 _DECISIVE_ARGUMENTS = (
     "seed",
     "learning_rate",
@@ -204,10 +214,25 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
     Raises:
         DataError: Training data or benchmark are not where they should be, or damaged.
         FileNotFoundError: Images are nowhere.
+        ForeignFileError: `output_dir` holds something that this command did not write.
+        OSError: The disk is full.
         SamplingError: A sampling file is missing or damaged, or was made with other data or another k.
         ValueError: A setting does not fit the data, the model or an earlier run in `output_dir`.
     """
+    agreed(args, lambda: check_output(args.output_dir, _inputs(config)))
     samplings = read_samplings(config.processed_data_path, config.subsets, config.num_hard_negatives)
+    record = _record(config, args, samplings)
+    output = OwnedFolder(args.output_dir, WRITER)
+    if done := agreed(args, lambda: finished(args, record)):
+        logger.warning("%s was finished before; nothing was trained", args.output_dir)
+        if args.process_index == 0:
+            with output.exclusive():
+                remove_stale(output.path, older_than=0)
+                output.write_json(RUN_FILE, done)  # a kill may have come before it was noted as written
+        return dict(done)
+    agreed(args, lambda: output.check(output.known()))
+    checkpoint = agreed(args, lambda: checkpoint_to_go_on(args, record))
+    args.resume_from_checkpoint = None  # which the model card would show; a resumed run's is no other
     with args.main_process_first(local=False, desc="looking up the data"):
         data = open_sampled_data(samplings, config.data_dir, config.image_dir)
         evaluator = _evaluator(config, args)
@@ -217,8 +242,6 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         args.ddp_find_unused_parameters = False  # every batch has text, and the adapter is on the language model
     # The trainer makes its own when the model is on its device: what is wrong with the batch shows here.
     args.batch_sampler(training_set.dataset, args.train_batch_size, num_processes=args.world_size)
-    record = _record(config, args, samplings)
-    checkpoint = _checkpoint(args, record)
     model = _load(config, args)
     _warn_of_other_model(samplings, model, config)
     # A folder has no card on the Hub: nothing to look up.
@@ -243,15 +266,29 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         ),
         evaluator=evaluator,
     )
-    if trainer.is_world_process_zero():
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_json(Path(args.output_dir) / RUN_FILE, record)
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    record |= {"metrics": outcome.metrics | _last_evaluation(trainer)}
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        write_json(Path(args.output_dir) / RUN_FILE, record)
+    with output.exclusive() if trainer.is_world_process_zero() else contextlib.nullcontext():
+        if trainer.is_world_process_zero():
+            remove_stale(output.path, older_than=0)
+            output.write_json(RUN_FILE, record)
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        record |= {"metrics": without_times(outcome.metrics | _last_evaluation(trainer))}
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            output.write_json(RUN_FILE, record)
     return record
+
+
+def _inputs(config: TrainConfig) -> dict[str, str | Path]:
+    """What the run reads, by flag."""
+    processed = Path(config.processed_data_path).expanduser()
+    return {
+        "model_name": resolve(config.model_name) or config.model_name,
+        "processed_data_path": processed if processed.is_dir() else processed.parent,
+        "data_dir": config.data_dir,
+        "image_dir": config.image_dir,
+        "eval_data_dir": config.eval_data_dir,
+        "eval_image_dir": config.eval_image_dir,
+    }
 
 
 def _last_evaluation(trainer: SahaTrainer) -> dict[str, float]:
@@ -333,50 +370,6 @@ def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequenc
     }
 
 
-def _checkpoint(args: SahaTrainingArguments, record: dict[str, Any]) -> str | None:
-    """Where to go on, if the user wants to and it is the same run."""
-    output_dir = Path(args.output_dir)
-    # The trainer's state is written last: a checkpoint without it was interrupted.
-    found = sorted(
-        (folder for folder in output_dir.glob("checkpoint-*") if (folder / "trainer_state.json").is_file()),
-        key=lambda folder: int(folder.name.rpartition("-")[2]),
-    )
-    wanted = args.resume_from_checkpoint
-    if not wanted or str(wanted).lower() in ("false", "0", "no"):
-        if found:
-            raise Gen2EmbedError(
-                f"{output_dir} holds {found[-1].name} of an earlier run; pass --resume_from_checkpoint true to go on "
-                "there, or another --output_dir"
-            )
-        return None
-    if str(wanted).lower() not in ("true", "1", "yes"):
-        found = [Path(wanted)]
-    if not found:
-        logger.warning("%s holds no whole checkpoint: training begins anew", output_dir)
-        return None
-    if not (found[-1] / "trainer_state.json").is_file():
-        raise Gen2EmbedError(f"{found[-1]} is no whole checkpoint: it has no trainer_state.json; pass another")
-    earlier = _earlier_record(found[-1].parent / RUN_FILE)
-    for part in ("recipe", "arguments", "sampling"):
-        then, now = earlier.get(part, {}), json.loads(json.dumps(record[part]))
-        for name in {**then, **now}:
-            if then.get(name) != now.get(name):
-                raise Gen2EmbedError(
-                    f"{found[-1]} was trained with {name} {then.get(name)!r}, not {now.get(name)!r}; resume with the "
-                    "same, or pass another --output_dir"
-                )
-    return str(found[-1])
-
-
-def _earlier_record(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise Gen2EmbedError(
-            f"{path}: cannot be read ({error}), so it is not known what the checkpoint is of"
-        ) from error
-
-
 def _warn_of_other_model(samplings: Sequence[Sampling], model: Gen2Embed, config: TrainConfig) -> None:
     """SaHa asks the very model that is trained which negatives are hard (Sec. III-C)."""
     for sampling in samplings:
@@ -435,7 +428,13 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T
     arguments = _of(SahaTrainingArguments, given)
     if config.eval_benchmark and arguments["eval_strategy"] == "no":
         arguments |= {"eval_strategy": "steps", "eval_steps": arguments["eval_steps"] or arguments["save_steps"]}
-    return config, SahaTrainingArguments(**arguments)
+    with refusing_flags(RuntimeError):
+        args = SahaTrainingArguments(**arguments)
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()  # says so where its package is missing
+    if args.eval_strategy != "no" and not config.eval_benchmark:
+        raise Gen2EmbedError(f"eval_strategy is {args.eval_strategy.value}; say on what: --eval_benchmark mmeb-mini")
+    return config, args
 
 
 def _of(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -448,8 +447,3 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     train(config, args)
     if args.process_index == 0:
         sys.stdout.write(f"Written to {args.output_dir}\n")
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    sys.exit(run_command("python -m trainers.train", lambda: run(prog="python -m trainers.train")))

@@ -5,39 +5,53 @@ What it adds to the stock trainer:
 1. Columns have roles: the first holds queries, which get the representation prompt, the others candidates.
 2. Cells are opened when their batch is made (`collation.py`): images from paths, resized, rows padded on the right.
 3. A checkpoint holds the adapter alone, and resuming sets it by key, every key checked: DoRA's magnitudes, which the
-   stock trainer loses, continue to the bit.
-4. What is saved at the end is the merged model in stock modules, with the adapter beside it in `adapter/`.
+   stock trainer loses, continue to the bit. It appears whole (`checkpoints.py`), and it holds the figures
+   (`figures.py`), so that a resumed run ends in the same files as one that was never interrupted.
+4. What is saved at the end is the merged model in stock modules, with the adapter beside it in `adapter/`. It is
+   written into a temporary folder first; nothing in the output folder that is not ours is replaced.
 
 Losses, samplers, evaluators, callbacks and model cards are the stock ones, or of their kind.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, TrainerControl
+from transformers.trainer_utils import TrainOutput
 
 from gen2embed_mteb.adapters import has_adapter, reload_adapter, save_adapter
-from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
+from gen2embed_mteb.files import OwnedFolder, new_folder, new_token, temporary_of, write_in_scratch
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.prompts import HierarchicalPrompt, Role
+from trainers.checkpoints import WRITER, delete_oldest, make_room, newest_whole, place_of, require_whole
 from trainers.collation import CellReader
+from trainers.figures import FIGURES_FILE, TIMING_FILE, Figures, Timing, without_times
 from trainers.loss import SahaLoss
-from trainers.recipe import SahaTrainingArguments
+from trainers.output import RUN_FILE
+from trainers.recipe import SahaTrainingArguments, refusing_flags
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
+KEPT_FILES = {RUN_FILE, TIMING_FILE}
+"""Files of the output folder that are no part of a model."""
 _CARD_SECTION_BEFORE = "\n### Framework Versions"
 
 
@@ -88,6 +102,8 @@ class SahaTrainer(SentenceTransformerTrainer):
         ValueError: Names of columns collide, the resize policy is unknown, or a switch does not fit the prompt.
     """
 
+    control: TrainerControl
+
     def __init__(
         self,
         model: Gen2Embed,
@@ -114,9 +130,18 @@ class SahaTrainer(SentenceTransformerTrainer):
         # The stock trainer's examples show cells as they are stored, paths that mean nothing to a reader. It chooses
         # none, a thousand rows read for each, where there are some.
         model.model_card_data.widget = [{}]
+        if args.push_to_hub:
+            raise Gen2EmbedError(
+                "push_to_hub is True; leave it out, and upload the finished folder: hf upload REPO DIR"
+            )
+        # The stock trainer deletes whatever is called checkpoint-N; `checkpoints.delete_oldest` does it here.
+        self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         model.model_card_data.widget = []
         self.add_callback(_EpochOfSampler(self))
+        self._figures = Figures(self)
+        self.add_callback(self._figures)
+        self._timing = Timing(args.output_dir)
         if isinstance(train_dataset, Dataset) and len(train_dataset):
             model.model_card_data.usage_examples = self._usage_examples(train_dataset)
 
@@ -148,17 +173,213 @@ class SahaTrainer(SentenceTransformerTrainer):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in the stock trainer; a run that has done all its steps does none more.
+
+        Args:
+            resume_from_checkpoint: A checkpoint; True: the newest whole one of the output folder.
+            args: As in the stock trainer.
+            kwargs: As in the stock trainer.
+
+        Raises:
+            Gen2EmbedError: The checkpoint is damaged, or is none of this trainer's; or no optimizer is in it
+                (`save_only_model`), so that training cannot go on to the same bits.
+        """
+        checkpoint, step = self._checkpoint(resume_from_checkpoint), 0
+        if checkpoint is not None:
+            if not (checkpoint / FIGURES_FILE).is_file():
+                raise Gen2EmbedError(f"{checkpoint} was saved with save_only_model: its run cannot go on")
+            step = int(json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())["global_step"])
+        self._figures.checkpoint = checkpoint
+        self._timing.begin(step)
+        eval_on_start = self.args.eval_on_start
+        try:
+            return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        finally:
+            self.args.eval_on_start = eval_on_start
+
+    def _checkpoint(self, wanted: str | bool | None) -> Path | None:
+        """The checkpoint to go on at, proved to be whole; None to begin anew."""
+        if not wanted:
+            return None
+        if wanted is not True:
+            require_whole(wanted)
+            return Path(wanted)
+        newest = newest_whole(self.args.output_dir)
+        if newest is None:
+            raise Gen2EmbedError(f"{self.args.output_dir} holds no whole checkpoint; leave resume_from_checkpoint out")
+        return newest
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in the stock trainer; the history keeps no times, and the mean loss is that of the whole run."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)
+        super().log(logs, start_time)
+        entry = self.state.log_history[-1]
+        self.state.log_history[-1] = without_times(entry)
+        self._timing.note(
+            self.state.global_step, {name: entry[name] for name in entry if name not in without_times(entry)}
+        )
+
+    def _validate_args(self, *args: Any, **kwargs: Any) -> None:
+        with refusing_flags():
+            super()._validate_args(*args, **kwargs)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in the stock trainer; flags that do not go together are one line."""
+        with refusing_flags():
+            super().create_accelerator_and_postprocess()
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As in the stock trainer; flags that do not go together are one line."""
+        with refusing_flags():
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the stock trainer; flags that do not go together are one line."""
+        with refusing_flags():
+            return super().create_scheduler(*args, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        begin = super()._init_training_state(*args, **kwargs)
+        # The best checkpoint is kept beside the others, also where the folder was moved since.
+        if self._figures.checkpoint is not None and (step := self.state.best_global_step):
+            best = place_of(self._figures.checkpoint.parent, step)
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        return begin
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._catch_up(kwargs["model"], kwargs["trial"], kwargs["ignore_keys_for_eval"], kwargs["start_time"])
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True  # the stock loop does one step before it looks
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _catch_up(self, model: Any, trial: Any, ignore_keys_for_eval: Any, start_time: float) -> None:
+        """Do what is done at the end of an epoch, where a checkpoint is of its last step, before that was done."""
+        if not self._figures.epoch_end_is_due:
+            return
+        self._figures.epoch_end_is_due = False
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        figures = self._figures
+        self._maybe_log_save_evaluate(
+            self._tr_loss,
+            figures.grad_norm,
+            model,
+            trial,
+            self.state.epoch,
+            ignore_keys_for_eval,
+            start_time,
+            learning_rate=figures.learning_rate,
+        )
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        self._figures.grad_norm = grad_norm.item() if isinstance(grad_norm, torch.Tensor) else grad_norm
+        self._figures.learning_rate = kwargs["learning_rate"]
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _finalize_training(self, trial: Any, num_train_samples: float, start_time: float) -> TrainOutput:
+        self._catch_up(self.model_wrapped, trial, None, start_time)
+        outcome = super()._finalize_training(trial, num_train_samples, start_time)
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            delete_oldest(self._get_output_dir(trial), self._save_total_limit, [best] if best else [])
+            self._timing.write(self.state.global_step)
+        return TrainOutput(outcome.global_step, outcome.metrics["train_loss"], outcome.metrics)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As in the stock trainer, but the checkpoint appears whole, with a ledger of its files."""
+        if self.hp_search_backend is None and trial is None:
+            self.store_flos()
+        output_dir = self._get_output_dir(trial=trial)
+        target = place_of(output_dir, self.state.global_step)
+        if self.state.best_global_step:
+            best = place_of(output_dir, self.state.best_global_step)
+            if best == target or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+        with full_disk_as_os_error(output_dir), self._new_checkpoint(target) as folder:
+            self.save_model(str(folder), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_scaler(str(folder))
+                self._save_rng_state(str(folder))
+                self._figures.write(folder)
+            if self.args.should_save:
+                self._note_callbacks()
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        if self.args.should_save:
+            best_so_far = self.state.best_model_checkpoint
+            delete_oldest(output_dir, self._save_total_limit, [best_so_far] if best_so_far else [])
+            self._timing.write(self.state.global_step)
+
+    @contextlib.contextmanager
+    def _new_checkpoint(self, target: Path) -> Iterator[Path]:
+        """A checkpoint's temporary folder, the same for all processes; renamed when all have written into it."""
+        token = [new_token()]
+        if self.args.world_size > 1:
+            broadcast_object_list(token)
+        folder = temporary_of(target, token[0])
+        if not self.args.should_save:
+            self.accelerator.wait_for_everyone()
+            folder.mkdir(parents=True, exist_ok=True)  # there already, but for another host's own disk
+            yield folder
+            self.accelerator.wait_for_everyone()
+        else:
+            make_room(target)
+            with new_folder(target, WRITER, token[0]):
+                self.accelerator.wait_for_everyone()
+                yield folder
+                self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+
+    def _note_callbacks(self) -> None:
+        """Put the state of callbacks that have one into the trainer's, as the stock trainer does."""
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                name, state = type(callback).__name__, callback.state()
+                if isinstance(self.state.stateful_callbacks[name], list):
+                    self.state.stateful_callbacks[name].append(state)
+                else:
+                    self.state.stateful_callbacks[name] = state
+
+    def _load_best_model(self) -> None:
+        """As in the stock trainer, which goes on with the last model where the best one cannot be loaded."""
+        best = self.state.best_model_checkpoint
+        require_whole(best)
+        self.model.model_card_data.set_best_model_step(self.state.best_global_step)
+        self._load_from_checkpoint(best)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in the stock trainer; a checkpoint is an adapter, anything else the merged model.
 
         Where no process holds all weights (FSDP, ZeRO-3), the latter is the adapter too; `gen2embed export` merges it.
+
+        Raises:
+            ForeignFileError: A file is in the way that this trainer did not write, or that was changed since.
+            OSError: The disk is full; what was there before is as it was.
         """
         self._saves_checkpoint = _internal_call
         if self.is_fsdp_enabled and not _internal_call:
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        super().save_model(output_dir, _internal_call)
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = OwnedFolder(output_dir or self.args.output_dir, WRITER)
+        with contextlib.ExitStack() as stack:
+            scratch = folder.path
+            if self.args.should_save:
+                stack.enter_context(full_disk_as_os_error(folder.path))
+                scratch = stack.enter_context(folder.scratch())
+            super().save_model(str(scratch), _internal_call)
+            if self.args.should_save:
+                before = set(folder.known()) - KEPT_FILES
+                for name in sorted(before - set(folder.adopt(scratch))):
+                    if folder.owns(name):  # of an earlier model in this folder
+                        folder.remove(name)
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return  # the stock trainer lets every process write the same files
         folder = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
         if has_adapter(model):
@@ -223,4 +444,4 @@ def _add_to_card(path: Path, section: str) -> None:
         return
     card = path.read_text(encoding="utf-8")
     before, mark, after = card.partition(_CARD_SECTION_BEFORE)
-    path.write_text(f"{before.rstrip()}\n\n{section.strip()}\n{mark}{after}", encoding="utf-8")
+    write_in_scratch(path, f"{before.rstrip()}\n\n{section.strip()}\n{mark}{after}".encode())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,17 +16,24 @@ from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from PIL import Image
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
 from tiny_models import FAMILIES
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).parent))
+import kills
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.adapters import has_adapter, new_adapter
 from gen2embed_mteb.families import FAMILIES as RECORDS
+from gen2embed_mteb.files import ForeignFileError
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError
 from gen2embed_mteb.prompts import REPRESENT_IMAGE, REPRESENT_TEXT, SYSTEM, strategy
 from trainers.collation import CellReader
 from trainers.dataset import DatasetClusters
+from trainers.figures import without_times
 from trainers.loss import SahaLoss
 from trainers.recipe import SahaTrainingArguments
 from trainers.sampler import SahaBatchSampler
@@ -333,6 +342,105 @@ def test_resumed_training_is_uninterrupted_training_bit_for_bit(tiny_dir, tmp_pa
     assert all(not torch.equal(want[name], start[name]) for name in want)
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (logs, again)]
     assert losses[0] == losses[1]
+
+
+class Countdown(BaseEvaluator):
+    """A figure that gets worse with every step: the first evaluation is of the best model."""
+
+    name, primary_metric = "countdown", "countdown_score"
+
+    def __call__(self, model, output_path=None, epoch=-1, steps=-1):
+        torch.rand(3)  # an evaluation draws numbers; training goes on as if it had not
+        metrics = {"countdown_score": 1 / (1 + steps)}
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 1, "logging_steps": 4},
+        {"eval_strategy": "epoch", "save_steps": 1, "logging_strategy": "epoch"},
+        {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 3, "gradient_accumulation_steps": 2},
+        {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "logging_steps": 3, "eval_on_start": True}
+        | {"load_best_model_at_end": True, "metric_for_best_model": "countdown_score", "greater_is_better": True}
+        | {"save_total_limit": 2, "per_device_train_batch_size": 2, "include_num_input_tokens_seen": "all"},
+    ],
+    ids=["steps", "epochs", "saved by epochs", "best"],
+)
+def test_a_run_that_goes_on_at_any_checkpoint_ends_in_the_same_files(tiny_dir, tmp_path, rows, root, options):
+    """State, card, metrics and model; the last step is within an epoch."""
+
+    def run(checkpoint=None):
+        model = model_of(tiny_dir("qwen2_vl"), dora=True)
+        settings = {"num_train_epochs": 2.5, "save_strategy": "steps", "evaluator": Countdown(), **options}
+        trainer = trainer_of(model, tmp_path / "run", rows, root, **settings)
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        return without_times(outcome.metrics), outcome.training_loss, trainer.state.log_history
+
+    want = run()
+    files = kills.content(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    steps = sorted(int(path.name.rpartition("-")[2]) for path in (tmp_path / "whole").glob("checkpoint-*"))
+    assert len(steps) >= 2
+    for step in sorted({*steps[1::2], steps[-1]}):  # ends of epochs, and the last one
+        shutil.rmtree(tmp_path / "run")
+        shutil.copytree(tmp_path / "whole", tmp_path / "run")
+        (tmp_path / "run" / "model.safetensors").unlink()
+        for later in steps:
+            if later > step:
+                shutil.rmtree(tmp_path / "run" / f"checkpoint-{later}")
+        assert run(checkpoint=True) == want
+        assert kills.differences(files, kills.content(tmp_path / "run")) == []
+
+
+def test_only_our_own_checkpoints_are_deleted(tiny_dir, tmp_path, rows, root):
+    """The stock trainer deletes whatever folder is called checkpoint-…"""
+    for name in ("checkpoint-1000", "checkpoint-0", "checkpoint-old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    options = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2, "save_total_limit": 1}
+    trainer_of(model_of(tiny_dir("qwen2_vl"), dora=True), tmp_path, rows, root, **options).train()
+    left = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert left == {"checkpoint-1000", "checkpoint-0", "checkpoint-old", "checkpoint-4"}
+    assert all((tmp_path / name / "mine").read_text() == "mine" for name in ("checkpoint-1000", "checkpoint-0"))
+
+
+def test_a_model_of_others_is_not_replaced(tiny_dir, tmp_path, rows, root):
+    shutil.copytree(tiny_dir("qwen2_vl"), tmp_path / "run")
+    before = kills.content(tmp_path / "run")
+    trainer = trainer_of(model_of(tiny_dir("qwen2_vl"), dora=True), tmp_path / "run", rows, root)
+    with pytest.raises(ForeignFileError, match="was not written by gen2embed"):
+        trainer.save_model()
+    after = {name: digest for name, digest in kills.content(tmp_path / "run").items() if not name.startswith(".")}
+    assert after == before
+
+
+def test_a_checkpoint_without_an_optimizer_is_no_place_to_go_on(tiny_dir, tmp_path, rows, root):
+    options = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    trainer_of(model_of(tiny_dir("qwen2_vl"), dora=True), tmp_path, rows, root, **options).train()
+    again = trainer_of(model_of(tiny_dir("qwen2_vl"), dora=True), tmp_path, rows, root, **options)
+    with pytest.raises(ValueError, match="was saved with save_only_model"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_a_best_checkpoint_that_is_damaged_is_an_error(tiny_dir, tmp_path, rows, root):
+    """The stock trainer logs it, and hands the last model out as the best one."""
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "countdown_score", "greater_is_better": True}
+    trainer = trainer_of(
+        model_of(tiny_dir("qwen2_vl"), dora=True), tmp_path, rows, root, evaluator=Countdown(), **options
+    )
+
+    class Damaging(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                (tmp_path / "checkpoint-1" / "adapter_model.safetensors").write_bytes(b"")
+
+    trainer.add_callback(Damaging())
+    with pytest.raises(ValueError, match="checkpoint-1 is no whole checkpoint: adapter_model"):
+        trainer.train()
 
 
 def test_a_checkpoint_is_the_adapter_alone_and_every_key_is_checked(tiny_dir, tmp_path, rows, root):
