@@ -35,9 +35,7 @@ _RENAMES: tuple[tuple[str, str], ...] = (
 
 def has_adapter(model: torch.nn.Module) -> bool:
     """Whether an adapter is attached to any layer of the model."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    return _first_wrapper(model) is not None
 
 
 def load_adapter(model: torch.nn.Module, adapter: str | Path, **hub_options: Any) -> None:
@@ -167,22 +165,96 @@ def save_adapter(model: torch.nn.Module, output_dir: Path, state: Mapping[str, t
     config = copy.copy(model.peft_config[name])
     config.inference_mode = True
     config.save_pretrained(str(output_dir))
+    if state is None:
+        check_adapter(model, output_dir)
+
+
+def check_adapter(model: torch.nn.Module, folder: Path) -> None:
+    """Compare names and shapes of a written adapter with those of the attached one.
+
+    Args:
+        model: the model with its adapter.
+        folder: where the adapter was written.
+
+    Raises:
+        Gen2EmbedError: they differ.
+    """
+    from peft import get_peft_model_state_dict
+
+    wanted = {f"base_model.model.{key}": tuple(value.shape) for key, value in get_peft_model_state_dict(model).items()}
+    written = shapes_in(folder / WEIGHTS_FILE)
+    if wanted != written:
+        differing = sorted(key for key in {**wanted, **written} if wanted.get(key) != written.get(key))
+        raise Gen2EmbedError(
+            f"{folder / WEIGHTS_FILE} does not hold the adapter of the model: {len(differing)} weights differ, the "
+            f"first {differing[0]}"
+        )
 
 
 def merged_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy of the model with its adapter folded into the base weights; the model itself is not touched."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    """A copy of the model with its adapter folded into the base weights; the model itself is not touched.
 
+    It computes what the model computes as it is now: a layer whose adapter is switched off keeps its base weights.
+
+    Raises:
+        Gen2EmbedError: a layer's adapter cannot be folded in.
+    """
     merged = copy.deepcopy(model)
-    for name, module in list(merged.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
-            parent, _, attribute = name.rpartition(".")
-            setattr(merged.get_submodule(parent), attribute, module.get_base_layer())
+    while (found := _first_wrapper(merged)) is not None:
+        name, wrapper = found
+        try:
+            plain = _unwrapped(wrapper)
+        except Exception as error:  # whatever a tuner's own code raises
+            raise Gen2EmbedError(
+                f"the adapter of layer {name} ({type(wrapper).__name__}) cannot be merged into the weights: {error}. "
+                "Keep base model and adapter apart, and load them with adapter="
+            ) from error
+        parent, _, attribute = name.rpartition(".")
+        setattr(merged.get_submodule(parent), attribute, plain)
     merged._hf_peft_config_loaded = False
     if hasattr(merged, "peft_config"):
         del merged.peft_config
     return merged
+
+
+def _first_wrapper(model: torch.nn.Module) -> tuple[str, torch.nn.Module] | None:
+    """The outermost layer that peft put in place of another: adapted, trained as a whole, or trained by tokens."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return next(((name, module) for name, module in model.named_modules() if isinstance(module, wrappers)), None)
+
+
+def _unwrapped(wrapper: Any) -> torch.nn.Module:
+    """The plain layer that computes what a wrapper of peft computes now."""
+    from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    if isinstance(wrapper, ModulesToSaveWrapper):
+        active = wrapper.active_adapters[0] if wrapper.active_adapters else None
+        switched_off = wrapper.disable_adapters or active not in wrapper.modules_to_save
+        return wrapper.original_module if switched_off else wrapper.modules_to_save[active]
+    layer = wrapper.token_adapter if isinstance(wrapper, TrainableTokensWrapper) else wrapper
+    if layer.disable_adapters or wrapper.disable_adapters:
+        if layer.merged:
+            layer.unmerge()
+    elif hasattr(layer, "unload_and_optionally_merge_module"):
+        return layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+    else:
+        layer.merge(safe_merge=True)
+    return layer.get_base_layer()
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a safetensors file, from its header.
+
+    Args:
+        path: The file.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 # no mapping
 
 
 def _renamed(key: str) -> str:

@@ -267,14 +267,15 @@ class OwnedFolder:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def adopt(self, scratch: Path) -> list[str]:
+    def adopt(self, scratch: Path, last: str = "") -> list[str]:
         """Move every file of a temporary folder here, in place of ours; nothing moves if one of them is foreign.
 
         The files of a folder that is adopted twice are replaced one by one. Where a reader must never see a mixture,
-        write a completion marker after this call.
+        name the file without which nothing can be read as `last`, or write a completion marker after this call.
 
         Args:
             scratch: A folder that `scratch` of this object made; files in folders of it keep their relative place.
+            last: A file of it: the old one is deleted before anything moves, the new one moves after all others.
 
         Returns:
             The names, relative to this folder, with forward slashes.
@@ -287,7 +288,9 @@ class OwnedFolder:
         with self._locked():
             digests = {name: sha256_of(scratch / name) for name in names}
             self._announce(digests)
-            for name in names:
+            if last in names and os.path.lexists(self._target(last)):
+                self._target(last).unlink()  # proved to be ours by the line above
+            for name in sorted(names, key=lambda name: name == last):
                 target = self._target(name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 (scratch / name).replace(target)
@@ -306,6 +309,17 @@ class OwnedFolder:
         root = self._target(name)
         if os.path.lexists(root) and (foreign := _foreign_in(root, self)) is not None:
             raise ForeignFileError.of(foreign, "was not written by gen2embed, or was changed since")
+
+    def accept(self, name: str, data: bytes) -> None:
+        """Note another content under which one of our files still counts as ours.
+
+        Args:
+            name: A file that this writer wrote.
+            data: What another program, which writes the same model, may put there.
+        """
+        known = self._read().get(name)  # without the lock, whose file would stay in a folder that is complete
+        if known is not None:
+            self._record({name: list(dict.fromkeys([*known["sha256"], hashlib.sha256(data).hexdigest()]))})
 
     def remove_tree(self, name: str) -> bool:
         """Delete a folder in this one, if every file in it is proved to be ours by a ledger on the way to it.
@@ -412,6 +426,21 @@ class OwnedFolder:
             return bool(ledger["made_by"] == MADE_BY and ledger["format"] == FORMAT)
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+
+def write_in_scratch(path: Path, data: bytes) -> None:
+    """Write a file, or replace one, in a temporary folder of `new_folder` or `OwnedFolder.scratch`.
+
+    Args:
+        path: The file; its folder must exist.
+        data: The whole content.
+
+    Raises:
+        ForeignFileError: The file is in no temporary folder of ours.
+    """
+    if not any(_TEMPORARY.fullmatch(part) for part in path.absolute().parent.parts):
+        raise ForeignFileError.of(path, "is in no temporary folder of gen2embed")
+    _put(path, data)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,23 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module, Router
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from gen2embed_mteb import adapters, compat, modules
+from gen2embed_mteb import adapters, compat, modules, saving
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.families import Family, ImageLayout, chat_template, family_of, prompt_of
 from gen2embed_mteb.fitting import Fitter
 from gen2embed_mteb.images import RESIZE_POLICIES, Size, resized_size
 from gen2embed_mteb.inputs import Content, content_of
-from gen2embed_mteb.prompts import DEFAULT, HierarchicalPrompt, strategy
+from gen2embed_mteb.prompts import DEFAULT, SIDES, HierarchicalPrompt, side_of, strategy
 from gen2embed_mteb.short_names import resolve
 
 logger = logging.getLogger(__name__)
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_BEHIND_POOLING = ("Dense", "Dropout", "LayerNorm", "Normalize", "Router")
+"""Modules that compute a vector of a vector."""
 
 
 class Gen2Embed(SentenceTransformer):
@@ -40,8 +46,12 @@ class Gen2Embed(SentenceTransformer):
         resize: a name of `images.RESIZE_POLICIES`, applied before the processor.
         kwargs: as for `SentenceTransformer`: `device`, `truncate_dim`, `revision`, `model_kwargs`, …
 
+    Attributes:
+        source: hub id or directory that the model was loaded from.
+
     Raises:
-        ValueError: unknown prompt mode, layout, resize policy or model family, or an adapter that does not fit.
+        ValueError: unknown prompt mode, layout, resize policy or model family, another `backend` than torch, or an
+            adapter that does not fit.
     """
 
     def __init__(
@@ -58,6 +68,10 @@ class Gen2Embed(SentenceTransformer):
     ) -> None:
         if prompt_mode is not None:
             prompt_mode = strategy(prompt_mode)
+        if kwargs.get("backend", "torch") != "torch":
+            raise Gen2EmbedError(
+                f"backend={kwargs['backend']!r} is not supported: Gen2Embed runs on torch alone; leave backend out"
+            )
         if resize not in RESIZE_POLICIES:
             raise Gen2EmbedError(f"unknown resize policy {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
         # Read by `_load_default_modules` while the parent class loads.
@@ -72,6 +86,7 @@ class Gen2Embed(SentenceTransformer):
         self.resize = resize
         compat.install()
         name = resolve(name_or_path) or str(name_or_path)
+        self.source = name
         with compat.quiet_loading():
             super().__init__(name, **kwargs)
         if not self._is_base:
@@ -154,6 +169,8 @@ class Gen2Embed(SentenceTransformer):
         """
         if not inputs:
             return {}
+        if kwargs.get("task") is not None:
+            kwargs["task"] = side_of(kwargs["task"], "task")
         # Truncation happens here, on the text alone; the tokenizer is never asked to truncate, so that no state of it
         # is left in a saved tokenizer.
         processing = {key: dict(value) for key, value in (kwargs.pop("processing_kwargs", None) or {}).items()}
@@ -213,35 +230,195 @@ class Gen2Embed(SentenceTransformer):
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """As in sentence-transformers, but vectors are float32 before they are normalised: bfloat16 rows drift 1e-3."""
-        for module in self:
-            if isinstance(module, Normalize):
-                input["sentence_embedding"] = input["sentence_embedding"].float()
-            input = module(input)
-        return input
+        return self._run(list(self.named_children()), input, **kwargs)
 
-    def save(self, path: str | None, *args: Any, **kwargs: Any) -> None:
-        """Write stock modules only: the directory loads with plain `SentenceTransformer`. Adapters are merged.
+    def finish(self, vectors: torch.Tensor, task: str | None) -> torch.Tensor:
+        """What `encode` makes of pooled vectors: all modules behind pooling are run, and the result is cut.
+
+        Args:
+            vectors: (n, d), in any floating type.
+            task: "query", "document", or `None`.
+
+        Returns:
+            (n, e) float32; e is `truncate_dim`, or what the last module returns.
+        """
+        behind = list(self.named_children())[2:]
+        features = {"sentence_embedding": vectors, "task": task, "modality": "message"}
+        return self._run(behind, features, task=task)["sentence_embedding"].float()[:, : self.truncate_dim]
+
+    def require_plain_modules(self) -> None:
+        """Refuse modules that `finish` cannot run on a pooled vector alone.
 
         Raises:
-            ValueError: the layout is `official`, whose positions no stock module can express.
+            Gen2EmbedError: there is one; the message names it.
+        """
+        names = [type(module).__name__ for module in self]
+        if names[:2] != ["Transformer", "Pooling"]:
+            raise Gen2EmbedError(
+                f"this model is made of {', '.join(names)}; bulk encoding needs Transformer and Pooling, then any of "
+                f"{', '.join(_BEHIND_POOLING)}. Use encode_query and encode_document"
+            )
+        behind = [part for module in list(self)[2:] for part in module.modules() if isinstance(part, Module)]
+        for module in behind:
+            known = type(module).__name__ in _BEHIND_POOLING
+            if not known or getattr(module, "module_input_name", "sentence_embedding") != "sentence_embedding":
+                raise Gen2EmbedError(
+                    f"bulk encoding cannot run the module {type(module).__name__} behind Pooling: it needs more than "
+                    f"the pooled vector. Known: {', '.join(_BEHIND_POOLING)}. Use encode_query and encode_document"
+                )
+
+    def _run(self, parts: list[tuple[str, torch.nn.Module]], features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        for name, module in parts:
+            wanted = {*(self.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
+            passed = kwargs if isinstance(module, Router) else {key: kwargs[key] for key in wanted & kwargs.keys()}
+            if isinstance(module, Normalize) and module.module_input_name in features:
+                features[module.module_input_name] = features[module.module_input_name].float()
+            features = module(features, **passed)
+        return features
+
+    def encode(self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: E501
+        """As in sentence-transformers, with names of prompts that say the side of the inputs.
+
+        Args:
+            inputs: one input or a list of them; see `inputs.content_of`.
+            prompt_name: "query" or "document", or what other libraries call them (`SIDES`): the inputs get the prompt
+                of that side. Else a name in `prompts`.
+            prompt: a system prompt of the caller's, in place of the strategy's.
+            args: further arguments of `SentenceTransformer.encode`.
+            kwargs: likewise; `task` says the side, too.
+
+        Returns:
+            (n, d) float32 for a list, (d,) for one input; other forms as in sentence-transformers.
+
+        Raises:
+            Gen2EmbedError: an unknown name, or two sides at once.
+        """
+        task = side_of(kwargs.get("task"), "task")
+        name = prompt_name
+        if name is None and prompt is None and task is None:
+            name = self.default_prompt_name
+        if name is not None:
+            side = SIDES.get(name.lower()) if isinstance(name, str) else None
+            if side is None and name not in self.prompts:
+                raise Gen2EmbedError(
+                    f"unknown prompt_name {name!r}; known: {', '.join(dict.fromkeys([*SIDES, *self.prompts]))}"
+                )
+            if side is not None:
+                if task not in (None, side):
+                    raise Gen2EmbedError(f"prompt_name={name!r} is a {side}'s, task={task!r} is not; pass one of them")
+                task = side
+                if name not in self.prompts:
+                    prompt_name = None if prompt is not None else self._prompt_name(side)
+        if task is not None:
+            kwargs["task"] = task
+        return super().encode(inputs, prompt_name, prompt, *args, **kwargs)
+
+    def side_prompt(self, task: str) -> str | None:
+        """The system prompt in `prompts` that `encode_query` and `encode_document` use, if there is one.
+
+        Args:
+            task: "query" or "document".
+        """
+        return self._resolve_prompt(None, self._prompt_name(task))
+
+    def _prompt_name(self, task: str) -> str | None:
+        names = ("query",) if task == "query" else ("document", "passage", "corpus")
+        return next((name for name in names if name in self.prompts), None)
+
+    def save(
+        self,
+        path: str | None,
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: list[str] | None = None,
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write stock modules only: the directory loads with plain `SentenceTransformer`. Adapters are merged.
+
+        What was written is read back before it is put in place. A folder that was saved before is replaced. In a
+        trainer's `checkpoint-STEP` the adapter stays apart from its base model, so that training can go on from it.
+
+        Args:
+            path: the directory.
+            model_name: for the model card.
+            create_model_card: whether `README.md` is written.
+            train_datasets: for the model card.
+            safe_serialization: must be true: pickled weights are not written.
+
+        Raises:
+            ForeignFileError: a file that was not saved by this method is in the way.
+            Gen2EmbedError: a setting is not expressible in stock modules: `layout` "official" or `resize`; the adapter
+                cannot be merged; or what was written does not load as this model.
         """
         if path is None:
             return
-        if self._layout == "official" and self._family.mrope:
-            raise Gen2EmbedError(
-                "layout='official' cannot be saved: its 1-D image positions are not expressible in stock modules, and "
-                "a directory without them would give other vectors. Save the native layout, and pass layout= on load."
-            )
+        if not safe_serialization:
+            raise Gen2EmbedError("safe_serialization=False would write pickled weights; leave it out")
         transformer = self[0]
+        adapted, conversions = transformer.model, getattr(transformer.model, "_weight_conversions", None)
         modules.prepare_tokenizer(transformer.tokenizer)
-        adapted = transformer.model
-        try:
-            if adapters.has_adapter(adapted):
-                transformer.model = adapters.merged_copy(adapted)
-            super().save(path, *args, **kwargs)
-        finally:
-            transformer.model = adapted
-        modules.write_processor_files(transformer, Path(path))
+        if _CHECKPOINT.fullmatch(Path(path).name) and adapters.has_adapter(adapted):
+            self._save_checkpoint(path)
+            return
+        if reason := self._inexpressible():
+            raise Gen2EmbedError(
+                f"{reason} cannot be saved: no stock module can express it, and a directory without it would give "
+                "other vectors. Save a model that was loaded without it, and pass it when you load that"
+            )
+        if adapted.dtype in (torch.bfloat16, torch.float16):
+            logger.warning(
+                "%s: plain sentence-transformers normalises in the weights' %s, to a norm of 1 within 4e-3; Gen2Embed "
+                "in float32, to 1e-7. For equal vectors in both load it as Gen2Embed, or export with --dtype float32",
+                path,
+                str(adapted.dtype).removeprefix("torch."),
+            )
+        also_ours: dict[str, bytes] = {}
+        with saving.model_folder(path, also_ours) as folder:
+            try:
+                if adapters.has_adapter(adapted):
+                    transformer.model = adapters.merged_copy(adapted)
+                # transformers reverses the renamings of the last file that it loaded, an adapter's as well.
+                transformer.model._weight_conversions = None
+                super().save(str(folder), model_name, create_model_card, train_datasets)
+                also_ours |= saving.complete_processor_files(transformer, folder)
+                saving.check_written(folder, list(self), transformer.model)
+            finally:
+                transformer.model = adapted
+                adapted._weight_conversions = conversions
+
+    def _save_checkpoint(self, path: str) -> None:
+        """Write the adapter beside what it takes to load it on its base model, as sentence-transformers does."""
+        model = self[0].model
+        if list(model.peft_config) != ["default"]:
+            raise Gen2EmbedError(
+                f"{path}: a checkpoint holds one adapter, called 'default', and the model has "
+                f"{', '.join(map(repr, model.peft_config))}; call add_adapter once, without a name"
+            )
+        if self._inexpressible():
+            adapters.save_adapter(model, Path(path))
+            return
+        also_ours: dict[str, bytes] = {}
+        with saving.model_folder(path, also_ours) as folder:
+            loaded = getattr(model, "_hf_peft_config_loaded", False)
+            model._hf_peft_config_loaded = True
+            try:
+                super().save(str(folder))
+            finally:
+                model._hf_peft_config_loaded = loaded
+            also_ours |= saving.complete_processor_files(self[0], folder)
+            adapters.check_adapter(model, folder)
+
+    @classmethod
+    def _load_with_module_classes(cls, model_name_or_path: str, module_classes: Any, **kwargs: Any) -> Gen2Embed:
+        """What the stock trainer loads a checkpoint with, to copy its weights: all of their bits, beside the model."""
+        kwargs = {"device": "cpu", "model_kwargs": {"dtype": torch.float32}, **kwargs}
+        return super()._load_with_module_classes(model_name_or_path, module_classes, **kwargs)
+
+    def _inexpressible(self) -> str:
+        """The setting that no stock module can express; empty if all can be."""
+        if self._layout == "official" and self._family.mrope:
+            return "layout='official'"
+        return f"resize={self.resize!r}" if self.resize != "processor" else ""
 
     def _content(self, sample: Any) -> Content:
         content = content_of(sample, self.image_root, self.resize)

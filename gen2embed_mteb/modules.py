@@ -103,33 +103,6 @@ def prepare_tokenizer(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.no_padding()
 
 
-def write_processor_files(source: Any, output_dir: Path) -> None:
-    """Complete a saved processor so that it loads alike with and without torchvision.
-
-    sentence-transformers is told which of the two image processors this model used, as transformers would choose by
-    what is installed. Families with a video processor get its settings, without which their processor does not load
-    where torchvision is present.
-    """
-    path = output_dir / "sentence_bert_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    pillow = type(source.processor.image_processor).__name__.endswith("Pil")
-    settings["processor_kwargs"] = {"use_fast": not pillow}
-    path.write_text(json.dumps(settings, indent=4), encoding="utf-8")
-
-    path = output_dir / "processor_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    image = settings.get("image_processor", {})
-    if family_of(source.config.model_type).has_video_processor and "video_processor" not in settings:
-        shared = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "size")
-        settings["video_processor"] = {
-            **{key: image[key] for key in shared if key in image},
-            "video_processor_type": {"qwen3_vl": "Qwen3VLVideoProcessor"}.get(
-                source.config.model_type, "Qwen2VLVideoProcessor"
-            ),
-        }
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def _base_of_adapter(name_or_path: str, hub: dict[str, Any]) -> str | None:
     """The base model of an adapter; `None` if `name_or_path` is no adapter."""
     from transformers.utils import find_adapter_config_file

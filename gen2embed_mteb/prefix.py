@@ -5,7 +5,8 @@ answers and captions. In a decoder no token looks ahead, so the keys and values 
 
 1. The longest common beginning of two rendered inputs is run through the model once, and its key/value cache kept.
 2. A batch is laid out without padding on the left; the part of the beginning that all its rows share is cut off.
-3. The rest runs at its true positions on top of the cache. Last-token pooling and L2 follow, in float32.
+3. The rest runs at its true positions on top of the cache. Last-token pooling, the modules behind it, and L2 in float32
+   follow.
 
 The vectors are those of the full forward up to rounding (1e-5 in float32 is tested for every family).
 """
@@ -70,7 +71,12 @@ class PrefixEncoder:
     """
 
     def __init__(self, model: Gen2Embed, *, reuse_prefix: bool = True) -> None:
-        """Keeps the model; a side's prefix is run when the side is first used."""
+        """Keeps the model; a side's prefix is run when the side is first used.
+
+        Raises:
+            Gen2EmbedError: The model has a module that needs more than the pooled vector.
+        """
+        model.require_plain_modules()
         self._model = model
         self._reuse_prefix = reuse_prefix and attends_to_all(model[0].model.config)
         self._prefixes: dict[Side, _Prefix] = {}
@@ -103,7 +109,7 @@ class PrefixEncoder:
             ImageError: an image cannot be opened.
             ValueError: an input cannot be made to fit.
         """
-        features = self._model.preprocess(inputs, task=side)
+        features = self._preprocess(side, inputs)
         images = {name: features[name] for name in IMAGE_FEATURES if name in features}
         mask = features["attention_mask"].bool()
         lengths = mask.sum(dim=1)
@@ -141,8 +147,8 @@ class PrefixEncoder:
             **{name: feature.to(device) for name, feature in batch.images.items()},
         )
         states = output.last_hidden_state
-        vectors = states[torch.arange(len(states), device=device), batch.last.to(device)].float()
-        vectors = functional.normalize(vectors[:, : self._model.truncate_dim], dim=1)
+        vectors = states[torch.arange(len(states), device=device), batch.last.to(device)]
+        vectors = functional.normalize(self._model.finish(vectors, side), dim=1)
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
     def encode_query(self, inputs: list[dict[str, Any]], /) -> npt.NDArray[np.float32]:
@@ -152,6 +158,10 @@ class PrefixEncoder:
     def encode_document(self, inputs: list[dict[str, Any]], /) -> npt.NDArray[np.float32]:
         """Encodes candidates: (n, d) float32 unit rows."""
         return self.encode_prepared("document", self.prepare("document", inputs))
+
+    def _preprocess(self, side: Side, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """As `encode_query` and `encode_document` do, a system prompt in `prompts` included."""
+        return self._model.preprocess(inputs, prompt=self._model.side_prompt(side), task=side)
 
     def _positions(
         self,
@@ -187,7 +197,7 @@ class PrefixEncoder:
     @torch.inference_mode()
     def _prefix(self, side: Side) -> _Prefix:
         if side not in self._prefixes:
-            one, other = (self._model.preprocess([{"text": text}], task=side)["input_ids"][0] for text in ("a", "b"))
+            one, other = (self._preprocess(side, [{"text": text}])["input_ids"][0] for text in ("a", "b"))
             width = min(len(one), len(other))
             length = int((one[:width] == other[:width]).int().cumprod(dim=0).sum())
             token_ids = one[:length]

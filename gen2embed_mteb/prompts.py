@@ -14,6 +14,19 @@ from gen2embed_mteb.errors import Gen2EmbedError
 
 Role = Literal["query", "document"]
 
+SIDES: dict[str, Role] = {
+    "query": "query",
+    "document": "document",
+    "passage": "document",
+    "corpus": "document",
+    "text": "document",
+    "search_query": "query",
+    "search_document": "document",
+    "retrieval.query": "query",
+    "retrieval.passage": "document",
+}
+"""The side by the names that libraries and model cards give it: `prompt_name` and `task` of `encode`."""
+
 SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
 """The system prompt (Sec. III-B, "Prompt format")."""
 
@@ -114,6 +127,24 @@ STRATEGIES: dict[str, HierarchicalPrompt] = {
 """Every strategy by name. `sys+q:rep-ow+d:off` and the like are the axes of Table III; `rep-ow` says "in one word"."""
 
 DEFAULT = "hierarchical"
+
+
+def side_of(name: object, argument: str) -> Role | None:
+    """The side that a name stands for, in any case; `None` for `None`.
+
+    Args:
+        name: what the caller passed.
+        argument: under which name, for the message.
+
+    Raises:
+        Gen2EmbedError: no side has that name; the message lists them.
+    """
+    if name is None:
+        return None
+    side = SIDES.get(name.lower()) if isinstance(name, str) else None
+    if side is None:
+        raise Gen2EmbedError(f"unknown {argument} {name!r}; known: {', '.join(SIDES)}")
+    return side
 
 
 def strategy(prompt_mode: str | HierarchicalPrompt) -> HierarchicalPrompt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from itertools import product
 
@@ -94,7 +95,8 @@ def expected(family: str, texts: tuple[str, ...], role: str, text: str, images: 
             slots[min(number, len(slots) - 1)] += 1
         user = pieces[0] + "".join(marker * slot + piece for slot, piece in zip(slots, pieces[1:], strict=True))
     if not qwen:
-        return f"[INST] {system}\n{user}{suffix} [/INST]" if system else f"[INST] {user}{suffix} [/INST]"
+        end = "[/INST]" if suffix.endswith(" ") else " [/INST]"  # one blank, as E5-V and UniME publish it
+        return f"[INST] {system}\n{user}{suffix}{end}" if system else f"[INST] {user}{suffix}{end}"
     turn = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     return f"{turn}<|im_start|>user\n{user}{suffix}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -207,6 +209,38 @@ def test_golden_llava_query_and_candidate(tiny):
         "word.\na red circle\nRepresent the given text in one word. [/INST]"
     )
     assert tiny("llava_next", prompt_mode="none").render({"image": PICTURE}, "document") == "[INST] <image> [/INST]"
+
+
+@pytest.mark.parametrize("mode", ["unime", "e5-v"])
+def test_golden_llava_has_one_blank_before_the_end_of_the_turn(tiny, mode):
+    model = tiny("llava_next", prompt_mode=mode)
+    for role in ("query", "document"):
+        assert model.render("a dog", role) == "[INST] a dog\nSummary above sentence in one word: [/INST]"
+        assert model.render(PICTURE, role) == "[INST] <image>\nSummary above image in one word: [/INST]"
+    # What the user ends with is the user's.
+    assert tiny("llava_next", prompt_mode="none").render("a dog ", "query") == "[INST] a dog  [/INST]"
+
+
+# SHA-256 of every strategy's renderings of SAMPLES on both sides, but for `unime` and `e5-v`.
+RENDERED = {
+    "qwen": "ad7a9241d67b7a54551ee8825a7c21e7b875d5ed63a8da7198135affef0f887d",
+    "llava_next": "c5fd0d6e44308f89676dd7fc0e95faf30f9b85b78b9806be75a462bf10cb1e19",
+}
+
+
+def test_renderings_stay_as_they_are_to_the_byte(stock):
+    family, processor = stock
+    digest = hashlib.sha256()
+    for mode, (text, images), role in product(TEXTS, SAMPLES.values(), ("query", "document")):
+        if mode in ("unime", "e5-v") and family == "llava_next":
+            continue
+        template = chat_template(RECORDS[family], strategy(mode))
+        digest.update(
+            processor.apply_chat_template(
+                messages(text, images), chat_template=template, add_generation_prompt=True, task=role
+            ).encode()
+        )
+    assert digest.hexdigest() == RENDERED["llava_next" if family == "llava_next" else "qwen"]
 
 
 def test_golden_official_layout_has_a_bare_marker(tiny):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from gen2embed_mteb.mteb_plugin.models import COMMITS, Model
-from gen2embed_mteb.mteb_plugin.revisions import revision_of
+from gen2embed_mteb.fingerprint import fingerprint
+from gen2embed_mteb.mteb_plugin.models import COMMITS, HUB_MODELS, ORGANISATION, Model, mini
+from gen2embed_mteb.mteb_plugin.revisions import inputs_digest, revision_of
+
+if TYPE_CHECKING:
+    from gen2embed_mteb.model import Gen2Embed
 
 CITATION = """@article{ju2025generator,
   author = {Ju, Yeong-Joon and Lee, Seong-Whan},
@@ -75,6 +80,25 @@ def as_meta(model: Model) -> Gen2EmbedMeta:
         model_type=["dense"],
         citation=CITATION if model.has_article else None,
     )
+
+
+def meta_of(model: Gen2Embed) -> Gen2EmbedMeta:
+    """Makes mteb's record of a loaded model, whose revision follows from all that decides its vectors.
+
+    Args:
+        model: The model; its weights are read for the revision, about a second a gigabyte.
+    """
+    known = next((row for row in (*HUB_MODELS, mini()) if row.source == model.source), None)
+    row = known or Model(f"{ORGANISATION}/{Path(model.source).resolve().name}", (), model.source, has_article=False)
+    row = replace(
+        row,
+        layout=model.layout,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        max_tokens=model.max_seq_length,
+        dimensions=model.get_embedding_dimension(),
+    )
+    revision = f"{fingerprint(model)[:40]}-{inputs_digest(model.layout)}"
+    return as_meta(row).model_copy(update={"revision": revision})
 
 
 def load_gen2embed(name: str, revision: str | None = None, **kwargs: Any) -> Any:

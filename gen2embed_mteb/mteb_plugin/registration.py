@@ -2,12 +2,14 @@
 
 mteb builds its registries when it is imported, from its own files. They are plain dictionaries and module attributes:
 ours are added behind mteb's, and nothing of mteb's is replaced. Benchmarks follow when mteb imports its own
-(`benchmarks.py`).
+(`benchmarks.py`). A `Gen2Embed` that is handed to mteb as it is, mteb would take for a text model, as it does every
+`SentenceTransformer`; asked to wrap one, its wrapper gives our encoder.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -24,7 +26,7 @@ def install() -> None:
         FileNotFoundError, ValueError: GEN2EMBED_MODEL names a directory that is not there, or not a model's.
         RuntimeError: This mteb is not one that Gen2Embed knows: damaged, or newer. The message says what to install.
     """
-    steps = {"models": _add_models, "tasks": _add_tasks}
+    steps = {"models": _add_models, "tasks": _add_tasks, "Gen2Embed objects": _add_objects}
     errors = {what: _attempt(step) for what, step in steps.items()}
     chosen_error = None if errors["models"] else _attempt(_add_chosen)
     failures = [f"{what}: {type(error).__name__}: {error}" for what, error in errors.items() if error]
@@ -81,6 +83,25 @@ def _add_chosen() -> None:
         meta = as_meta(chosen)
         registry.setdefault(chosen.name, meta)
     registry[DEFAULT] = meta
+
+
+def _add_objects() -> None:
+    """Let `mteb.evaluate(Gen2Embed(…))` evaluate images, too: the scores of the same model in the registry."""
+    wrapper = import_module("mteb.models.sentence_transformer_wrapper").SentenceTransformerEncoderWrapper
+    stock = wrapper.__new__
+    if hasattr(stock, "_knows_gen2embed"):
+        return
+
+    def __new__(cls: Any, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        ours = sys.modules.get("gen2embed_mteb.model")  # where it was not imported, there is no object of it
+        if ours is not None and isinstance(model, ours.Gen2Embed):
+            from gen2embed_mteb.mteb_plugin.encoder import wrap
+
+            return wrap(model)
+        return stock(cls)
+
+    __new__._knows_gen2embed = True  # type: ignore[attr-defined]
+    wrapper.__new__ = __new__
 
 
 def _add_tasks() -> None:

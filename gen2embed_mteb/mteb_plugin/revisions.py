@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from gen2embed_mteb import families
+from gen2embed_mteb.files import LEDGER
 from gen2embed_mteb.prompts import DEFAULT, strategy
 
 INPUTS_VERSION = 1
@@ -52,7 +53,7 @@ def directory_digest(directory: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.suffix in _DECISIVE:
+        if path.is_file() and path.suffix in _DECISIVE and path.name != LEDGER:
             digest.update(f"{path.relative_to(directory).as_posix()} {path.stat().st_size}\n".encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
