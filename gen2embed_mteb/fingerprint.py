@@ -117,7 +117,9 @@ def _adapter_settings(model: Any) -> list[dict[str, Any]]:
             "off": module.disable_adapters,
             "merged": list(getattr(module, "merged_adapters", [])),
             "scaling": dict(getattr(module, "scaling", {})),
-            "variants": sorted(f"{key}:{type(one).__name__}" for key, one in getattr(module, "lora_variant", {}).items()),
+            "variants": sorted(
+                f"{key}:{type(one).__name__}" for key, one in getattr(module, "lora_variant", {}).items()
+            ),
             "tokens": {key: list(one) for key, one in getattr(module, "token_indices", {}).items()},
         }
         for name, module in model.named_modules()

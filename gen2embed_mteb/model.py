@@ -6,15 +6,15 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Module, Router
-from sentence_transformers.sentence_transformer.modules import Normalize
 
 from gen2embed_mteb import adapters, compat, modules, saving
+from gen2embed_mteb.behind_pooling import run_modules
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.families import Family, ImageLayout, chat_template, family_of, prompt_of
 from gen2embed_mteb.fitting import Fitter
@@ -26,8 +26,6 @@ from gen2embed_mteb.short_names import resolve
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-_BEHIND_POOLING = ("Dense", "Dropout", "LayerNorm", "Normalize", "Router")
-"""Modules that compute a vector of a vector."""
 
 
 class Gen2Embed(SentenceTransformer):
@@ -230,53 +228,11 @@ class Gen2Embed(SentenceTransformer):
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """As in sentence-transformers, but vectors are float32 before they are normalised: bfloat16 rows drift 1e-3."""
-        return self._run(list(self.named_children()), input, **kwargs)
+        return run_modules(self, list(self.named_children()), input, **kwargs)
 
-    def finish(self, vectors: torch.Tensor, task: str | None) -> torch.Tensor:
-        """What `encode` makes of pooled vectors: all modules behind pooling are run, and the result is cut.
-
-        Args:
-            vectors: (n, d), in any floating type.
-            task: "query", "document", or `None`.
-
-        Returns:
-            (n, e) float32; e is `truncate_dim`, or what the last module returns.
-        """
-        behind = list(self.named_children())[2:]
-        features = {"sentence_embedding": vectors, "task": task, "modality": "message"}
-        return self._run(behind, features, task=task)["sentence_embedding"].float()[:, : self.truncate_dim]
-
-    def require_plain_modules(self) -> None:
-        """Refuse modules that `finish` cannot run on a pooled vector alone.
-
-        Raises:
-            Gen2EmbedError: there is one; the message names it.
-        """
-        names = [type(module).__name__ for module in self]
-        if names[:2] != ["Transformer", "Pooling"]:
-            raise Gen2EmbedError(
-                f"this model is made of {', '.join(names)}; bulk encoding needs Transformer and Pooling, then any of "
-                f"{', '.join(_BEHIND_POOLING)}. Use encode_query and encode_document"
-            )
-        behind = [part for module in list(self)[2:] for part in module.modules() if isinstance(part, Module)]
-        for module in behind:
-            known = type(module).__name__ in _BEHIND_POOLING
-            if not known or getattr(module, "module_input_name", "sentence_embedding") != "sentence_embedding":
-                raise Gen2EmbedError(
-                    f"bulk encoding cannot run the module {type(module).__name__} behind Pooling: it needs more than "
-                    f"the pooled vector. Known: {', '.join(_BEHIND_POOLING)}. Use encode_query and encode_document"
-                )
-
-    def _run(self, parts: list[tuple[str, torch.nn.Module]], features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        for name, module in parts:
-            wanted = {*(self.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
-            passed = kwargs if isinstance(module, Router) else {key: kwargs[key] for key in wanted & kwargs.keys()}
-            if isinstance(module, Normalize) and module.module_input_name in features:
-                features[module.module_input_name] = features[module.module_input_name].float()
-            features = module(features, **passed)
-        return features
-
-    def encode(self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: E501
+    def encode(
+        self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """As in sentence-transformers, with names of prompts that say the side of the inputs.
 
         Args:
@@ -342,7 +298,7 @@ class Gen2Embed(SentenceTransformer):
             path: the directory.
             model_name: for the model card.
             create_model_card: whether `README.md` is written.
-            train_datasets: for the model card.
+            train_datasets: ignored, as by sentence-transformers.
             safe_serialization: must be true: pickled weights are not written.
 
         Raises:
@@ -354,59 +310,18 @@ class Gen2Embed(SentenceTransformer):
             return
         if not safe_serialization:
             raise Gen2EmbedError("safe_serialization=False would write pickled weights; leave it out")
-        transformer = self[0]
-        adapted, conversions = transformer.model, getattr(transformer.model, "_weight_conversions", None)
-        modules.prepare_tokenizer(transformer.tokenizer)
-        if _CHECKPOINT.fullmatch(Path(path).name) and adapters.has_adapter(adapted):
-            self._save_checkpoint(path)
+        modules.prepare_tokenizer(self.tokenizer)
+        write = partial(super().save, model_name=model_name, create_model_card=create_model_card)
+        reason = self._inexpressible()
+        if _CHECKPOINT.fullmatch(Path(path).name) and adapters.has_adapter(self[0].model):
+            saving.save_checkpoint(self, path, write, whole=not reason)
             return
-        if reason := self._inexpressible():
+        if reason:
             raise Gen2EmbedError(
                 f"{reason} cannot be saved: no stock module can express it, and a directory without it would give "
                 "other vectors. Save a model that was loaded without it, and pass it when you load that"
             )
-        if adapted.dtype in (torch.bfloat16, torch.float16):
-            logger.warning(
-                "%s: plain sentence-transformers normalises in the weights' %s, to a norm of 1 within 4e-3; Gen2Embed "
-                "in float32, to 1e-7. For equal vectors in both load it as Gen2Embed, or export with --dtype float32",
-                path,
-                str(adapted.dtype).removeprefix("torch."),
-            )
-        also_ours: dict[str, bytes] = {}
-        with saving.model_folder(path, also_ours) as folder:
-            try:
-                if adapters.has_adapter(adapted):
-                    transformer.model = adapters.merged_copy(adapted)
-                # transformers reverses the renamings of the last file that it loaded, an adapter's as well.
-                transformer.model._weight_conversions = None
-                super().save(str(folder), model_name, create_model_card, train_datasets)
-                also_ours |= saving.complete_processor_files(transformer, folder)
-                saving.check_written(folder, list(self), transformer.model)
-            finally:
-                transformer.model = adapted
-                adapted._weight_conversions = conversions
-
-    def _save_checkpoint(self, path: str) -> None:
-        """Write the adapter beside what it takes to load it on its base model, as sentence-transformers does."""
-        model = self[0].model
-        if list(model.peft_config) != ["default"]:
-            raise Gen2EmbedError(
-                f"{path}: a checkpoint holds one adapter, called 'default', and the model has "
-                f"{', '.join(map(repr, model.peft_config))}; call add_adapter once, without a name"
-            )
-        if self._inexpressible():
-            adapters.save_adapter(model, Path(path))
-            return
-        also_ours: dict[str, bytes] = {}
-        with saving.model_folder(path, also_ours) as folder:
-            loaded = getattr(model, "_hf_peft_config_loaded", False)
-            model._hf_peft_config_loaded = True
-            try:
-                super().save(str(folder))
-            finally:
-                model._hf_peft_config_loaded = loaded
-            also_ours |= saving.complete_processor_files(self[0], folder)
-            adapters.check_adapter(model, folder)
+        saving.save_merged(self, path, write)
 
     @classmethod
     def _load_with_module_classes(cls, model_name_or_path: str, module_classes: Any, **kwargs: Any) -> Gen2Embed:

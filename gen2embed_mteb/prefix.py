@@ -23,6 +23,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
+from gen2embed_mteb.behind_pooling import finish, require_known_modules
 from gen2embed_mteb.encoder import Side
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class PrefixEncoder:
         Raises:
             Gen2EmbedError: The model has a module that needs more than the pooled vector.
         """
-        model.require_plain_modules()
+        require_known_modules(model)
         self._model = model
         self._reuse_prefix = reuse_prefix and attends_to_all(model[0].model.config)
         self._prefixes: dict[Side, _Prefix] = {}
@@ -148,7 +149,7 @@ class PrefixEncoder:
         )
         states = output.last_hidden_state
         vectors = states[torch.arange(len(states), device=device), batch.last.to(device)]
-        vectors = functional.normalize(self._model.finish(vectors, side), dim=1)
+        vectors = functional.normalize(finish(self._model, vectors, side), dim=1)
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
     def encode_query(self, inputs: list[dict[str, Any]], /) -> npt.NDArray[np.float32]:

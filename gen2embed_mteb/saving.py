@@ -12,21 +12,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen2embed_mteb import compat
-from gen2embed_mteb.adapters import CONFIG_FILE, shapes_in
+import torch
+
+from gen2embed_mteb import adapters, compat
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.families import family_of
 from gen2embed_mteb.files import ForeignFileError, OwnedFolder, new_folder, write_in_scratch
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
+
+    from gen2embed_mteb.model import Gen2Embed
+
+logger = logging.getLogger(__name__)
 
 WRITER = "export"
 """Who writes model folders, as `files.OwnedFolder` knows it."""
@@ -40,6 +45,78 @@ _DECISIVE = re.compile(
     r"|chat_template.*|additional_chat_templates/.*"
 )
 """Files that a loader looks for by name: one that is left of another model would be mixed with the new one."""
+
+
+def save_merged(model: Gen2Embed, path: str, write: Callable[[str], None]) -> None:
+    """Write a whole model, its adapter merged; the model itself stays as it is.
+
+    Args:
+        model: The model.
+        path: The folder.
+        write: Writes the model into a folder, as sentence-transformers does.
+
+    Raises:
+        ForeignFileError: A file is in the way that was not written by this function, or was changed since.
+        Gen2EmbedError: The adapter cannot be merged, or what was written does not load as this model.
+    """
+    transformer = model[0]
+    inner = transformer.model
+    if inner.dtype in (torch.bfloat16, torch.float16):
+        logger.warning(
+            "%s: plain sentence-transformers normalises in the weights' %s, to a norm of 1 within 4e-3; Gen2Embed in "
+            "float32, to 1e-7. For equal vectors in both load it as Gen2Embed, or export with --dtype float32",
+            path,
+            str(inner.dtype).removeprefix("torch."),
+        )
+    conversions = getattr(inner, "_weight_conversions", None)
+    also_ours: dict[str, bytes] = {}
+    with model_folder(path, also_ours) as folder:
+        try:
+            if adapters.has_adapter(inner):
+                transformer.model = adapters.merged_copy(inner)
+            # transformers reverses the renamings of the last file that it loaded, an adapter's as well.
+            transformer.model._weight_conversions = None
+            write(str(folder))
+            also_ours |= complete_processor_files(transformer, folder)
+            check_written(folder, list(model), transformer.model)
+        finally:
+            transformer.model = inner
+            inner._weight_conversions = conversions
+
+
+def save_checkpoint(model: Gen2Embed, path: str, write: Callable[[str], None], *, whole: bool) -> None:
+    """Write the adapter of a model beside what it takes to load it on its base model, so that training can go on.
+
+    Args:
+        model: The model, with an adapter.
+        path: The folder.
+        write: Writes the model into a folder, as sentence-transformers does.
+        whole: False writes adapter and processor alone, where a setting cannot be expressed in the folder.
+
+    Raises:
+        ForeignFileError: A file is in the way that was not written by this function, or was changed since.
+        Gen2EmbedError: The adapter is not the only one, has another name than "default", or was not written whole.
+    """
+    inner = model[0].model
+    if list(inner.peft_config) != ["default"]:
+        raise Gen2EmbedError(
+            f"{path}: a checkpoint holds one adapter, called 'default', and the model has "
+            f"{', '.join(map(repr, inner.peft_config))}; call add_adapter once, without a name"
+        )
+    also_ours: dict[str, bytes] = {}
+    with model_folder(path, also_ours) as folder:
+        if not whole:
+            adapters.save_adapter(inner, folder)
+            model[0].processor.save_pretrained(folder)  # as the trainer does behind this
+            return
+        loaded = getattr(inner, "_hf_peft_config_loaded", False)
+        inner._hf_peft_config_loaded = True  # peft's own injection leaves it out; transformers saves by it
+        try:
+            write(str(folder))
+        finally:
+            inner._hf_peft_config_loaded = loaded
+        also_ours |= complete_processor_files(model[0], folder)
+        adapters.check_adapter(inner, folder)
 
 
 @contextlib.contextmanager
@@ -73,7 +150,7 @@ def model_folder(path: str | Path, also_ours: dict[str, bytes] | None = None) ->
                 owned.check([*names, *left])
                 for name in sorted(set(left) - names):
                     owned.remove(name)
-                owned.adopt(folder, last=CONFIG if CONFIG in names else CONFIG_FILE)
+                owned.adopt(folder, last=CONFIG if CONFIG in names else adapters.CONFIG_FILE)
         for name, data in others.items():
             OwnedFolder(target, WRITER).accept(name, data)
     except Exception as error:
@@ -129,7 +206,6 @@ def check_written(folder: Path, modules: list[nn.Module], model: nn.Module) -> N
     Raises:
         Gen2EmbedError: A weight is missing, left over, or of another shape than in the model.
     """
-    import torch
     from transformers import AutoModel
 
     try:
@@ -159,7 +235,7 @@ def check_written(folder: Path, modules: list[nn.Module], model: nn.Module) -> N
         state = module.state_dict()
         if number and state:
             path = folder / f"{number}_{type(module).__name__}" / "model.safetensors"
-            faults += _differences(_shapes(state), shapes_in(path) if path.is_file() else {})
+            faults += _differences(_shapes(state), adapters.shapes_in(path) if path.is_file() else {})
     if any(tensor.device.type == "meta" for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)):
         faults.append("the model in memory has weights without values (device 'meta')")
     if faults:

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import LSTM, Dense, Dropout, LayerNorm, Normalize, Pooling
 from tiny_models import FAMILIES
 
 from gen2embed_mteb import Gen2Embed
@@ -118,3 +120,89 @@ def test_lengths_are_counted_within_two_tokens(tiny: Any, inputs: list[dict[str,
         assert max(abs(one - other) for one, other in zip(counted, true, strict=True)) <= 2
         assert sorted(range(8), key=true.__getitem__)[-1] == counted.index(max(counted))
     assert encoder.count_tokens("query", [], []) == []
+
+
+def _behind(model: Any, name: str) -> None:
+    """Put modules behind the pooled vector, as a folder may have them."""
+    torch.manual_seed(7)
+    dense, norm = Dense(32, 16), LayerNorm(32)
+    with torch.no_grad():
+        norm.norm.weight.normal_()
+    router = Router({"query": [Dense(32, 16)], "document": [Dense(32, 16), LayerNorm(16)]}, "document")
+    parts = {
+        "Dense": [dense, Normalize()],
+        "Dense behind Normalize": [Normalize(), dense],
+        "LayerNorm": [norm, Normalize()],
+        "Router": [router, Normalize()],
+        "Dropout": [Dropout(0.5), Normalize()],
+        "nothing": [],
+    }[name]
+    del model[2]
+    for number, part in enumerate(parts, 2):
+        model.add_module(str(number), part.to(model.dtype).eval())
+
+
+@pytest.mark.parametrize("truncate_dim", [None, 8])
+@pytest.mark.parametrize("name", ["Dense", "Dense behind Normalize", "LayerNorm", "Router", "Dropout", "nothing"])
+def test_modules_behind_pooling_are_run(
+    tiny_dir: Any, inputs: list[dict[str, Any]], name: str, truncate_dim: int | None
+) -> None:
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", truncate_dim=truncate_dim)
+    plain = model.encode_query(inputs)
+    _behind(model, name)
+    encoder = PrefixEncoder(model)
+    for side in SIDES:
+        stock = getattr(model, f"encode_{side}")(inputs)
+        units = stock / np.linalg.norm(stock, axis=1, keepdims=True)
+        vectors = getattr(encoder, f"encode_{side}")(inputs)
+        assert vectors.shape == (8, model.get_embedding_dimension() or 16)
+        assert np.abs(vectors - units).max() < 1e-5
+    if name in ("Dense", "LayerNorm") and truncate_dim:
+        assert np.abs(model.encode_query(inputs) - plain).max() > 0.1
+
+
+def test_modules_behind_pooling_in_half_precision(tiny_dir: Any, inputs: list[dict[str, Any]]) -> None:
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", model_kwargs={"dtype": torch.bfloat16})
+    _behind(model, "Dense")
+    vectors = PrefixEncoder(model, reuse_prefix=False).encode_query(inputs)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+    assert (vectors * model.encode_query(inputs)).sum(axis=1).min() > 0.995
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (LSTM(32, 16), "cannot run the module LSTM behind Pooling"),
+        (Pooling(32, "mean"), "cannot run the module Pooling behind Pooling"),
+        (Dense(32, 32, module_input_name="token_embeddings"), "cannot run the module Dense behind Pooling"),
+        (Router({"query": [LSTM(32, 16)], "document": [Dense(32, 8)]}, "query"), "cannot run the module LSTM"),
+    ],
+    ids=["LSTM", "Pooling", "Dense of tokens", "LSTM in a Router"],
+)
+def test_modules_that_need_more_than_the_pooled_vector_are_refused(tiny_dir: Any, module: Any, message: str) -> None:
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
+    model.add_module("3", module)
+    with pytest.raises(ValueError, match=message):
+        PrefixEncoder(model)
+
+
+def test_modules_before_pooling_are_refused(tiny_dir: Any) -> None:
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
+    first, *others = list(model)
+    between = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
+    parts = [first, Dense(32, 32, module_input_name="token_embeddings"), *others]
+    for number, part in enumerate(parts):
+        between._modules[str(number)] = part
+    with pytest.raises(ValueError, match="made of Transformer, Dense, Pooling, Normalize; bulk encoding needs"):
+        PrefixEncoder(between)
+
+
+def test_system_prompts_of_the_model_are_used_as_encode_does(tiny_dir: Any, inputs: list[dict[str, Any]]) -> None:
+    prompts = {"query": "Find what is meant. ", "passage": "Say what it is. "}
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", prompts=prompts)
+    encoder = PrefixEncoder(model)
+    plain = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu").encode_query(inputs)
+    assert np.abs(model.encode_query(inputs) - plain).max() > 1e-2
+    for side in SIDES:
+        stock = getattr(model, f"encode_{side}")(inputs)
+        assert np.abs(getattr(encoder, f"encode_{side}")(inputs) - stock).max() < 1e-5

@@ -97,7 +97,7 @@ def meta_of(model: Gen2Embed) -> Gen2EmbedMeta:
         max_tokens=model.max_seq_length,
         dimensions=model.get_embedding_dimension(),
     )
-    revision = f"{fingerprint(model)[:40]}-{inputs_digest(model.layout)}"
+    revision = f"{fingerprint(model)[:32]}-{inputs_digest(model.layout)}"
     return as_meta(row).model_copy(update={"revision": revision})
 
 

@@ -1,5 +1,6 @@
 """The encoder on mteb's own mock tasks: all of them run, and what reaches the model is what is meant."""
 
+import json
 from typing import Any
 
 import datasets
@@ -12,7 +13,11 @@ from mteb.mocks.mock_run import get_compatible_mock_tasks, mock_run
 from mteb.models import CachedEmbeddingWrapper
 from mteb.types import PromptType
 from PIL import Image
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import BoW
 
+from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.mteb_plugin.encoder import Gen2EmbedEncoder
 from gen2embed_mteb.prefix import PrefixEncoder
 
 SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
@@ -172,6 +177,42 @@ def test_vectors_are_those_of_the_model_whatever_the_batches(
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
         np.testing.assert_allclose(vectors[:3], expected, atol=2e-5)
     assert sizes == [4, 4]  # batched anew, by length
+
+
+@pytest.mark.parametrize("name", ["MockAny2AnyRetrievalI2T", "MockZeroShotClassification", "MockRetrievalTask"])
+def test_a_model_handed_over_as_an_object_scores_as_it_does_through_the_registry(
+    name: str, encoder: Any, reaching: set[tuple[str, str]], recwarn: Any
+) -> None:
+    model = Gen2Embed("gen2embed-mini", device="cpu")
+    result = mteb.evaluate(model, MOCKS[name], cache=None, show_progress_bar=False)
+    assert reaching == EXPECTED[name]  # images included
+    expected = mteb.evaluate(encoder, MOCKS[name], cache=None, show_progress_bar=False)
+    found, wanted = (
+        # `nauc_*` of two queries is not the same twice.
+        {key: score for key, score in one[0].scores["test"][0].items() if not key.startswith("nauc_")}
+        for one in (result, expected)
+    )
+    assert json.dumps(found) == json.dumps(wanted)
+    assert not [warning for warning in recwarn if "modalit" in str(warning.message).lower()]
+    assert result.model_name == "Gen2Embed/gen2embed-mini"
+
+
+def test_results_of_objects_are_kept_apart_by_what_decides_their_vectors() -> None:
+    wrapper = mteb.SentenceTransformerEncoderWrapper
+    one = wrapper(Gen2Embed("gen2embed-mini", device="cpu"))
+    assert isinstance(one, Gen2EmbedEncoder)
+    same = wrapper(Gen2Embed("gen2embed-mini", device="cpu"))
+    other = wrapper(Gen2Embed("gen2embed-mini", device="cpu", truncate_dim=64))
+    assert one.mteb_model_meta.revision == same.mteb_model_meta.revision != other.mteb_model_meta.revision
+    assert (one.mteb_model_meta.embed_dim, other.mteb_model_meta.embed_dim) == (192, 64)
+    assert set(one.mteb_model_meta.modalities) == {"text", "image"}
+
+
+def test_other_models_are_wrapped_by_mteb_as_before(tmp_path: Any) -> None:
+    stock = SentenceTransformer(modules=[BoW(["a", "red", "fox"])])
+    wrapped = mteb.SentenceTransformerEncoderWrapper(stock)
+    assert type(wrapped) is mteb.SentenceTransformerEncoderWrapper
+    assert wrapped.model is stock
 
 
 class Batches:
