@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gen2embed_mteb.errors import full_disk_as_os_error
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.prompts import HierarchicalPrompt
 
@@ -35,9 +34,7 @@ def export(
         OSError: the disk is full.
     """
     output = empty_directory(output_dir)
-    loaded = Gen2Embed(model, adapter=adapter, prompt_mode=prompt_mode, **options)
-    with full_disk_as_os_error(output):
-        loaded.save_pretrained(str(output))
+    Gen2Embed(model, adapter=adapter, prompt_mode=prompt_mode, **options).save_pretrained(str(output))
     return output
 
 

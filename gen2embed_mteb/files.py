@@ -428,21 +428,6 @@ class OwnedFolder:
             return False
 
 
-def write_in_scratch(path: Path, data: bytes) -> None:
-    """Write a file, or replace one, in a temporary folder of `new_folder` or `OwnedFolder.scratch`.
-
-    Args:
-        path: The file; its folder must exist.
-        data: The whole content.
-
-    Raises:
-        ForeignFileError: The file is in no temporary folder of ours.
-    """
-    if not any(_TEMPORARY.fullmatch(part) for part in path.absolute().parent.parts):
-        raise ForeignFileError.of(path, "is in no temporary folder of gen2embed")
-    _put(path, data)
-
-
 @contextlib.contextmanager
 def new_folder(target: Path, writer: str, token: str | None = None) -> Iterator[Path]:
     """Make a folder that appears whole: filled under a temporary name beside its place, then renamed once.

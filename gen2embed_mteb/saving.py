@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gen2embed_mteb import adapters, compat
-from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
 from gen2embed_mteb.families import family_of
 from gen2embed_mteb.files import ForeignFileError, OwnedFolder, new_folder, write_in_scratch
 
@@ -136,7 +135,7 @@ def model_folder(path: str | Path, also_ours: dict[str, bytes] | None = None) ->
     """
     target = Path(os.path.realpath(path))
     others = {} if also_ours is None else also_ours
-    try:
+    with full_disk_as_os_error(target):
         if _can_be_renamed_onto(target):
             with new_folder(target, WRITER) as folder:
                 yield folder
@@ -153,10 +152,6 @@ def model_folder(path: str | Path, also_ours: dict[str, bytes] | None = None) ->
                 owned.adopt(folder, last=CONFIG if CONFIG in names else adapters.CONFIG_FILE)
         for name, data in others.items():
             OwnedFolder(target, WRITER).accept(name, data)
-    except Exception as error:
-        if "No space left on device" in str(error) and not isinstance(error, OSError):  # safetensors has its own class
-            raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
-        raise
 
 
 def complete_processor_files(source: Any, folder: Path) -> dict[str, bytes]:
