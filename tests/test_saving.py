@@ -246,8 +246,9 @@ def test_a_full_disk_is_said_in_one_line_and_nothing_is_left(
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
+    base = tiny_dir("qwen2_vl")
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
-    assert cli.main(["export", str(tiny_dir("qwen2_vl")), str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert cli.main(["export", str(base), str(tmp_path / "out"), "--device", "cpu"]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "No space left on device" in message
     assert "free space on that disk" in message
