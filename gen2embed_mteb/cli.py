@@ -205,7 +205,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from gen2embed_mteb.model import Gen2Embed
     from gen2embed_mteb.prefix import PrefixEncoder
 
-    model = Gen2Embed(arguments.model_name, layout=arguments.layout, **_model_options(arguments))
+    options = _model_options(arguments) | {"min_side": arguments.min_side}
+    model = Gen2Embed(arguments.model_name, layout=arguments.layout, **options)
     settings |= {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
     result, table = run(PrefixEncoder(model), evaluation.EvaluationConfig(**settings))
     if evaluation.is_first_process():
@@ -305,7 +306,8 @@ def _sample(arguments: argparse.Namespace) -> int:
         from gen2embed_mteb.model import Gen2Embed
         from gen2embed_mteb.prefix import PrefixEncoder
 
-        model = Gen2Embed(arguments.model_name, layout=arguments.layout, **_model_options(arguments))
+        options = _model_options(arguments) | {"min_side": arguments.min_side}
+        model = Gen2Embed(arguments.model_name, layout=arguments.layout, **options)
         encoder = PrefixEncoder(model)
         record = ModelRecord(arguments.model_name, model.revision, model.prompt_mode, fingerprint(model))
     result = sample(encoder, record, data, config)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,8 +32,8 @@ import numpy.typing as npt
 from gen2embed_mteb.encoder import Encoder, Fault, Item, Side, staged
 from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system
 from gen2embed_mteb.image_source import ImageSource, open_input
-from gen2embed_mteb.images import ImageError, ImageFacts, Size, min_side_size, resized_size
-from gen2embed_mteb.pipeline import Batch, Pipeline, Work
+from gen2embed_mteb.images import ImageError, ImageFacts, Size, fitted_size
+from gen2embed_mteb.pipeline import MAX_PIXELS_IN_FLIGHT, Batch, Pipeline, Work
 from gen2embed_mteb.sharing import Peers, Share
 from gen2embed_mteb.store import EmbeddingStore, StoredShard, StoreMismatchError
 
@@ -240,7 +241,9 @@ class BulkEncoder:
 
     def _facts_of(self, path: str) -> ImageFacts | Fault:
         try:
-            return self._images.facts(path)
+            facts = self._images.facts(path)
+            fitted_size(facts.size, self._resize_policy, self._min_side, path)
+            return facts
         except ImageError as error:
             if is_of_the_system(error):
                 raise
@@ -252,16 +255,24 @@ class BulkEncoder:
         lengths = dict(zip(works, self._encoder.count_tokens(side, [w.text for w in works], sizes), strict=True))
         works = sorted(works, key=lambda work: (-lengths[work], work.text, work.digests))
         counts = [lengths[work] for work in works]
+        pixels = [sum(map(self._num_pixels, work.paths)) for work in works]
         return [
-            Batch(tuple(works[start:stop]), sum(counts[start:stop]))
-            for start, stop in cut_batches(counts, self._batch_tokens, self._batch_size)
+            Batch(tuple(works[start:stop]), sum(counts[start:stop]), sum(pixels[start:stop]))
+            for start, stop in cut_batches(counts, self._batch_tokens, self._batch_size, pixels)
         ]
 
     def _final_size(self, path: str) -> Size:
+        return fitted_size(self._known_facts(path).size, self._resize_policy, self._min_side, path)
+
+    def _num_pixels(self, path: str) -> int:
+        """What an image takes while it is in memory: as it is in its file, or as it is enlarged."""
+        return max(math.prod(self._known_facts(path).size), math.prod(self._final_size(path)))
+
+    def _known_facts(self, path: str) -> ImageFacts:
         facts = self._facts[path]
         if isinstance(facts, Fault):
             raise KeyError(path)
-        return min_side_size(resized_size(facts.size, self._resize_policy), self._min_side)
+        return facts
 
     def _make(self, side: Side, missing: list[_PlannedShard], label: str) -> None:
         """Makes this process's share of the missing shards, and waits for the rest."""
@@ -294,13 +305,16 @@ class BulkEncoder:
         return open_input(self._images, text, paths, self._resize_policy, self._min_side)
 
 
-def cut_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int) -> list[tuple[int, int]]:
+def cut_batches(
+    lengths: Sequence[int], batch_tokens: int, batch_size: int, pixels: Sequence[int] | None = None
+) -> list[tuple[int, int]]:
     """Cuts inputs that are sorted by length, longest first, into batches of like lengths.
 
     Args:
         lengths: n lengths in tokens, descending.
         batch_tokens: Tokens a batch, padding included; an input that is longer makes a batch alone.
         batch_size: Inputs a batch, at most.
+        pixels: n numbers of decoded pixels: a batch has at most `MAX_PIXELS_IN_FLIGHT`, an input of more runs alone.
 
     Returns:
         The first and the last place, the latter excluded, of each batch, in order.
@@ -310,8 +324,11 @@ def cut_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int) -> l
     while start < len(lengths):
         longest = lengths[start]
         most = min(batch_size, max(1, batch_tokens // longest), len(lengths) - start)
-        tokens = rows = 0
+        tokens = rows = num_pixels = 0
         while rows < most:
+            num_pixels += pixels[start + rows] if pixels is not None else 0
+            if rows and num_pixels > MAX_PIXELS_IN_FLIGHT:
+                break
             grown = tokens + lengths[start + rows]
             padding = (rows + 1) * longest - grown
             if padding > max(NEGLIGIBLE_PADDING, MAX_PADDING * (rows + 1) * longest):

@@ -74,6 +74,7 @@ def fingerprint(model: Gen2Embed) -> str:
         "max_length": model.max_seq_length,
         "truncate_dim": model.truncate_dim,
         "resize": model.resize,
+        "min_side": model.min_side,
         "image_processor": _canonical(image_processor.to_dict()) if image_processor is not None else None,
         "tokenizer": hashlib.blake2b(_tokenizer_settings(model.tokenizer)).hexdigest(),
         "attention": getattr(model[0].model.config, "_attn_implementation", None),

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.images import Size
+from gen2embed_mteb.images import Size, min_side_size
 from gen2embed_mteb.inputs import Content
 
 logger = logging.getLogger(__name__)
@@ -45,11 +45,21 @@ class Fitter:
         return self.image_tokens_of_sizes([image.size for image in images])
 
     def image_tokens_of_sizes(self, sizes: Sequence[Size]) -> list[int]:
-        """The number of tokens that images of these (width, height) in pixels become."""
+        """The number of tokens that images of these (width, height) in pixels become.
+
+        Raises:
+            ValueError: the processor refuses one of them: Qwen's do, where the sides differ by more than 200 to 1.
+        """
         if not sizes:
             return []
         swapped = [(height, width) for width, height in sizes]
-        return list(self._processor._get_num_multimodal_tokens(image_sizes=swapped).num_image_tokens)
+        try:
+            return list(self._processor._get_num_multimodal_tokens(image_sizes=swapped).num_image_tokens)
+        except ValueError as error:
+            shown = ", ".join(f"{width}x{height}" for width, height in sizes[:5])
+            raise Gen2EmbedError(
+                f"the model's processor refuses images of {shown} pixels ({error}); min_side=28 enlarges them"
+            ) from error
 
     def count_all(self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
         """The number of tokens of many inputs, up to a token or two where text and prompt merge.
@@ -68,7 +78,17 @@ class Fitter:
 
     def _distinct_sizes(self, image_sizes: Sequence[Sequence[Size]]) -> Iterable[tuple[Size, int]]:
         sizes = list(dict.fromkeys(size for row in image_sizes for size in row))
-        return zip(sizes, self.image_tokens_of_sizes(sizes), strict=True)
+        try:
+            return zip(sizes, self.image_tokens_of_sizes(sizes), strict=True)
+        except Gen2EmbedError:
+            return [(size, self._tokens_or_none(size)) for size in sizes]
+
+    def _tokens_or_none(self, size: Size) -> int:
+        """The tokens of one image; 0 of one that the processor refuses, which is said when it is prepared."""
+        try:
+            return self.image_tokens_of_sizes([size])[0]
+        except Gen2EmbedError:
+            return 0
 
     def count(self, content: Content) -> int:
         """The number of tokens that reach the model for this input."""
@@ -182,4 +202,5 @@ class Fitter:
 
 def _scaled(image: Image.Image, scale: float) -> Image.Image:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC)
+    # Rounding may bring the sides of a strip beyond 200 to 1.
+    return image.resize(min_side_size(size, 1), Image.Resampling.BICUBIC)

@@ -10,27 +10,18 @@ import io
 import os
 import threading
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 
 from PIL import Image
 
-from gen2embed_mteb.images import (
-    MAX_PIXELS,
-    ImageError,
-    ImageFacts,
-    confined,
-    decode,
-    ensure_min_side,
-    facts_of,
-    open_image,
-    resize,
-)
+from gen2embed_mteb.image_errors import reason_of
+from gen2embed_mteb.image_files import MAX_FILE_BYTES, open_regular, read_file, refuse_address
+from gen2embed_mteb.images import MAX_PIXELS, ImageError, ImageFacts, decode, facts_of, fitted
 
-MAX_MEMBER_BYTES = 256 * 2**20
-"""The largest unpacked size of one zip member; the biggest photo of MMEB is far below a tenth of it."""
+MAX_DIRECTORY_BYTES = 2**30
+"""The largest table of contents of an archive: some ten million files."""
 
 
 class ImageSource:
@@ -39,24 +30,35 @@ class ImageSource:
     Args:
         path: The folder, or a file that ends in `.zip`.
         max_pixels: The largest width x height accepted.
-        max_member_bytes: The largest unpacked size of one zip member.
+        max_file_bytes: The largest file, or unpacked size of one zip member.
+        follow_links: Whether links in the folder may lead out of it; see `image_files.confined`.
 
     Raises:
         FileNotFoundError: Neither a folder nor a zip archive lies at `path`.
     """
 
     def __init__(
-        self, path: str | Path, *, max_pixels: int = MAX_PIXELS, max_member_bytes: int = MAX_MEMBER_BYTES
+        self,
+        path: str | Path,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        max_file_bytes: int = MAX_FILE_BYTES,
+        follow_links: bool = False,
     ) -> None:
         """Checks that `path` can be read; opens nothing yet."""
         self.path = Path(path)
         self.max_pixels = max_pixels
-        self.max_member_bytes = max_member_bytes
+        self.max_file_bytes = max_file_bytes
+        self.follow_links = follow_links
         self.zipped = self.path.is_file()
-        if self.zipped and not zipfile.is_zipfile(self.path):
-            raise FileNotFoundError(f"{self.path}: not a zip archive; pass a folder or a .zip file as --image_dir")
         if not self.zipped and not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: no such folder or zip archive; pass an existing --image_dir")
+        if self.zipped:
+            with open_regular(self.path) as file:
+                if not zipfile.is_zipfile(file):
+                    raise FileNotFoundError(
+                        f"{self.path}: not a zip archive; pass a folder or a .zip file as --image_dir"
+                    )
         self._reset()
 
     def open(self, path: str) -> Image.Image:
@@ -71,9 +73,7 @@ class ImageSource:
         Raises:
             ImageError: Missing, outside of the source, too large, of another format, or damaged.
         """
-        if not self.zipped:
-            return open_image(path, self.path, max_pixels=self.max_pixels)
-        return decode(io.BytesIO(self._member_bytes(path)), path, max_pixels=self.max_pixels)
+        return decode(io.BytesIO(self._bytes(path)), path, max_pixels=self.max_pixels)
 
     def facts(self, path: str) -> ImageFacts:
         """Tells a file's digest and its image's size; the file is read, its pixels are not decoded.
@@ -84,13 +84,12 @@ class ImageSource:
         Raises:
             ImageError: As for `open`, but for damage behind the header.
         """
+        return facts_of(self._bytes(path), path, max_pixels=self.max_pixels)
+
+    def _bytes(self, path: str) -> bytes:
         if self.zipped:
-            return facts_of(self._member_bytes(path), path)
-        file = confined(path, self.path)
-        try:
-            return facts_of(file.read_bytes(), path)
-        except OSError as error:
-            raise ImageError(path, f"cannot be read ({error})", "check its permissions") from error
+            return self._member_bytes(path)
+        return read_file(path, self.path, self.max_file_bytes, follow_links=self.follow_links)
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves open handles and locks behind, so that a source can be sent to a spawned worker."""
@@ -109,7 +108,7 @@ class ImageSource:
     def _open_archive(self) -> zipfile.ZipFile:
         with self._lock:
             if self._archive is None:
-                self._archive = zipfile.ZipFile(self.path)
+                self._archive = zipfile.ZipFile(cast(IO[bytes], _Bounded(open_regular(self.path))))
             return self._archive
 
     def _member(self, path: str) -> zipfile.ZipInfo:
@@ -117,6 +116,7 @@ class ImageSource:
             # After a fork the file position is shared with the parent, and a lock may be held by a thread that does
             # not exist here: start afresh.
             self._reset()
+        refuse_address(path)
         parts = PurePosixPath(path).parts
         if not parts or parts[0] == "/" or ".." in parts:
             raise ImageError(path, f"leads outside of {str(self.path)!r}", "correct the path in the data")
@@ -124,26 +124,48 @@ class ImageSource:
             return self._open_archive().getinfo("/".join(parts))
         except KeyError as error:
             raise ImageError(path, f"not found in {str(self.path)!r}", "check --image_dir") from error
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ImageError(path, f"{self.path}: unreadable archive ({error})", "download it again") from error
+        except OSError:
+            raise  # the archive itself is gone, or the system is out of file descriptors: no fault of this image
+        except Exception as error:  # a table of contents can be damaged in a dozen ways, each with its own exception
+            reason = f"{self.path}: unreadable archive ({reason_of(error)})"
+            raise ImageError(path, reason, "download it again") from error
 
     def _member_bytes(self, path: str) -> bytes:
         member = self._member(path)
-        if member.file_size > self.max_member_bytes:
+        if member.file_size > self.max_file_bytes:
             raise ImageError(
-                path, f"{member.file_size} bytes unpacked exceed the limit of {self.max_member_bytes}", "drop the row"
+                path, f"{member.file_size} bytes unpacked exceed the limit of {self.max_file_bytes}", "drop the row"
             )
         try:
             # `ZipFile` guards its file position itself, so that threads inflate and decode side by side.
             with self._open_archive().open(member) as file:
                 # The header may lie about the size, so the read is bounded as well.
-                data = file.read(self.max_member_bytes + 1)
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
-            # RuntimeError is zipfile's own, for an encrypted file or a compression that it lacks.
-            raise ImageError(path, f"damaged in {str(self.path)!r} ({error})", "download the archive again") from error
-        if len(data) > self.max_member_bytes:
-            raise ImageError(path, f"unpacks to more than {self.max_member_bytes} bytes", "drop the row")
+                data = file.read(self.max_file_bytes + 1)
+        except Exception as error:  # encrypted, a compression that Python lacks, or whatever its decoders raise
+            reason = f"damaged in {str(self.path)!r} ({reason_of(error)})"
+            raise ImageError(path, reason, "download the archive again") from error
+        if len(data) > self.max_file_bytes:
+            raise ImageError(path, f"unpacks to more than {self.max_file_bytes} bytes", "drop the row")
         return data
+
+
+class _Bounded:
+    """An archive's file that never reads more at once than a table of contents can have: a sparse file may claim any.
+
+    Args:
+        file: The open archive.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its table of contents claims {size} bytes")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def open_input(
@@ -162,9 +184,9 @@ def open_input(
         `{"text": str, "image": PIL image or list of them}`, without what there is not.
 
     Raises:
-        ImageError: An image cannot be opened.
+        ImageError: An image cannot be opened, or would have to be enlarged beyond the limit.
     """
-    opened = [ensure_min_side(resize(images.open(path), resize_policy), min_side) for path in paths]
+    opened = [fitted(images.open(path), resize_policy, min_side, path) for path in paths]
     entry: dict[str, Any] = {}
     if text or not opened:
         entry["text"] = text

@@ -2,22 +2,49 @@
 
 Benchmarks of this field carry hundreds of thousands of downloaded images, so this file assumes that some are broken
 and that none is trusted: only the formats named here are decoded, a decompression bomb is refused before its pixels
-are allocated, and every fault becomes an `ImageError` that the caller can count. Where images come from (a folder or
-a zip archive, never outside of it) is `image_source.py`.
+are allocated or enlarged to, and every fault becomes an `ImageError` that the caller can count. Where images come from
+(a folder or a zip archive, never outside of it) is `image_source.py`; how their files are read, `image_files.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from gen2embed_mteb.errors import Gen2EmbedError, one_line
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.image_errors import ImageError, reason_of
+from gen2embed_mteb.image_files import MAX_FILE_BYTES, read_file
+from gen2embed_mteb.image_modes import to_rgb
+
+__all__ = [
+    "FORMATS",
+    "MAX_ASPECT_RATIO",
+    "MAX_PIXELS",
+    "MAX_SCANS",
+    "RESIZE_POLICIES",
+    "ImageError",
+    "ImageFacts",
+    "Size",
+    "decode",
+    "ensure_min_side",
+    "facts_of",
+    "fitted",
+    "fitted_size",
+    "image_digest",
+    "min_side_size",
+    "open_image",
+    "resize",
+    "resized_size",
+    "to_rgb",
+]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """The decoders that may run. Pillow knows some forty; the rest is attack surface that no benchmark needs."""
@@ -28,70 +55,35 @@ MAX_PIXELS = 89_478_485
 MAX_ASPECT_RATIO = 200
 """The aspect ratio above which the Qwen processors raise (`smart_resize`)."""
 
+MAX_SCANS = 100
+"""The scans a JPEG may have, each of which touches every pixel again (libtiff's limit; encoders write about ten)."""
+
+_MAX_SEGMENTS = 100_000
+# A marker of JPEG that is neither part of the pixels' data nor without a length.
+_SEGMENT = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
+_END, _SCAN = 0xD9, 0xDA
+
 
 Size = tuple[int, int]
 """Width and height of an image, in pixels."""
 
 
-class ImageError(Gen2EmbedError):
-    """An image that cannot be used; the message names the file, the fault and the remedy.
-
-    Attributes:
-        file: The image as the caller named it.
-        reason: The fault alone, one line.
-    """
-
-    def __init__(self, file: str, reason: str, remedy: str) -> None:
-        """Builds the message `image FILE: REASON; REMEDY`."""
-        reason = one_line(ValueError(reason))  # a decoder's own error may hold a memory address
-        super().__init__(f"image {file!r}: {reason}; {remedy}")
-        self.file = file
-        self.reason = reason
-        self.remedy = remedy
-
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str, str]]:
-        """Keeps the error picklable, as errors cross process borders in data loaders."""
-        return type(self), (self.file, self.reason, self.remedy)
-
-
-def confined(path: str | Path, root: str | Path) -> Path:
-    """Resolves `path` inside `root`, following links, and refuses whatever ends up elsewhere.
-
-    Args:
-        path: A path relative to `root`. An absolute path is accepted only when it lies inside `root`.
-        root: The folder that must not be left.
-
-    Returns:
-        The resolved path of a regular file.
-
-    Raises:
-        ImageError: The path leaves `root` (through `..`, a link or by being absolute), does not exist or is no file.
-    """
-    name = str(path)
-    base = Path(root).resolve()
-    try:
-        target = (base / path).resolve(strict=True)
-    except FileNotFoundError as error:
-        raise ImageError(
-            name, f"not found in {str(root)!r}", "check --image_dir, or download the file again"
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:  # name too long, null byte, loop of links
-        raise ImageError(name, f"unusable path ({error})", "correct the path in the data") from error
-    if not target.is_relative_to(base):
-        raise ImageError(name, f"leads outside of {str(root)!r}", "point --image_dir at the folder that holds it")
-    # A named pipe or a device would block or never end.
-    if not target.is_file():
-        raise ImageError(name, "not a regular file", "correct the path in the data")
-    return target
-
-
-def open_image(path: str | Path, root: str | Path | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    path: str | Path,
+    root: str | Path | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_FILE_BYTES,
+    follow_links: bool = False,
+) -> Image.Image:
     """Opens an image file as RGB.
 
     Args:
         path: The file; relative to `root` when that is given.
-        root: If given, the file must resolve to somewhere inside this folder.
+        root: If given, the folder that the file must lie in; see `image_files.confined`.
         max_pixels: The largest width x height accepted.
+        max_bytes: The largest file accepted.
+        follow_links: Whether links in `root` may lead out of it.
 
     Returns:
         The first frame, mode RGB, fully decoded. EXIF orientation is left as it is, as in VLM2Vec and Gen2Embed.
@@ -99,17 +91,8 @@ def open_image(path: str | Path, root: str | Path | None = None, *, max_pixels: 
     Raises:
         ImageError: Missing, outside of `root`, of another format, too large, or damaged.
     """
-    if root is not None:
-        target = confined(path, root)
-    else:
-        target = Path(path)
-        if not target.is_file():
-            raise ImageError(str(path), "not found", "check the path")
-    try:
-        with target.open("rb") as file:
-            return decode(file, str(path), max_pixels=max_pixels)
-    except OSError as error:
-        raise ImageError(str(path), f"cannot be read ({error})", "check its permissions") from error
+    data = read_file(path, root, max_bytes, follow_links=follow_links)
+    return decode(io.BytesIO(data), str(path), max_pixels=max_pixels)
 
 
 def decode(file: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -126,15 +109,22 @@ def decode(file: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS) -> Image
     Raises:
         ImageError: Not one of `FORMATS`, too large, or damaged.
     """
+    with _opened(file, name, max_pixels) as image:
+        return to_rgb(image, name)
+
+
+@contextmanager
+def _opened(file: IO[bytes], name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Opens an image lazily: its header is read and held to the limits, no pixel is allocated."""
     try:
-        # Opening reads the header only: the size is known before a single pixel is allocated.
+        _check_scans(file, name)
         with Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(
                     name, f"{width}x{height} pixels exceed the limit of {max_pixels}", "shrink it, or raise max_pixels"
                 )
-            return to_rgb(image)
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -142,7 +132,29 @@ def decode(file: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS) -> Image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(name, f"decompression bomb ({error})", "shrink it, or drop the row") from error
     except Exception as error:  # decoders raise nearly anything on damaged input; a bad image must never end a run
-        raise ImageError(name, f"damaged ({type(error).__name__}: {error})", "download it again") from error
+        raise ImageError(name, f"damaged ({reason_of(error)})", "download it again") from error
+
+
+def _check_scans(file: IO[bytes], name: str) -> None:
+    """Refuses a JPEG of so many scans that decoding it would take minutes; leaves the file at its beginning."""
+    is_jpeg = file.read(3) == b"\xff\xd8\xff"
+    file.seek(0)
+    if not is_jpeg:
+        return
+    data = file.read()
+    file.seek(0)
+    place, num_scans, num_segments = 2, 0, 0
+    while marker := _SEGMENT.search(data, place):
+        place, kind = marker.end(), data[marker.end() - 1]
+        if kind == _END:
+            return
+        num_scans += kind == _SCAN
+        num_segments += 1
+        if num_scans > MAX_SCANS:
+            raise ImageError(name, f"a JPEG of more than {MAX_SCANS} scans", "save it again, or drop the row")
+        if num_segments > _MAX_SEGMENTS:
+            raise ImageError(name, f"a JPEG of more than {_MAX_SEGMENTS} segments", "save it again, or drop the row")
+        place += max(2, int.from_bytes(data[place : place + 2]))
 
 
 @dataclass(frozen=True)
@@ -158,40 +170,20 @@ class ImageFacts:
     size: Size
 
 
-def facts_of(data: bytes, name: str) -> ImageFacts:
+def facts_of(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     """Digests an encoded image and reads its header.
 
     Args:
         data: The whole file.
         name: What to call the image in errors.
+        max_pixels: The largest width x height accepted.
 
     Raises:
-        ImageError: The header is of none of `FORMATS`, or damaged.
+        ImageError: The header is of none of `FORMATS`, too large, or damaged.
     """
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return ImageFacts(digest, image.size)
-    except Exception as error:  # as in `decode`: whatever a damaged header makes a decoder raise
-        raise ImageError(name, f"damaged ({type(error).__name__}: {error})", "download it again") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode to RGB as the reference client does (`.convert("RGB")`), in a copy that owns its pixels.
-
-    Alpha is dropped, not blended. Two modes need a step in between: palettes whose transparency is a byte string
-    (Pillow warns otherwise, the pixels are the same), and 16-bit grayscale, whose high byte is kept: Pillow's own
-    conversion clips everything above 255 to white, which leaves nothing of the picture.
-    """
-    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")
-    if image.mode.startswith("I;16"):
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    rgb = image.convert("RGB")
-    if rgb is image:  # `convert` returns the lazy file itself where the mode fits: load before the file closes
-        rgb = image.copy()
-    # A plain in-memory image: no file handle, no metadata that a processor could act upon.
-    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+    with _opened(io.BytesIO(data), name, max_pixels) as image:
+        return ImageFacts(digest, image.size)
 
 
 def ensure_min_side(image: Image.Image, min_side: int = 28) -> Image.Image:
@@ -294,6 +286,35 @@ def resized_size(size: Size, policy: str = "processor") -> Size:
     if policy not in RESIZE_POLICIES:
         raise Gen2EmbedError(f"unknown resize policy {policy!r}; known: {', '.join(RESIZE_POLICIES)}")
     return RESIZE_POLICIES[policy](size)
+
+
+def fitted(image: Image.Image, policy: str, min_side: int, name: str = "<PIL image>") -> Image.Image:
+    """Brings an image to the size in which the processor gets it: the one rule for all inputs, wherever they come from.
+
+    Args:
+        image: Any PIL image.
+        policy: A key of `RESIZE_POLICIES`, applied first.
+        min_side: The least side in pixels, reached last; see `ensure_min_side`.
+        name: What to call the image in errors.
+
+    Raises:
+        ImageError: It would have to be enlarged beyond `MAX_PIXELS`.
+        ValueError: The policy is unknown, or `min_side` negative.
+    """
+    fitted_size(image.size, policy, min_side, name)
+    return ensure_min_side(resize(image, policy), min_side)
+
+
+def fitted_size(size: Size, policy: str, min_side: int, name: str = "<PIL image>") -> Size:
+    """The size to which `fitted` brings an image; same arguments and errors."""
+    width, height = min_side_size(resized_size(size, policy), min_side)
+    if width * height > max(MAX_PIXELS, size[0] * size[1]):
+        raise ImageError(
+            name,
+            f"{size[0]}x{size[1]} pixels, which must be enlarged to {width}x{height}, more than {MAX_PIXELS}",
+            "cut it into pieces, or drop the row",
+        )
+    return width, height
 
 
 def image_digest(image: Image.Image) -> str:

@@ -18,8 +18,8 @@ from gen2embed_mteb.behind_pooling import run_modules
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.families import Family, ImageLayout, chat_template, family_of, prompt_of
 from gen2embed_mteb.fitting import Fitter
-from gen2embed_mteb.images import RESIZE_POLICIES, Size, resized_size
-from gen2embed_mteb.inputs import Content, content_of
+from gen2embed_mteb.images import RESIZE_POLICIES, Size, min_side_size, resized_size
+from gen2embed_mteb.inputs import Content, content_of, rough_length
 from gen2embed_mteb.prompts import DEFAULT, SIDES, HierarchicalPrompt, side_of, strategy
 from gen2embed_mteb.short_names import resolve
 
@@ -42,6 +42,8 @@ class Gen2Embed(SentenceTransformer):
         max_length: longest input in tokens; longer text is cut, larger images are reduced. `None`: the tokenizer's.
         image_root: folder that image paths are relative to and may not leave; `None` takes paths as they are.
         resize: a name of `images.RESIZE_POLICIES`, applied before the processor.
+        min_side: least side of an image in pixels; smaller images, and those of more than 200 to 1, are enlarged
+            before the processor, as in `evaluate`, `sample` and `train`; 0: never. See `images.ensure_min_side`.
         kwargs: as for `SentenceTransformer`: `device`, `truncate_dim`, `revision`, `model_kwargs`, …
 
     Attributes:
@@ -62,6 +64,7 @@ class Gen2Embed(SentenceTransformer):
         max_length: int | None = None,
         image_root: str | Path | None = None,
         resize: str = "processor",
+        min_side: int = 28,
         **kwargs: Any,
     ) -> None:
         if prompt_mode is not None:
@@ -72,6 +75,7 @@ class Gen2Embed(SentenceTransformer):
             )
         if resize not in RESIZE_POLICIES:
             raise Gen2EmbedError(f"unknown resize policy {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+        min_side_size((1, 1), min_side)  # refuses a negative one
         # Read by `_load_default_modules` while the parent class loads.
         self._load_options: dict[str, Any] = {
             "prompt_mode": prompt_mode or DEFAULT,
@@ -82,6 +86,7 @@ class Gen2Embed(SentenceTransformer):
         self._layout: ImageLayout = layout
         self.image_root = image_root
         self.resize = resize
+        self.min_side = min_side
         compat.install()
         name = resolve(name_or_path) or str(name_or_path)
         self.source = name
@@ -162,10 +167,11 @@ class Gen2Embed(SentenceTransformer):
             kwargs: `task` ("query" or "document"), `max_length`, `processing_kwargs`, as in sentence-transformers.
 
         Raises:
-            ImageError: an image cannot be opened.
+            ImageError: an image cannot be opened, or would have to be enlarged beyond the limit.
+            TypeError: an input is of a type that `content_of` does not accept.
             ValueError: an input cannot be made to fit into `max_length`.
         """
-        if not inputs:
+        if len(inputs) == 0:
             return {}
         if kwargs.get("task") is not None:
             kwargs["task"] = side_of(kwargs["task"], "task")
@@ -204,7 +210,9 @@ class Gen2Embed(SentenceTransformer):
         Returns:
             n lengths, at most `max_seq_length` each; a token or two off where text and prompt merge.
         """
-        resized = [[resized_size(size, self.resize) for size in sizes] for sizes in image_sizes]
+        resized = [
+            [min_side_size(resized_size(size, self.resize), self.min_side) for size in sizes] for sizes in image_sizes
+        ]
         fitter = Fitter(self.processor, lambda content: self._count_rendered(content, task))
         lengths = fitter.count_all(texts, resized)
         longest = self.max_seq_length
@@ -336,7 +344,7 @@ class Gen2Embed(SentenceTransformer):
         return f"resize={self.resize!r}" if self.resize != "processor" else ""
 
     def _content(self, sample: Any) -> Content:
-        content = content_of(sample, self.image_root, self.resize)
+        content = content_of(sample, self.image_root, self.resize, self.min_side)
         if not self._family.writes_special_tokens:
             content = replace(content, text=self._broken_up(content.text))
         return content
@@ -361,10 +369,4 @@ class Gen2Embed(SentenceTransformer):
 
     def _input_length(self, sample: Any) -> int:
         """Sort key for batches: about the number of tokens. Images count alike, for they are not opened yet."""
-        if isinstance(sample, str):
-            return len(sample) // 4
-        if isinstance(sample, dict) and "role" not in sample:
-            images = sample.get("image") or ()
-            count = len(images) if isinstance(images, (list, tuple)) else 1
-            return len(sample.get("text") or "") // 4 + 256 * count
-        return 256 if not isinstance(sample, list) else SentenceTransformer._input_length(sample) // 4
+        return rough_length(sample)

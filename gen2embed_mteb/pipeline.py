@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 LOOKAHEAD = 2  # batches that are opened and prepared while another one is encoded
 
+MAX_PIXELS_IN_FLIGHT = 2**27
+"""Decoded pixels of all batches that are opened, prepared or encoded at a time: half a GiB in Pillow's four bytes."""
+
 
 class Work(NamedTuple):
     """A distinct input: its text and the digests of its images; the paths are one way to reach them."""
@@ -44,6 +47,8 @@ class Batch:
     works: tuple[Work, ...]
     num_tokens: int
     """Of all its rows together, padding not counted."""
+    num_pixels: int = 0
+    """Of all its images together, decoded: as they are in their files or as they are enlarged, whichever is more."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +119,24 @@ class _Stages:
                 made = iter(self._encode(inputs, prepared, tokens))
                 rows.extend(next(made) if isinstance(entry, dict) else entry for entry in entries)
                 bar.update(batch.num_tokens)
+                del entries, prepared, inputs, made  # the images, before the next ones are opened
             yield _as_shard(rows, self._pipeline.num_halvings - halvings)
 
     def _ahead(self, batches: list[Batch]) -> Iterator[tuple[list[dict[str, Any] | _Failed], Any]]:
-        pending: deque[Future[tuple[list[dict[str, Any] | _Failed], Any]]] = deque()
+        pending: deque[tuple[int, Future[tuple[list[dict[str, Any] | _Failed], Any]]]] = deque()
+        in_flight = 0
         for batch in batches:
+            # A batch that is larger than the limit runs alone. What was yielded is encoded, and let go, when the
+            # generator goes on.
+            while pending and (len(pending) > LOOKAHEAD or in_flight + batch.num_pixels > MAX_PIXELS_IN_FLIGHT):
+                num_pixels, ready = pending.popleft()
+                yield ready.result()
+                in_flight -= num_pixels
             opened = [self._openers.submit(self._open, work) for work in batch.works]
-            pending.append(self._preparer.submit(self._gather, opened))
-            if len(pending) > LOOKAHEAD:
-                yield pending.popleft().result()
+            pending.append((batch.num_pixels, self._preparer.submit(self._gather, opened)))
+            in_flight += batch.num_pixels
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft()[1].result()
 
     def _open(self, work: Work) -> dict[str, Any] | _Failed:
         try:

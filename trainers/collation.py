@@ -1,7 +1,8 @@
 """What stands in a column of training data, opened and made into model features.
 
-A cell is a text (a string is always text), a PIL image, or a dict by the rule of `cells.py`. An image in a dict may be
-a path, a PIL image, or `{"bytes", "path"}` as `datasets` stores it, or a list of them.
+A cell is what `Gen2Embed` takes, by the same rule (`inputs.content_of`): a text (a string is always text), a PIL image,
+a `pathlib.Path`, a dict of "text" and "image" (or "images"), either key missing or None, or `{"bytes", "path"}` as
+`datasets` stores an image.
 
 Images are opened when their batch is made, in the data loader's workers where there are any, and resized before the
 model's processor sees them. Rows are padded on the right: the cached loss then cuts every sub-batch to its own width.
@@ -9,16 +10,13 @@ model's processor sees them. Rows are padded on the right: the cached loss then 
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.images import RESIZE_POLICIES, decode, ensure_min_side, open_image, resize
+from gen2embed_mteb.images import RESIZE_POLICIES
 from gen2embed_mteb.inputs import Content, content_of
-from trainers.cells import read_cell, stored_image
+from trainers.cells import read_cell
 
 if TYPE_CHECKING:
     from gen2embed_mteb.model import Gen2Embed
@@ -79,21 +77,7 @@ class CellReader:
 
     def content(self, cell: Any) -> Content:
         """Opens one cell."""
-        if isinstance(cell, Image.Image):
-            cell = {"image": cell}
         if isinstance(cell, dict) and "role" not in cell:
             text, images = read_cell(cell)
-            cell = {"text": text, "image": [self._open(image) for image in images]}
-        return content_of(cell)
-
-    def _open(self, image: Any) -> Image.Image:
-        if isinstance(image, dict):
-            path = image.get("path")
-            image = stored_image(image)
-            if isinstance(image, bytes):
-                image = decode(io.BytesIO(image), path or f"of {len(image)} bytes in the data")
-        if isinstance(image, str):
-            image = self._images.open(image) if self._images else open_image(image, self._model.image_root)
-        if not isinstance(image, Image.Image):
-            raise TypeError(f'an image is {type(image).__name__}; pass a path, a PIL image or {{"bytes", "path"}}')
-        return ensure_min_side(resize(image, self._resize), self._min_side)
+            cell = {"text": text, "image": list(images)}
+        return content_of(cell, self._model.image_root, self._resize, self._min_side, source=self._images)

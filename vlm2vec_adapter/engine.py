@@ -9,6 +9,7 @@ autocast that VLM2Vec puts around some of its calls.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -21,16 +22,8 @@ from torch import nn
 from gen2embed_mteb.encoder import Side
 from gen2embed_mteb.encoding import cut_batches
 from gen2embed_mteb.image_source import ImageSource, open_input
-from gen2embed_mteb.images import (
-    ImageError,
-    Size,
-    decode,
-    ensure_min_side,
-    facts_of,
-    min_side_size,
-    resize,
-    resized_size,
-)
+from gen2embed_mteb.images import ImageError, Size, decode, facts_of, fitted, fitted_size
+from gen2embed_mteb.inputs import described, text_of
 from gen2embed_mteb.mmeb.composition import drop_unmatched_markers
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.prefix import PrefixEncoder, Prepared
@@ -54,8 +47,14 @@ class Sample(NamedTuple):
 
     @classmethod
     def of(cls, text: str, image: str | bytes | None) -> Sample:
-        """A sample of MMEB's form: an empty path is no image, and a marker without an image is no marker."""
-        return cls(drop_unmatched_markers(text, 1 if image else 0), image or None)
+        """A sample of MMEB's form: an empty path is no image, and a marker without an image is no marker.
+
+        Raises:
+            TypeError: the text is no string, or the image neither a path nor the bytes of a file.
+        """
+        if image is not None and not isinstance(image, (str, bytes)):
+            raise TypeError(f"an image must be a path or the bytes of a file, got {described(image)}")
+        return cls(drop_unmatched_markers(text_of(text, "a text"), 1 if image else 0), image or None)
 
 
 class Part(NamedTuple):
@@ -135,7 +134,7 @@ class Engine(nn.Module):
         if faults:
             shown = "; ".join(f"{fault.file}: {fault.reason}" for fault in faults[:MAX_SHOWN])
             raise ImageError(faults[0].file, f"{len(faults)} images cannot be used ({shown})", faults[0].remedy)
-        sizes = [size for size in found if not isinstance(size, ImageError)]
+        sizes = [size.final for size in found if not isinstance(size, ImageError)]
         lengths = self._encoder.count_tokens(side, [sample.text for sample in samples], sizes)
         return sorted(range(len(samples)), key=lambda row: (-lengths[row], samples[row].text, str(samples[row].image)))
 
@@ -152,17 +151,21 @@ class Engine(nn.Module):
             ValueError: an input cannot be made to fit into `--max_len`.
         """
         own = list(range(self._share.rank, len(samples), self._share.world_size))
-        inputs = [self._open(samples[row], images) for row in own]
-        sizes = [[image.size] if (image := entry.get("image")) is not None else [] for entry in inputs]
-        lengths = self._encoder.count_tokens(side, [entry.get("text", "") for entry in inputs], sizes)
+        # From their headers: images are opened part by part, as a batch of large ones would not fit into memory.
+        found = [self._sizes(samples[row], images) for row in own]
+        sizes = []
+        for row_sizes in found:
+            if isinstance(row_sizes, ImageError):
+                raise row_sizes
+            sizes.append(row_sizes)
+        lengths = self._encoder.count_tokens(side, [samples[row].text for row in own], [row.final for row in sizes])
         order = sorted(range(len(own)), key=lambda place: -lengths[place])
         tokens = self._batch_tokens or self._encoder.batch_tokens
-        cuts = cut_batches([lengths[place] for place in order], tokens, len(own))
+        pixels = [sizes[place].num_pixels for place in order]
         parts = []
-        for start, stop in cuts:
-            places = order[start:stop]
-            prepared = self._encoder.prepare(side, [inputs[place] for place in places])
-            parts.append(Part([own[place] for place in places], prepared))
+        for start, stop in cut_batches([lengths[place] for place in order], tokens, len(own), pixels):
+            rows = [own[place] for place in order[start:stop]]
+            parts.append(Part(rows, self._encoder.prepare(side, [self._open(samples[row], images) for row in rows])))
         return Batch(side, len(samples), parts)
 
     def forward(self, qry: dict[str, Any] | None = None, tgt: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -203,26 +206,38 @@ class Engine(nn.Module):
 
     def _open(self, sample: Sample, images: ImageSource | None) -> dict[str, Any]:
         if isinstance(sample.image, bytes):
-            image = resize(decode(io.BytesIO(sample.image), "<bytes>"), self._resize_policy)
-            return {"text": sample.text, "image": ensure_min_side(image, self._min_side)}
+            image = decode(io.BytesIO(sample.image), "<bytes>")
+            return {
+                "text": sample.text,
+                "image": fitted(image, self._resize_policy, self._min_side, "<bytes>"),
+            }
         if sample.image is None:
             return {"text": sample.text}
         return open_input(
             _given(images, sample.image), sample.text, [sample.image], self._resize_policy, self._min_side
         )
 
-    def _sizes(self, sample: Sample, images: ImageSource | None) -> list[Size] | ImageError:
+    def _sizes(self, sample: Sample, images: ImageSource | None) -> _Sizes | ImageError:
         """The sizes in which a sample's images reach the processor, from their headers."""
         if sample.image is None:
-            return []
+            return _Sizes([], 0)
+        name = sample.image if isinstance(sample.image, str) else "<bytes>"
         try:
             if isinstance(sample.image, bytes):
                 facts = facts_of(sample.image, "<bytes>")
             else:
                 facts = _given(images, sample.image).facts(sample.image)
+            final = fitted_size(facts.size, self._resize_policy, self._min_side, name)
         except ImageError as error:
             return error
-        return [min_side_size(resized_size(facts.size, self._resize_policy), self._min_side)]
+        return _Sizes([final], max(math.prod(facts.size), math.prod(final)))
+
+
+class _Sizes(NamedTuple):
+    """The sizes in which a sample's images reach the processor, and the pixels that they take on the way."""
+
+    final: list[Size]
+    num_pixels: int
 
 
 def _given(images: ImageSource | None, path: str) -> ImageSource:

@@ -124,6 +124,7 @@ class Session:
                 max_length=self._data_args.max_len,
                 device="cpu",  # the script moves it
                 revision=options.revision,
+                min_side=options.min_side,
                 model_kwargs={"dtype": options.dtype} if options.dtype else None,
             )
         finally:

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.evaluation import EncodingConfig
+from gen2embed_mteb.image_files import follows_links
 from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.images import ImageError
+from gen2embed_mteb.images import ImageError, fitted_size
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
 from gen2embed_mteb.mmeb.readers import BadRow, eval_columns, read_eval_rows
 from gen2embed_mteb.mmeb.tables import DataError, SubsetTable
@@ -61,7 +62,7 @@ _FEATURE_TYPES["SourcedImage"] = SourcedImage
 @lru_cache(maxsize=4)
 def open_source(path: str) -> ImageSource:
     """The images at a path, opened once a process."""
-    return ImageSource(path)
+    return ImageSource(path, follow_links=follows_links())
 
 
 def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSource) -> tuple[dict[str, Any], int]:
@@ -158,7 +159,7 @@ def _image_faults(paths: set[str], images: ImageSource) -> dict[str, str]:
 
     def fault(path: str) -> str:
         try:
-            images.open(path)
+            fitted_size(images.open(path).size, "processor", 28, path)
         except ImageError as error:
             return str(error)
         return ""

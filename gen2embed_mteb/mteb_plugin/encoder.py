@@ -141,7 +141,8 @@ class Gen2EmbedEncoder(AbsEncoder):
         items: list[Item] = []
         num_added = 0
         with tempfile.TemporaryDirectory(prefix="gen2embed-") as folder:
-            bulk = BulkEncoder(self._encoder, EmbeddingStore(folder, {}), images)
+            # Sizes are left to the model, which resizes by its own settings.
+            bulk = BulkEncoder(self._encoder, EmbeddingStore(folder, {}), images, min_side=0)
             for batch in inputs:
                 items.extend(items_of(batch, side, task_metadata, instruction, images))
                 if images.num_pixels > MAX_HELD_PIXELS:

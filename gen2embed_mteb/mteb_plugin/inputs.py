@@ -14,7 +14,7 @@ Captions as queries are what the official Gen2Embed code does (see `compositiona
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from PIL import Image
@@ -22,6 +22,7 @@ from PIL import Image
 from gen2embed_mteb.encoder import Item, Side
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError, ImageFacts, image_digest, to_rgb
+from gen2embed_mteb.inputs import described, text_of
 from gen2embed_mteb.mteb_plugin.names import DATASETS
 
 
@@ -71,10 +72,18 @@ class HeldImages(ImageSource):
         self.num_pixels = 0
 
     def hold(self, image: Image.Image) -> str:
-        """Keeps an image, as RGB, and returns the name under which it is found."""
-        name = image_digest(image)
+        """Keeps an image, as RGB, and returns the name under which it is found.
+
+        Raises:
+            ImageError: It is closed, cut off or damaged.
+            TypeError: It is no PIL image.
+        """
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"an image must be a PIL image, got {described(image)}")
+        rgb = to_rgb(image)
+        name = image_digest(rgb)
         if name not in self._held:
-            self._held[name] = image if image.mode == "RGB" else to_rgb(image)
+            self._held[name] = rgb
             self.num_pixels += image.width * image.height
         return name
 
@@ -111,10 +120,14 @@ def items_of(
 
     Yields:
         One item a row, in order.
+
+    Raises:
+        ImageError: An image cannot be used.
+        TypeError: A text is no string, or an image no PIL image.
     """
     for row in range(len(next(iter(batch.values())))):
         given = batch["image"][row] if "image" in batch else None
-        listed = [] if given is None else given if isinstance(given, Sequence) else [given]
+        listed = [] if given is None else given if isinstance(given, (list, tuple)) else [given]
         text = _text(batch, row, task_metadata.name)
         if side == "query":
             text = with_instruction(instruction, with_instruction(_cell(batch, "instruction", row), text))
@@ -133,5 +146,4 @@ def _text(batch: Mapping[str, Any], row: int, task: str) -> str:
 
 
 def _cell(batch: Mapping[str, Any], column: str, row: int) -> str:
-    value = batch[column][row] if column in batch else None
-    return "" if value is None else str(value)
+    return text_of(batch[column][row], f"column {column!r}, row {row} of a batch") if column in batch else ""
