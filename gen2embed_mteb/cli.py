@@ -137,6 +137,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmark", choices=BENCHMARKS, default="mmeb")
     parser.add_argument("--data_dir", default=None, help="folder or hub id of the data; the -mini ones draw their own")
     parser.add_argument("--image_dir", default="", help="folder or .zip of the images; default: beside the data")
+    parser.add_argument(
+        "--follow_links", action="store_true", help="follow links in the image folder that lead out of it"
+    )
     parser.add_argument("--output_dir", default=None, help="default: results/<benchmark>/<model>/<prompt_mode>")
     parser.add_argument("--eval_split", default="test")
     parser.add_argument("--subsets", nargs="+", default=(), help="datasets to run (default: all)")
@@ -189,6 +192,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "limit",
         "resize",
         "min_side",
+        "follow_links",
         "batch_tokens",
         "batch_size",
         "num_workers",
@@ -260,6 +264,9 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--data_dir", required=True, help="training pairs: folder, file or hub id, or mmeb-mini")
     parser.add_argument("--image_dir", default="", help="folder or .zip of the images; default: beside the data")
+    parser.add_argument(
+        "--follow_links", action="store_true", help="follow links in the image folder that lead out of it"
+    )
     parser.add_argument("--output_dir", required=True, help="where the files go, one Parquet a subset")
     parser.add_argument("--embedding_dir", default="", help="vectors, to share among runs; default: in output_dir")
     parser.add_argument("--method", choices=("saha", "hn", "hn-beta", "in-batch"), default="saha")
@@ -344,6 +351,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default=None, help="the page; default: SUBSET.html beside the file")
     parser.add_argument("--data_dir", default="", help="the training pairs, where they are not where the file says")
     parser.add_argument("--image_dir", default="", help="their images, likewise")
+    parser.add_argument(
+        "--follow_links", action="store_true", help="follow links in the image folder that lead out of it"
+    )
     parser.add_argument("--num_clusters", type=int, default=20, help="clusters to show, at even distances")
 
 
@@ -355,6 +365,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         arguments.output,
         data_dir=arguments.data_dir,
         image_dir=arguments.image_dir,
+        follow_links=arguments.follow_links,
         num_clusters=arguments.num_clusters,
     )
     print(f"Written to {page}")

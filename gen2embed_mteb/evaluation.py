@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from gen2embed_mteb.encoder import Encoder
 from gen2embed_mteb.encoding import BulkEncoder
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.image_files import follows_links
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import RESIZE_POLICIES
 from gen2embed_mteb.rows import RowLimits
@@ -63,6 +64,7 @@ class EvaluationConfig(EncodingConfig, RowLimits):
     data_dir: str = setting("folder (or Hub id) of the benchmark's tables")
     output_dir: str = setting("folder for embeddings, scores and reports; made if missing")
     image_dir: str = setting("folder or .zip archive of the images; empty: beside the tables", default="")
+    follow_links: bool = setting("follow links that lead out of the image folder", default=False)
     split: str = setting("split to evaluate", default="test")
     subsets: tuple[str, ...] = setting("datasets to run; empty: all", default=())
     meta_tasks: tuple[str, ...] = setting("meta-tasks to run; empty: all", default=())
@@ -148,15 +150,16 @@ class RunSummary:
 
 def image_source(config: EvaluationConfig) -> ImageSource:
     """Opens the images of a run; see `find_images`."""
-    return find_images(config.data_dir, config.image_dir)
+    return find_images(config.data_dir, config.image_dir, follow_links=config.follow_links)
 
 
-def find_images(data_dir: str, image_dir: str = "") -> ImageSource:
+def find_images(data_dir: str, image_dir: str = "", *, follow_links: bool = False) -> ImageSource:
     """Opens the images that tables name.
 
     Args:
         data_dir: The tables' folder.
         image_dir: The images' folder or .zip archive, if it is said.
+        follow_links: Whether links in the folder may lead out of it; GEN2EMBED_FOLLOW_LINKS=1 says the same.
 
     Returns:
         `image_dir` if given; otherwise `images.zip` beside the tables where it was never unpacked, or their folder.
@@ -164,13 +167,15 @@ def find_images(data_dir: str, image_dir: str = "") -> ImageSource:
     Raises:
         FileNotFoundError: There is nothing of that kind.
     """
+    follow_links = follow_links or follows_links()
     if image_dir:
-        return ImageSource(Path(image_dir).expanduser())
+        return ImageSource(Path(image_dir).expanduser(), follow_links=follow_links)
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{data_dir} is no local folder; pass the images as --image_dir")
     archive = root / "images.zip"
-    return ImageSource(archive if archive.is_file() and not (root / "images").is_dir() else root)
+    zipped = archive.is_file() and not (root / "images").is_dir()
+    return ImageSource(archive if zipped else root, follow_links=follow_links)
 
 
 def open_bulk_encoder(

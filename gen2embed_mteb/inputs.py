@@ -19,6 +19,7 @@ from PIL import Image
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.image_errors import short_name
+from gen2embed_mteb.image_files import follows_links
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError, decode, fitted, open_image, to_rgb
 
@@ -236,7 +237,9 @@ def _opened(image: Any, image_root: str | Path | None, source: ImageSource | Non
     if image is None or image == "":
         raise ImageError("", "neither bytes nor a path", "drop the row")
     name = str(image)
-    return name, source.open(name) if source is not None else open_image(image, image_root)
+    return name, source.open(name) if source is not None else open_image(
+        image, image_root, follow_links=follows_links()
+    )
 
 
 def _in_marked_order(text: str, images: list[Image.Image]) -> list[Image.Image]:

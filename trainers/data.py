@@ -77,6 +77,7 @@ class DataConfig(RowLimits):
     split: str = setting("split; empty: `original` in MMEB-train's form, `train` elsewhere", default="")
     subsets: tuple[str, ...] = setting("subsets to read; empty: all", default=())
     image_dir: str = setting("folder or .zip archive that image paths are relative to; empty: beside it", default="")
+    follow_links: bool = setting("follow links that lead out of the image folder", default=False)
     columns: tuple[str, ...] = setting("names of the two columns; empty: anchor or query, and positive", default=())
     image_columns: tuple[str, ...] = setting("those of the two whose strings are paths of images", default=())
     limit: int | None = setting("rows a subset, from the first; None: all", default=None)
@@ -248,7 +249,7 @@ def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: li
     tables = open_subsets(data_dir, chosen, split)
     for _, table in tables:
         table.require(TRAIN_COLUMNS)
-    images = CachedImages(find_images(str(data_dir), config.image_dir).path, cache)
+    images = CachedImages(find_images(str(data_dir), config.image_dir, follow_links=config.follow_links), cache)
     subsets = [MmebSubset(dataset.folders[-1], table, config.limit, config) for dataset, table in tables]
     return TrainingData(tuple(subsets), images, split)
 
@@ -256,7 +257,8 @@ def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: li
 def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cache: Path, split: str) -> TrainingData:
     root = path.parent if path.is_file() else path
     named = config.image_dir or root.is_dir()
-    images = CachedImages(find_images(str(root), config.image_dir).path if named else None, cache)
+    found = find_images(str(root), config.image_dir, follow_links=config.follow_links) if named else None
+    images = CachedImages(found, cache)
     subsets = [
         PairSubset(name, table, _two_columns(table, config.columns), images, config.image_columns, config.limit, config)
         for name, table in tables.items()

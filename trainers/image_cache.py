@@ -10,8 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from gen2embed_mteb.files import ForeignFileError, write_atomic
+from gen2embed_mteb.image_files import read_file
 from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.images import ImageError, ImageFacts, confined, decode, facts_of
+from gen2embed_mteb.images import ImageError, ImageFacts, decode, facts_of
 
 EMBEDDED = "embedded:"
 """What the path of an image begins with that was embedded in a table; the rest is its SHA-256."""
@@ -21,15 +22,21 @@ class CachedImages(ImageSource):
     """Images by path, and those that were embedded in a table.
 
     Args:
-        root: Folder or archive of the images with a path; None where there are none.
+        named: The images with a path; None where there are none.
         cache: Folder of the embedded ones; made when the first is kept.
     """
 
-    def __init__(self, root: Path | None, cache: Path) -> None:
-        """Checks the root."""
-        if root is None:
+    def __init__(self, named: ImageSource | None, cache: Path) -> None:
+        """Keeps the arguments."""
+        if named is None:
             cache.mkdir(parents=True, exist_ok=True)
-        super().__init__(root if root is not None else cache)
+            named = ImageSource(cache)
+        super().__init__(
+            named.path,
+            max_pixels=named.max_pixels,
+            max_file_bytes=named.max_file_bytes,
+            follow_links=named.follow_links,
+        )
         self._cache = cache
         self._kept: set[str] = set()
 
@@ -66,18 +73,16 @@ class CachedImages(ImageSource):
     def facts(self, path: str) -> ImageFacts:
         """Digest and size; see `ImageSource.facts`."""
         data = self._embedded(path)
-        return super().facts(path) if data is None else facts_of(data, path)
+        return super().facts(path) if data is None else facts_of(data, path, max_pixels=self.max_pixels)
 
     def _embedded(self, path: str) -> bytes | None:
         """The bytes of an embedded image, compared with their digest; None for any other path."""
         digest = path.removeprefix(EMBEDDED)
         if digest == path or not re.fullmatch("[0-9a-f]{64}", digest):
             return None
-        file = confined(f"{digest[:2]}/{digest}", self._cache)
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise ImageError(path, f"cannot be read ({error})", "check its permissions") from error
+        name = f"{digest[:2]}/{digest}"
+        data = read_file(name, self._cache, self.max_file_bytes)
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ImageError(path, f"{file} is damaged, its content is not what its name says", "delete it")
+            reason = f"{self._cache / name} is damaged, its content is not what its name says"
+            raise ImageError(path, reason, "delete it")
         return data

@@ -85,6 +85,7 @@ class TrainConfig(Recipe):
     processed_data_path: str = option("folder that `gen2embed sample` wrote, or one of its files")
     data_dir: str = option("the training pairs; default: where they were sampled", default="")
     image_dir: str = option("folder or .zip of their images; default: likewise", default="")
+    follow_links: bool = option("follow links that lead out of the image folder", default=False)
     subsets: list[str] = field(
         default_factory=list, metadata={"help": "subsets to train on; default: all that were sampled"}
     )
@@ -163,13 +164,16 @@ def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: i
     return samplings
 
 
-def open_sampled_data(samplings: Sequence[Sampling], data_dir: str = "", image_dir: str = "") -> TrainingData:
+def open_sampled_data(
+    samplings: Sequence[Sampling], data_dir: str = "", image_dir: str = "", *, follow_links: bool = False
+) -> TrainingData:
     """Opens the training data that was sampled.
 
     Args:
         samplings: Sampling files of one run.
         data_dir: The data, where it is not where the files say.
         image_dir: Its images, likewise.
+        follow_links: Whether links in the image folder may lead out of it.
 
     Raises:
         DataError: The data is not there.
@@ -191,6 +195,7 @@ def open_sampled_data(samplings: Sequence[Sampling], data_dir: str = "", image_d
         data_dir=data_dir or settings["data_dir"],
         # Images that were named beside the old place of the data are looked for beside the new one.
         image_dir=image_dir or ("" if data_dir else settings["image_dir"]),
+        follow_links=follow_links,
         split=settings["split"],
         subsets=tuple(sampling.record["subset"] for sampling in samplings),
         columns=tuple(settings["columns"]),
@@ -234,7 +239,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
     checkpoint = agreed(args, lambda: checkpoint_to_go_on(args, record))
     args.resume_from_checkpoint = None  # which the model card would show; a resumed run's is no other
     with args.main_process_first(local=False, desc="looking up the data"):
-        data = open_sampled_data(samplings, config.data_dir, config.image_dir)
+        data = open_sampled_data(samplings, config.data_dir, config.image_dir, follow_links=config.follow_links)
         evaluator = _evaluator(config, args)
         training_set = training_dataset(data, samplings, args.seed)
     args.batch_sampler = partial(SahaBatchSampler, sampling=training_set.clusters, mix_subsets=config.mix_subsets)
@@ -343,6 +348,7 @@ def _evaluator(config: TrainConfig, args: SahaTrainingArguments) -> MmebEvaluato
     settings = EvaluationConfig(
         data_dir=data_dir,
         image_dir=image_dir,
+        follow_links=config.follow_links,
         output_dir=args.output_dir,
         subsets=tuple(config.eval_subsets),
         limit=config.eval_limit,
@@ -351,14 +357,14 @@ def _evaluator(config: TrainConfig, args: SahaTrainingArguments) -> MmebEvaluato
     )
     # A benchmark that is not there shows now, not at the first evaluation.
     open_subsets(data_dir, benchmark.select(settings.subsets, ()).datasets, settings.split)
-    find_images(data_dir, image_dir)
+    find_images(data_dir, image_dir, follow_links=config.follow_links)
     return MmebEvaluator(benchmark, settings)
 
 
 def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequence[Sampling]) -> dict[str, Any]:
     """What was run: with equal `recipe`, `arguments` and `sampling` a run can be resumed."""
     evaluation = {"eval_benchmark", "eval_data_dir", "eval_image_dir", "eval_subsets", "eval_limit"}
-    places = {"processed_data_path", "data_dir", "image_dir"}
+    places = {"processed_data_path", "data_dir", "image_dir", "follow_links"}
     settings = dataclasses.asdict(config)
     arguments = args.to_dict()
     return {

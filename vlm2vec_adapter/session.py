@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from gen2embed_mteb.adapters import CONFIG_FILE
+from gen2embed_mteb.image_files import follows_links
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.prompts import strategy
 from gen2embed_mteb.sharing import Share
@@ -81,7 +82,7 @@ class Session:
         if not root:
             return None
         if root not in self._images:
-            self._images[root] = ImageSource(Path(root).expanduser())
+            self._images[root] = ImageSource(Path(root).expanduser(), follow_links=follows_links())
         return self._images[root]
 
     def install(self, model_class: Any) -> None:

@@ -26,6 +26,7 @@ from mteb.timing import TimingStack
 from gen2embed_mteb.compositionality import read_records, record_items, set_file
 from gen2embed_mteb.compositionality_scoring import SUGARCREPE_PLUS_BENCHMARK as BENCHMARK
 from gen2embed_mteb.compositionality_scoring import SetScore, score_record
+from gen2embed_mteb.image_files import follows_links
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import ImageError
 from gen2embed_mteb.mini.benchmark import ensure
@@ -124,7 +125,7 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
                 revision=SUGARCREPE_PLUS_HUB_REVISION,
                 allow_patterns=["data/*.json"],
             )
-        return Path(json_dir), ImageSource(Path(image_dir).expanduser())
+        return Path(json_dir), ImageSource(Path(image_dir).expanduser(), follow_links=follows_links())
 
 
 class SugarCrepePlusPlusMini(SugarCrepePlusPlus):

@@ -56,6 +56,7 @@ def inspect(
     *,
     data_dir: str = "",
     image_dir: str = "",
+    follow_links: bool = False,
     num_clusters: int = 20,
 ) -> Path:
     """Writes a page of a subset's clusters, taken at even distances from the first to the last.
@@ -65,6 +66,7 @@ def inspect(
         output: The page, a name that ends in `.html`; None: `<subset>.html` beside the file.
         data_dir: The training data, where it is not where the record says, or where there is no record.
         image_dir: Its images, likewise.
+        follow_links: Whether links in the image folder may lead out of it.
         num_clusters: How many clusters to show at most.
 
     Returns:
@@ -87,7 +89,7 @@ def inspect(
         raise Gen2EmbedError(f"output is {page}; pass a file that ends in .html, since it is a page")
     folder = OwnedFolder(page.parent, "inspect")
     folder.check([page.name], [path])
-    data = open_training_data(_data_config(record, data_dir, image_dir), path.parent / "images-cache")
+    data = open_training_data(_data_config(record, data_dir, image_dir, follow_links), path.parent / "images-cache")
     if sampling is None:
         method, clusters = _read_official(path, data)
     else:
@@ -111,12 +113,13 @@ def inspect(
     return folder.write(page.name, pages.page_bytes(f"{record['subset']}: clusters", _STYLE, parts))
 
 
-def _data_config(record: Mapping[str, Any], data_dir: str, image_dir: str) -> DataConfig:
+def _data_config(record: Mapping[str, Any], data_dir: str, image_dir: str, follow_links: bool) -> DataConfig:
     data = record["data"]
     return DataConfig(
         data_dir=data_dir or data["data_dir"],
         # Images that were named beside the old place of the data are looked for beside the new one.
         image_dir=image_dir or ("" if data_dir else data["image_dir"]),
+        follow_links=follow_links,
         split=data["split"],
         subsets=(record["subset"],),
         columns=tuple(data["columns"]),
