@@ -249,7 +249,8 @@ def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: li
     tables = open_subsets(data_dir, chosen, split)
     for _, table in tables:
         table.require(TRAIN_COLUMNS)
-    images = CachedImages(find_images(str(data_dir), config.image_dir, follow_links=config.follow_links), cache)
+    found = find_images(str(data_dir), config.image_dir, follow_links=config.follow_links)
+    images = CachedImages(found.path, cache, follow_links=found.follow_links)
     subsets = [MmebSubset(dataset.folders[-1], table, config.limit, config) for dataset, table in tables]
     return TrainingData(tuple(subsets), images, split)
 
@@ -258,7 +259,7 @@ def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cac
     root = path.parent if path.is_file() else path
     named = config.image_dir or root.is_dir()
     found = find_images(str(root), config.image_dir, follow_links=config.follow_links) if named else None
-    images = CachedImages(found, cache)
+    images = CachedImages(found and found.path, cache, follow_links=found is not None and found.follow_links)
     subsets = [
         PairSubset(name, table, _two_columns(table, config.columns), images, config.image_columns, config.limit, config)
         for name, table in tables.items()

@@ -22,21 +22,16 @@ class CachedImages(ImageSource):
     """Images by path, and those that were embedded in a table.
 
     Args:
-        named: The images with a path; None where there are none.
+        root: Folder or archive of the images with a path; None where there are none.
         cache: Folder of the embedded ones; made when the first is kept.
+        follow_links: Whether links in the folder may lead out of it.
     """
 
-    def __init__(self, named: ImageSource | None, cache: Path) -> None:
-        """Keeps the arguments."""
-        if named is None:
+    def __init__(self, root: Path | None, cache: Path, *, follow_links: bool = False) -> None:
+        """Checks the root."""
+        if root is None:
             cache.mkdir(parents=True, exist_ok=True)
-            named = ImageSource(cache)
-        super().__init__(
-            named.path,
-            max_pixels=named.max_pixels,
-            max_file_bytes=named.max_file_bytes,
-            follow_links=named.follow_links,
-        )
+        super().__init__(root if root is not None else cache, follow_links=follow_links)
         self._cache = cache
         self._kept: set[str] = set()
 
