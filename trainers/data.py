@@ -259,7 +259,8 @@ def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cac
     root = path.parent if path.is_file() else path
     named = config.image_dir or root.is_dir()
     found = find_images(str(root), config.image_dir, follow_links=config.follow_links) if named else None
-    images = CachedImages(found and found.path, cache, follow_links=found is not None and found.follow_links)
+    root_of_images = None if found is None else found.path
+    images = CachedImages(root_of_images, cache, follow_links=found is not None and found.follow_links)
     subsets = [
         PairSubset(name, table, _two_columns(table, config.columns), images, config.image_columns, config.limit, config)
         for name, table in tables.items()
