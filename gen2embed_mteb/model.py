@@ -341,6 +341,8 @@ class Gen2Embed(SentenceTransformer):
         """The setting that no stock module can express; empty if all can be."""
         if self._layout == "official" and self._family.mrope:
             return "layout='official'"
+        if self.min_side not in (0, 28):
+            return f"min_side={self.min_side}"
         return f"resize={self.resize!r}" if self.resize != "processor" else ""
 
     def _content(self, sample: Any) -> Content:
