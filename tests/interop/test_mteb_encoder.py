@@ -1,5 +1,6 @@
 """The encoder on mteb's own mock tasks: all of them run, and what reaches the model is what is meant."""
 
+import copy
 import json
 from typing import Any
 
@@ -184,17 +185,16 @@ def test_a_model_handed_over_as_an_object_scores_as_it_does_through_the_registry
     name: str, encoder: Any, reaching: set[tuple[str, str]], recwarn: Any
 ) -> None:
     model = Gen2Embed("gen2embed-mini", device="cpu")
-    result = mteb.evaluate(model, MOCKS[name], cache=None, show_progress_bar=False)
-    assert reaching == EXPECTED[name]  # images included
-    expected = mteb.evaluate(encoder, MOCKS[name], cache=None, show_progress_bar=False)
-    found, wanted = (
-        # `nauc_*` of two queries is not the same twice.
-        {key: score for key, score in one[0].scores["test"][0].items() if not key.startswith("nauc_")}
-        for one in (result, expected)
-    )
-    assert json.dumps(found) == json.dumps(wanted)
+    scores = []
+    for one in (model, encoder):
+        task = copy.deepcopy(MOCKS[name])  # a task draws other pictures each time it is loaded
+        result = mteb.evaluate(one, task, cache=None, show_progress_bar=False)
+        assert result.model_name == "Gen2Embed/gen2embed-mini"
+        assert reaching == EXPECTED[name]  # images included
+        reaching.clear()
+        scores.append(json.dumps(result[0].scores))
+    assert scores[0] == scores[1]
     assert not [warning for warning in recwarn if "modalit" in str(warning.message).lower()]
-    assert result.model_name == "Gen2Embed/gen2embed-mini"
 
 
 def test_results_of_objects_are_kept_apart_by_what_decides_their_vectors() -> None:
