@@ -151,7 +151,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_encoding(parser)
     _add_limits(parser)
     parser.add_argument("--max_error_rate", type=float, default=0.001, help="share of bad rows that fails the run")
-    parser.add_argument("--overwrite", action="store_true", help="drop the vectors of another model in output_dir")
+    parser.add_argument("--overwrite", action="store_true", help="replace vectors and reports of another run")
 
 
 def _add_encoding(parser: argparse.ArgumentParser) -> None:
@@ -172,8 +172,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from gen2embed_mteb import evaluation
     from gen2embed_mteb.fingerprint import fingerprint
+    from gen2embed_mteb.run_folder import UNKNOWN
 
-    run, data_dir, image_dir = _benchmark(arguments)
+    run, check, data_dir, image_dir = _benchmark(arguments)
     if not data_dir:
         raise Gen2EmbedError(f"--data_dir is needed for --benchmark {arguments.benchmark}")
     mode = arguments.prompt_mode or "hierarchical"
@@ -204,8 +205,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     )
     for name in as_given:
         settings[name] = getattr(arguments, name)
-    # Settings are checked before a model is loaded, which can take minutes.
-    evaluation.EvaluationConfig(**settings, fingerprint="not known yet")
+    # Settings and the output folder are checked before a model is loaded, which can take minutes.
+    check(evaluation.EvaluationConfig(**settings, fingerprint=UNKNOWN))
     from gen2embed_mteb.model import Gen2Embed
     from gen2embed_mteb.prefix import PrefixEncoder
 
@@ -221,8 +222,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return int(result.too_many_errors)
 
 
-def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str, str]:
-    """What runs the benchmark, and where its data and images are."""
+def _benchmark(arguments: argparse.Namespace) -> tuple[Any, Any, str, str]:
+    """What runs the benchmark, what checks its output folder, and where its data and images are."""
+    from gen2embed_mteb.run_folder import check_reports
+
     name, data_dir, image_dir = arguments.benchmark, arguments.data_dir or "", arguments.image_dir
     if name.startswith("sugarcrepe"):
         from gen2embed_mteb import compositionality
@@ -239,7 +242,7 @@ def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str, str]:
             captions = compositionality.evaluate_captions(encoder, benchmark, config)
             return captions, compositionality.text_table(captions)
 
-        return run_captions, data_dir, image_dir
+        return run_captions, lambda config: check_reports(config, benchmark.name), data_dir, image_dir
 
     from gen2embed_mteb.mmeb import MMEB
     from gen2embed_mteb.mmeb.evaluate import evaluate
@@ -256,7 +259,10 @@ def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str, str]:
         result = evaluate(encoder, table, config)
         return result, text_table(result, config)
 
-    return run, data_dir, image_dir
+    def check(config: Any) -> None:
+        check_reports(config, table.name, table.select(config.subsets, config.meta_tasks).names)
+
+    return run, check, data_dir, image_dir
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:

@@ -27,15 +27,15 @@ from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.evaluation import (
     EvaluationConfig,
     RowError,
+    errors_bytes,
     image_source,
     is_first_process,
     open_bulk_encoder,
-    write_errors,
 )
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.mmeb.shards import DataError, require_regular
 from gen2embed_mteb.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded, unique_keys
-from gen2embed_mteb.store import write_atomic, write_json
+from gen2embed_mteb.run_folder import RESULTS, begin_reports, check_reports
 
 __all__ = [
     "SUGARCREPE_BENCHMARK",
@@ -69,7 +69,8 @@ def evaluate_captions(
     Raises:
         DataError: A file is missing or not in the original form, or a field is missing throughout.
         FileNotFoundError: The images are nowhere.
-        StoreMismatchError: The output folder belongs to another model or prompt.
+        ForeignFileError: The output folder holds files that we did not write, where ours would go.
+        StoreMismatchError: The output folder belongs to another model, prompt or run.
         ValueError: A set is unknown, or meta-tasks were asked for.
     """
     start = time.monotonic()
@@ -80,6 +81,7 @@ def evaluate_captions(
     aliases = {alias: name for name, file in benchmark.sets.items() for alias in (name, file)}
     wanted = {lookup(name, aliases, "set", benchmark.sets) for name in config.subsets} or set(benchmark.sets)
     names = [name for name in benchmark.sets if name in wanted]
+    check_reports(config, benchmark.name)
     files = {name: set_file(Path(config.data_dir), benchmark, name) for name in names}
     records = {name: read_records(files[name], benchmark, config.limit) for name in names}
     images, folder = image_source(config), config.embedding_dir
@@ -101,9 +103,10 @@ def evaluate_captions(
     )
     output_dir = Path(config.output_dir)
     if is_first_process():
-        write_errors(output_dir, errors)
-        write_atomic(output_dir / "results.md", markdown(result, config).encode())
-        write_json(output_dir / "results.json", results_json(result, config))
+        reports = begin_reports(config, benchmark.name)
+        reports.write("errors.jsonl", errors_bytes(errors))
+        reports.write("results.md", markdown(result, config).encode())
+        reports.write_json(RESULTS, results_json(result, config))
     if errors:
         logger.warning("%d records were set aside; see %s", len(errors), output_dir / "errors.jsonl")
     return result

@@ -8,6 +8,7 @@ from gen2embed_mteb.compositionality_scoring import CompositionalityResult
 from gen2embed_mteb.evaluation import EvaluationConfig, installed_versions
 from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb.paper import SUGARCREPE, SUGARCREPE_PLUS
+from gen2embed_mteb.run_folder import run_settings
 
 
 def results_json(result: CompositionalityResult, config: EvaluationConfig) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def results_json(result: CompositionalityResult, config: EvaluationConfig) -> di
         "revision": config.revision,
         "prompt_mode": config.prompt_mode,
         "benchmark": result.benchmark.name,
+        "settings": run_settings(config),
         "datasets": {
             score.name: {
                 **{f"accuracy_{task}": score.accuracy(task) for task in tasks},
@@ -47,6 +49,8 @@ def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
     """Builds `results.md`: our figures above the paper's, in percent; ends in a newline."""
     title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
     note = f"Accuracy in percent, a tie is wrong. {result.num_scored} scored, {len(result.errors)} set aside."
+    if config.limit is not None:
+        note += f" Only the first {config.limit} records of each set."
     return "\n\n".join([title, note, as_markdown(_table(result))]) + "\n"
 
 

@@ -17,7 +17,7 @@ from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.images import RESIZE_POLICIES
 from gen2embed_mteb.rows import RowLimits
 from gen2embed_mteb.sharing import Share
-from gen2embed_mteb.store import EmbeddingStore, write_atomic
+from gen2embed_mteb.store import EmbeddingStore
 
 VERSIONED = ("gen2embed", "torch", "transformers", "sentence-transformers", "numpy", "pillow", "pyarrow")
 
@@ -223,16 +223,13 @@ def is_first_process() -> bool:
     return Share.from_environment().rank == 0
 
 
-def write_errors(output_dir: Path, errors: list[RowError]) -> None:
-    """Writes `errors.jsonl`, one rejected row a line; empty when there are none.
+def errors_bytes(errors: list[RowError]) -> bytes:
+    """Return `errors.jsonl`, one rejected row a line; empty when there are none.
 
     Args:
-        output_dir: The run's folder.
         errors: The rejected rows, in order.
     """
-    lines = (json.dumps(error._asdict(), ensure_ascii=False) + "\n" for error in errors)
-    # The name of a file may hold a lone surrogate; `\\udXXX` is how JSON writes it.
-    write_atomic(output_dir / "errors.jsonl", "".join(lines).encode("utf-8", "backslashreplace"))
+    return "".join(json.dumps(error._asdict(), ensure_ascii=False) + "\n" for error in errors).encode()
 
 
 def installed_versions() -> dict[str, str]:

@@ -10,12 +10,10 @@ import html
 import io
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from PIL import Image
 
 from gen2embed_mteb.formatting import Table
-from gen2embed_mteb.store import write_atomic
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --faint: #8882; --none: #9a9a9a; --ours: #3b7de0; --good: #1a9850; }
@@ -51,23 +49,6 @@ def page_bytes(title: str, style: str, parts: Iterable[str]) -> bytes:
         f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
     )
     return "\n".join([head, *parts, "</html>\n"]).encode()
-
-
-def write_page(path: Path, title: str, style: str, parts: Iterable[str]) -> Path:
-    """Writes a page atomically.
-
-    Args:
-        path: The file; its folder is made if missing.
-        title: Its title.
-        style: Its own styles.
-        parts: Its body, as HTML.
-
-    Returns:
-        The path.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page_bytes(title, style, parts))
-    return path
 
 
 def table(rows: Table, kind: str = "") -> str:

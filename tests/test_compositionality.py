@@ -224,5 +224,7 @@ def test_resumes_and_refuses_like_mmeb(folder: Path) -> None:
     assert not again.given
     with pytest.raises(StoreMismatchError, match="fingerprint is 'plain' there and 'other' now"):
         evaluate_captions(again, SUGARCREPE_BENCHMARK, settings(folder, fingerprint="other"))
-    limited = evaluate_captions(Script(VECTORS), SUGARCREPE_BENCHMARK, settings(folder, limit=2))
+    with pytest.raises(StoreMismatchError, match="limit is None there and 2 now"):
+        evaluate_captions(again, SUGARCREPE_BENCHMARK, settings(folder, limit=2))
+    limited = evaluate_captions(Script(VECTORS), SUGARCREPE_BENCHMARK, settings(folder, limit=2, overwrite=True))
     assert limited.num_scored == 14

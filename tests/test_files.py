@@ -356,8 +356,6 @@ def test_a_file_that_was_written_but_not_noted_is_noted_by_the_next_run(tmp_path
 
 NOT_YET: set[str] = {
     "gen2embed_mteb/store.py",
-    "trainers/demo.py",
-    "trainers/evaluator.py",
 }
 
 

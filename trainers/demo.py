@@ -7,6 +7,7 @@ higher learning rate with a shorter warm-up, batches of 64 pairs, and no dropout
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Generator, Iterator
@@ -14,8 +15,9 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from gen2embed_mteb.demo.run import FineTuned
+from gen2embed_mteb.demo.run import LOG, WRITER, FineTuned
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.files import OwnedFolder
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.model import Gen2Embed
@@ -85,7 +87,7 @@ def fine_tune(
         f"{BATCH_SIZE} pairs …"
     )
     folder = output_dir / f"{MODEL}-saha"
-    with _quiet(output_dir / "training.log"):
+    with _quiet(OwnedFolder(output_dir, WRITER)):
         trained = train(
             TrainConfig(
                 model_name=MODEL,
@@ -115,15 +117,17 @@ def fine_tune(
 
 
 @contextlib.contextmanager
-def _quiet(path: Path) -> Iterator[None]:
+def _quiet(folder: OwnedFolder) -> Iterator[None]:
     """Keeps what the trainer prints in a file: a bar on a terminal is all that is left between the demo's own lines."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    log = io.StringIO()
     try:
-        with path.open("w", buffering=1, encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        with contextlib.redirect_stdout(log):
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+        folder.write(LOG, log.getvalue().encode("utf-8", "backslashreplace"))

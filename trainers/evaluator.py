@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from gen2embed_mteb.evaluation import EvaluationConfig
+from gen2embed_mteb.files import OwnedFolder
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.mmeb.datasets import Benchmark
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.scoring import average
 from gen2embed_mteb.prefix import PrefixEncoder
+from gen2embed_mteb.run_folder import WRITER
 from gen2embed_mteb.sharing import Share
 
 if TYPE_CHECKING:
@@ -58,25 +59,25 @@ class MmebEvaluator(BaseEvaluator):
         Raises:
             DataError: A dataset or a column is missing, or a file is damaged.
         """
-        with tempfile.TemporaryDirectory(prefix="gen2embed-") as scratch:
-            folder = Path(scratch if output_path is None else output_path)
+        with tempfile.TemporaryDirectory(prefix="gen2embed-") as temporary:
+            folder = Path(temporary if output_path is None else output_path)
             folder = folder / self.name / ("last" if steps < 0 else f"step-{steps}")
             was_training = model.training
             model.eval()
+            config = replace(
+                self._config,
+                output_dir=str(folder),
+                prompt_mode=model.prompt_mode,
+                fingerprint=fingerprint(model),
+                overwrite=True,
+            )
             try:
-                config = replace(
-                    self._config,
-                    output_dir=str(folder),
-                    prompt_mode=model.prompt_mode,
-                    fingerprint=fingerprint(model),
-                    overwrite=True,
-                )
-                # A new encoder every time: it keeps states of the weights it was made with. All of the encoding is
-                # this process's, as sentence-transformers calls evaluators in the first process only.
-                result = evaluate(PrefixEncoder(model), self._benchmark, config, Share())
+                with OwnedFolder(folder, WRITER).scratch() as vectors:
+                    # A new encoder every time: it keeps states of the weights it was made with. All of the encoding
+                    # is this process's, as sentence-transformers calls evaluators in the first process only.
+                    result = evaluate(PrefixEncoder(model), self._benchmark, config, Share(), vectors)
             finally:
                 model.train(was_training)
-                shutil.rmtree(folder / "embeddings", ignore_errors=True)
         averages = average(result.scores)
         figures = {"overall": averages.overall, "ind": averages.ind, "ood": averages.ood}
         figures |= {f"meta_task_{name}": figure for name, figure in averages.meta_tasks.items()}

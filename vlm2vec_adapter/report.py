@@ -20,6 +20,8 @@ from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.report import LEADERBOARD_METADATA, averages_table, leaderboard_entry
 from gen2embed_mteb.mmeb.scoring import RANKING_METRICS, average_figures
+from gen2embed_mteb.run_folder import WRITER as EVALUATE
+from gen2embed_mteb.run_folder import require_one_run
 from vlm2vec_adapter.datasets import known_datasets
 from vlm2vec_adapter.output import WRITER, read_record
 
@@ -74,13 +76,14 @@ def read_run(folder: Path) -> Run:
         folder: `--encode_output_path`, or the folder above `image`, `video` and `visdoc`.
 
     Raises:
-        ValueError: there are no scores, or a file is not one of VLM2Vec's.
+        ValueError: there are no scores, a file is not one of VLM2Vec's, or the files are of two runs.
     """
     found = {name: folder / name for name in MODALITIES if any((folder / name).glob(f"*{SUFFIX}"))}
     found = found or {"image": folder}
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     generation = "v2"
     for modality, place in found.items():
+        require_one_run(place)
         for path in sorted(place.glob(f"*{SUFFIX}")):
             scores = _read_scores(path)
             if "acc" in scores:
@@ -154,9 +157,12 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
         ForeignFileError: a file of that name is there that `report` did not write, or that was changed since.
         ValueError: a folder without scores, or unknown metadata.
     """
-    owned = [OwnedFolder(folder, WRITER) for folder in folders]
-    for number, folder in enumerate(owned):
-        folder.check([ENTRY] if number else [ENTRY, PAGE])
+    # A folder of `gen2embed evaluate` has an entry of the same form already, of its last run alone.
+    owned = [OwnedFolder(folder, EVALUATE if require_one_run(folder) else WRITER) for folder in folders]
+    page_folder = OwnedFolder(folders[0], WRITER)
+    for folder in owned:
+        folder.check([ENTRY])
+    page_folder.check([PAGE])
     runs = [read_run(folder) for folder in folders]
     entries = [leaderboard_json(run, metadata) for run in runs]
     found = tables(runs)
@@ -167,13 +173,16 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
     written = [folder.write_json(ENTRY, entry) for folder, entry in zip(owned, entries, strict=True)]
     page = ["# VLM2Vec's evaluation of Gen2Embed", "Precision@1 in percent, where nothing else is said.", *notes]
     page += [as_markdown(table) for table in found]
-    written.append(owned[0].write(PAGE, ("\n\n".join(page) + "\n").encode()))
+    written.append(page_folder.write(PAGE, ("\n\n".join(page) + "\n").encode()))
     return "\n\n".join([*map(as_text, found), *notes, f"Written: {', '.join(map(str, written))}"])
 
 
 def _notes(run: Run) -> list[str]:
     """What a reader of the averages has to know."""
     notes = []
+    limit = require_one_run(run.folder).get("settings", {}).get("limit")
+    if limit is not None:
+        notes.append(f"{run.label}: only the first {limit} rows of each dataset.")
     outside = [name for name in run.figures if name not in known_datasets()]
     if outside:
         notes.append(f"{run.label}: not of MMEB, left out of the averages: {', '.join(outside)}.")

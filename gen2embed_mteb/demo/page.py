@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
@@ -69,8 +68,8 @@ class DemoResult:
     clusters: str = ""
 
 
-def write_page(demo: DemoResult, path: Path) -> Path:
-    """Write the report atomically and return its path."""
+def page_bytes(demo: DemoResult) -> bytes:
+    """Return the report."""
     tuned = (
         " Then it is fine-tuned for a minute, on hard negatives that it chose itself (SaHa), and evaluated with the "
         "same prompt."
@@ -90,7 +89,7 @@ def write_page(demo: DemoResult, path: Path) -> Path:
         "<h2>Nearest candidates</h2><p>Green is the right one; the number is the similarity.</p>",
         *(_rows(demo.neighbours, index) for index in range(len(next(iter(demo.neighbours.values()))))),
     ]
-    return pages.write_page(path, "Gen2Embed: the demo's report", _STYLE, parts)
+    return pages.page_bytes("Gen2Embed: the demo's report", _STYLE, parts)
 
 
 def _bars(scores: dict[str, dict[str, float]]) -> str:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from gen2embed_mteb.demo.page import DemoResult, Neighbours, write_page
+from gen2embed_mteb.demo.page import DemoResult, Neighbours, page_bytes
 from gen2embed_mteb.evaluation import EvaluationConfig
+from gen2embed_mteb.files import OwnedFolder
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.formatting import as_text, percent
 from gen2embed_mteb.images import open_image
@@ -27,9 +28,13 @@ from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average
 from gen2embed_mteb.mmeb.tables import open_subset
 from gen2embed_mteb.model import Gen2Embed
 from gen2embed_mteb.prefix import PrefixEncoder
+from gen2embed_mteb.run_folder import UNKNOWN, check_reports
 
 MODES = ("none", "hierarchical")
-TUNED = "hierarchical + SaHa"
+TUNED, TUNED_FOLDER = "hierarchical + SaHa", "tuned"
+WRITER, PAGE, LOG = "demo", "report.html", "training.log"
+"""Who writes, and the files in the output folder itself."""
+_UNKNOWN: dict[str, Any] = {"fingerprint": UNKNOWN, "overwrite": True}
 PHOTOS = ("china.jpg", "flower.jpg")
 CAPTIONS = ("A red flower on green.", "A gray building under a blue sky.", "A handwritten seven.", "A black square.")
 SHOWN = ("Scenes_t2i", "Pointing", "AttributeQA", "Digits")
@@ -67,15 +72,21 @@ def run_demo(
     """Run the demo and say how it goes, line by line.
 
     Args:
-        output_dir: where results, models and `report.html` are written; what an earlier demo left there is replaced.
+        output_dir: where results, models and `report.html` are written; what an earlier demo wrote is replaced.
         data_dir: where MMEB-mini is kept; `None` is the user's cache folder.
         limit: rows a dataset; `None` for all.
         fine_tune: runs after the zero-shot evaluations; `None` leaves it out.
+
+    Raises:
+        ForeignFileError: The output folder holds files that we did not write, where ours would go.
     """
     started = time.monotonic()
+    folder = OwnedFolder(output_dir, WRITER)
+    folder.check([PAGE, LOG])
+    for name in (*MODES, TUNED_FOLDER):
+        check_reports(EvaluationConfig(data_dir="drawn", output_dir=str(output_dir / name), **_UNKNOWN), "mmeb-mini")
     yield "Drawing MMEB-mini, unless it is there already …"
     root = benchmark.ensure("eval", data_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     photos = load_photos()
     measured: dict[str, _Measured] = {}
     count = len(benchmark.MMEB_MINI.datasets)
@@ -88,7 +99,7 @@ def run_demo(
         tuned = yield from fine_tune()
         yield f"Evaluating the tuned model, prompt {MODES[-1]!r}, on {count} datasets …"
         model = _load(tuned.model, MODES[-1])
-        measured[TUNED] = _measure(model, _config(root, output_dir / "tuned", limit, model), photos)
+        measured[TUNED] = _measure(model, _config(root, output_dir / TUNED_FOLDER, limit, model), photos)
     averages = {label: average(one.result.scores) for label, one in measured.items()}
     gain = _gain(averages[MODES[-1]], averages[TUNED]) if tuned else ""
     demo = DemoResult(
@@ -114,7 +125,7 @@ def run_demo(
     yield "\nReal photographs (scikit-learn's) and captions, similarity:\n"
     photo_rows = [[p, c, *(f"{values[label]:.3f}" for label in measured)] for p, c, values in demo.similarities]
     yield as_text([["photo", "caption", *measured], *photo_rows])
-    page = write_page(demo, output_dir / "report.html")
+    page = folder.write(PAGE, page_bytes(demo))
     yield f"\nReport with pictures: {page}  ({time.monotonic() - started:.0f} s)"
 
 

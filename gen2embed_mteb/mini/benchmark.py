@@ -26,7 +26,6 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from gen2embed_mteb.compositionality_scoring import SUGARCREPE_BENCHMARK, SUGARCREPE_PLUS_BENCHMARK
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.files import ForeignFileError, OwnedFolder, remove_stale, write_atomic
 from gen2embed_mteb.mini.digits import test_digits, train_digits
@@ -37,7 +36,6 @@ from gen2embed_mteb.mmeb.datasets import Benchmark
 Part = Literal["eval", "train", "crepe"]
 SEED = 7
 NUM_QUERIES = 300
-TRAIN_SPLITS = ("original", "diverse_instruction")
 WRITER = "mini"
 """Who writes, in the ledger of the root."""
 LOCK = ".mmeb-mini.lock"
@@ -106,12 +104,16 @@ def _is_drawn(base: Path, part: Part, seed: int) -> bool:
         raise Gen2EmbedError(f"{marker} is none of MMEB-mini's ({error}): choose another folder") from error
     if found != stamp:
         raise Gen2EmbedError(f"{marker} says {found}, wanted {stamp}: choose another folder, or move this one away")
-    tables = _tables(part)
-    missing = [name for name in (*PLACES[part], *tables) if not (base / name).exists()]
-    changed = OwnedFolder(base, WRITER).changed(tables)  # a root of an earlier version has no ledger to compare with
-    if missing or changed:
-        name, fault = (missing[0], "is missing") if missing else (changed[0], "was changed since it was drawn")
-        raise Gen2EmbedError(f"{base} is no whole MMEB-mini: {name} {fault}. Move the folder away; it is drawn again")
+    folder = OwnedFolder(base, WRITER)
+    # A missing picture sets its row aside; a missing or edited table would be another benchmark without a word. A root
+    # of an earlier version has no ledger to compare with.
+    tables = [name for name in folder.known() if name.startswith(_inside(part)) and not name.endswith(".png")]
+    damaged = [place for place in PLACES[part] if not (base / place).is_dir()] + folder.changed(tables)
+    if damaged:
+        fault = "was changed since it was drawn" if (base / damaged[0]).exists() else "is missing"
+        raise Gen2EmbedError(
+            f"{base} is no whole MMEB-mini: {damaged[0]} {fault}. Move the folder away; it is drawn again"
+        )
     return True
 
 
@@ -125,17 +127,8 @@ def _require_ours(base: Path, part: Part) -> None:
         raise ForeignFileError(f"MMEB-mini is not drawn into {base}: {error}") from error
 
 
-def _tables(part: Part) -> list[str]:
-    """The files of a part that are no images, relative to the root."""
-    if part == "crepe":
-        benchmarks = {"SugarCrepe": SUGARCREPE_BENCHMARK, "SugarCrepe++": SUGARCREPE_PLUS_BENCHMARK}
-        return [f"{name}/{file}.json" for name, benchmark in benchmarks.items() for file in benchmark.sets.values()]
-    if part == "eval":
-        folders = PLACES[part][:2]
-        return [f"{folder}/{info.name}/{_table_name('test')}" for folder in folders for info in MMEB_MINI.datasets]
-    names = [info.name for info in MMEB_MINI.datasets if info.in_domain]
-    splits = [f"MMEB-train/{name}/{_table_name(split)}" for name in names for split in TRAIN_SPLITS]
-    return splits + [f"truth/{name}.json" for name in names]
+def _inside(part: Part) -> tuple[str, ...]:
+    return tuple(f"{place}/" for place in PLACES[part])
 
 
 class ImageFolder:
@@ -216,7 +209,7 @@ def _write_train(root: Path, seed: int) -> None:
         rng = _rng(seed, name, "train")
         pairs = (task.make_train or task.make)(rng, task.num_train)
         images = ImageFolder(root / "MMEB-train", f"images/{name}/Train")
-        for split, instructions in zip(TRAIN_SPLITS, (task.query_instructions[:1], None), strict=True):
+        for split, instructions in (("original", task.query_instructions[:1]), ("diverse_instruction", None)):
             rows = []
             for pair in pairs:
                 chosen = instructions or task.query_instructions

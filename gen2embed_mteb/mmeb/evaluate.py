@@ -26,20 +26,24 @@ from gen2embed_mteb.evaluation import (
     image_source,
     is_first_process,
     open_bulk_encoder,
-    write_errors,
 )
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval_rows
 from gen2embed_mteb.mmeb.report import write_reports
 from gen2embed_mteb.mmeb.scoring import DatasetScore, EvaluationResult, RowScore, score_row, warn_about_ties
 from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets
+from gen2embed_mteb.run_folder import check_reports
 from gen2embed_mteb.sharing import Share
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    encoder: Encoder, benchmark: Benchmark, config: EvaluationConfig, share: Share | None = None
+    encoder: Encoder,
+    benchmark: Benchmark,
+    config: EvaluationConfig,
+    share: Share | None = None,
+    embedding_dir: Path | None = None,
 ) -> EvaluationResult:
     """Runs a benchmark and writes its reports into `config.output_dir`.
 
@@ -48,6 +52,7 @@ def evaluate(
         benchmark: MMEB, or another of its form.
         config: The run's settings.
         share: Which part of the encoding is this process's; None: what the environment says.
+        embedding_dir: Where vectors are kept; None: in the output folder.
 
     Returns:
         The result; look at `too_many_errors`.
@@ -55,15 +60,17 @@ def evaluate(
     Raises:
         DataError: A dataset or a column is missing, or a file is damaged.
         FileNotFoundError: The images are nowhere.
-        StoreMismatchError: The output folder belongs to another model or prompt.
+        ForeignFileError: The output folder holds files that we did not write, where ours would go.
+        StoreMismatchError: The output folder belongs to another model, prompt or run.
         ValueError: A dataset or meta-task is unknown.
     """
     start = time.monotonic()
     chosen = benchmark.select(config.subsets, config.meta_tasks)
+    check_reports(config, benchmark.name, chosen.names)
     tables = open_subsets(config.data_dir, chosen.datasets, config.split)
     for dataset, table in tables:
         table.require(eval_columns(dataset, table.columns))
-    images, folder = image_source(config), config.embedding_dir
+    images, folder = image_source(config), embedding_dir or config.embedding_dir
     bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint, share=share)
     scores: list[DatasetScore] = []
     errors: list[RowError] = []
@@ -85,7 +92,6 @@ def evaluate(
     )
     output_dir = Path(config.output_dir)
     if is_first_process():
-        write_errors(output_dir, errors)
         write_reports(result, config)
     if errors:
         logger.warning("%d rows were set aside; see %s", len(errors), output_dir / "errors.jsonl")

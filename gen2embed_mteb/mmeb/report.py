@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from gen2embed_mteb.evaluation import EvaluationConfig, installed_versions
+from gen2embed_mteb.evaluation import EvaluationConfig, errors_bytes, installed_versions
 from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb.paper import rows_beside
 from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average, ranking_metrics
-from gen2embed_mteb.store import write_atomic, write_json
+from gen2embed_mteb.run_folder import RESULTS, SCORE_SUFFIX, begin_reports, run_settings
 
 LEADERBOARD_METADATA = (
     "model_name",
@@ -51,6 +50,7 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
         "revision": config.revision,
         "prompt_mode": config.prompt_mode,
         "benchmark": result.benchmark.name,
+        "settings": run_settings(config),
         "datasets": {
             score.dataset.name: {
                 "precision_at_1": score.precision_at_1,
@@ -78,20 +78,24 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
 
 
 def write_reports(result: EvaluationResult, config: EvaluationConfig) -> None:
-    """Writes every report into `config.output_dir`, each atomically, `results.json` last.
+    """Write every report into `config.output_dir`, each atomically, `results.json` last; those of another run go.
 
     Args:
         result: The run's outcome.
         config: Its settings.
+
+    Raises:
+        ForeignFileError: A report that is there was changed since we wrote it.
     """
-    folder = Path(config.output_dir)
+    folder = begin_reports(config, result.benchmark.name)
     for score in result.scores:
         acc = score.precision_at_1 or 0.0
         official = {"acc": acc, "num_correct": score.num_correct, "num_pred": len(score.rows)}
-        write_json(folder / f"{score.dataset.name}_score.json", official)
-    write_json(folder / "leaderboard.json", leaderboard_json(result, config))
-    write_atomic(folder / "results.md", markdown(result, config).encode())
-    write_json(folder / "results.json", results_json(result, config))
+        folder.write_json(f"{score.dataset.name}{SCORE_SUFFIX}", official)
+    folder.write("errors.jsonl", errors_bytes(list(result.errors)))
+    folder.write_json("leaderboard.json", leaderboard_json(result, config))
+    folder.write("results.md", markdown(result, config).encode())
+    folder.write_json(RESULTS, results_json(result, config))
 
 
 def leaderboard_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str, Any]:
@@ -139,6 +143,8 @@ def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
         "Precision@1 in percent. *strict*: a tie with the positive does not count as a hit.",
         f"{sum(len(score.rows) for score in result.scores)} rows scored, {len(result.errors)} set aside.",
     ]
+    if config.limit is not None:
+        notes.append(f"Only the first {config.limit} rows of each dataset.")
     if result.benchmark.name == "mmeb":
         notes.append("The paper's rows are of all 36 datasets; compare them with a run on all of them.")
     else:
