@@ -105,7 +105,7 @@ def evaluate_captions(
     if is_first_process():
         reports = begin_reports(config, benchmark.name)
         reports.write("errors.jsonl", errors_bytes(errors))
-        reports.write("results.md", markdown(result, config).encode())
+        reports.write("results.md", markdown(result, config).encode("utf-8", "backslashreplace"))
         reports.write_json(RESULTS, results_json(result, config))
     if errors:
         logger.warning("%d records were set aside; see %s", len(errors), output_dir / "errors.jsonl")

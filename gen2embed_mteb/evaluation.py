@@ -229,7 +229,9 @@ def errors_bytes(errors: list[RowError]) -> bytes:
     Args:
         errors: The rejected rows, in order.
     """
-    return "".join(json.dumps(error._asdict(), ensure_ascii=False) + "\n" for error in errors).encode()
+    lines = (json.dumps(error._asdict(), ensure_ascii=False) + "\n" for error in errors)
+    # The name of a file may hold a lone surrogate; `\\udXXX` is how JSON writes it.
+    return "".join(lines).encode("utf-8", "backslashreplace")
 
 
 def installed_versions() -> dict[str, str]:

@@ -113,7 +113,9 @@ def json_bytes(value: Any) -> bytes:
     Raises:
         ValueError: The value holds NaN or an infinity, which are no JSON.
     """
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A path may hold a lone surrogate; `\\udXXX` is how JSON writes it.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def sha256_of(path: Path) -> str:

@@ -37,7 +37,7 @@ def run_settings(config: EvaluationConfig) -> dict[str, Any]:
         config: The run's settings.
     """
     limits = (field.name for field in dataclasses.fields(RowLimits))
-    names = (*_PATHS, "split", *_CHOICES, "limit", *limits, "resize", "min_side")
+    names = (*_PATHS, "split", *_CHOICES, "limit", *limits, "follow_links", "resize", "min_side")
     values = {name: getattr(config, name) for name in names}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

@@ -48,12 +48,21 @@ def test_results_say_what_they_are_of(data: Path, tmp_path: Path) -> None:
     expected = {"data_dir": str(data), "image_dir": str(data), "split": "test", "limit": 3}
     expected |= {"subsets": ["VOC2007"], "meta_tasks": ["Classification"], "resize": "processor", "min_side": 28}
     assert {name: found["settings"][name] for name in expected} == expected
-    assert found["settings"].keys() == {*expected, "max_text_chars", "max_candidates", "max_row_bytes"}
+    assert found["settings"].keys() == {*expected, "follow_links", "max_text_chars", "max_candidates", "max_row_bytes"}
     assert found["benchmark"] == "mmeb"
     assert "Only the first 3 rows of each dataset." in (out / "results.md").read_text()
     whole = run(data, tmp_path / "whole")["settings"]
     assert (whole["limit"], whole["image_dir"], whole["meta_tasks"]) == (None, "", [])
     assert "Only the first" not in (tmp_path / "whole" / "results.md").read_text()
+
+
+def test_names_that_no_encoding_has_are_written(data: Path, tmp_path: Path) -> None:
+    """A folder whose name is not UTF-8 on disk comes with lone surrogates; the run must not fail at its end."""
+    odd = data.rename(tmp_path / os.fsdecode(b"d\xff"))
+    found = run(odd, tmp_path / "out", model_name=str(odd / "model"))
+    assert found["settings"]["data_dir"] == str(odd)
+    assert "\\udcff" in (tmp_path / "out" / "results.md").read_text()
+    run(odd, tmp_path / "out")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -94,7 +94,7 @@ def write_reports(result: EvaluationResult, config: EvaluationConfig) -> None:
         folder.write_json(f"{score.dataset.name}{SCORE_SUFFIX}", official)
     folder.write("errors.jsonl", errors_bytes(list(result.errors)))
     folder.write_json("leaderboard.json", leaderboard_json(result, config))
-    folder.write("results.md", markdown(result, config).encode())
+    folder.write("results.md", markdown(result, config).encode("utf-8", "backslashreplace"))
     folder.write_json(RESULTS, results_json(result, config))
 
 
