@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from gen2embed_mteb.files import write_in_scratch
 from gen2embed_mteb.formatting import Table, as_markdown
 from trainers.dataset import TrainingSet
 from trainers.saha.files import MEANING, Sampling
+
+_CARD_SECTION_BEFORE = "\n### Framework Versions"
 
 
 def data_section(samplings: Sequence[Sampling], training_set: TrainingSet, base_model: str) -> str:
@@ -44,3 +48,17 @@ def data_section(samplings: Sequence[Sampling], training_set: TrainingSet, base_
         counts = [f"{record['data']['num_rows']:,}", f"{record['counts']['clusters']:,}"]
         table.append([record["subset"], f"`{record['file']}`", *counts, f"`{record['sha256']}`"])
     return "\n".join([*lines, "", as_markdown(table)])
+
+
+def add_to_card(path: Path, section: str) -> None:
+    """Put a section before the versions, or at the end of a card without them.
+
+    Args:
+        path: The card, in a temporary folder of ours; where there is none, or no section, nothing is done.
+        section: Markdown.
+    """
+    if not section or not path.is_file():
+        return
+    card = path.read_text(encoding="utf-8")
+    before, mark, after = card.partition(_CARD_SECTION_BEFORE)
+    write_in_scratch(path, f"{before.rstrip()}\n\n{section.strip()}\n{mark}{after}".encode())

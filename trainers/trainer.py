@@ -19,8 +19,7 @@ import contextlib
 import copy
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,13 @@ from transformers.trainer_utils import TrainOutput
 
 from gen2embed_mteb.adapters import has_adapter, reload_adapter, save_adapter
 from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
-from gen2embed_mteb.files import OwnedFolder, new_folder, new_token, temporary_of, write_in_scratch
+from gen2embed_mteb.files import OwnedFolder, new_folder, new_token, temporary_of
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.model import Gen2Embed
-from gen2embed_mteb.prompts import HierarchicalPrompt, Role
+from trainers.card import add_to_card
 from trainers.checkpoints import WRITER, delete_oldest, make_room, newest_whole, place_of, require_whole
 from trainers.collation import CellReader
+from trainers.columns import columns_of, refuse_colliding, roles_of
 from trainers.figures import FIGURES_FILE, TIMING_FILE, Figures, Timing, without_times
 from trainers.loss import SahaLoss
 from trainers.output import RUN_FILE
@@ -52,33 +52,6 @@ logger = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"
 KEPT_FILES = {RUN_FILE, TIMING_FILE}
 """Files of the output folder that are no part of a model."""
-_CARD_SECTION_BEFORE = "\n### Framework Versions"
-
-
-def roles_of(
-    columns: Sequence[str], prompt: HierarchicalPrompt, *, query_prompt_in_training: bool = True
-) -> dict[str, Role]:
-    """The role of every column, as sentence-transformers' `router_mapping` takes it.
-
-    Args:
-        columns: The columns in order; the first holds the queries.
-        prompt: The prompt in use.
-        query_prompt_in_training: False leaves the representation prompt off the queries, as the official code did.
-
-    Raises:
-        ValueError: Without the representation prompt a query would still not read as a candidate does, so there is no
-            role that says it.
-    """
-    query: Role = "query"
-    if not query_prompt_in_training:
-        same = replace(prompt, query_text=prompt.document_text, query_image=prompt.document_image)
-        if same.query_system != same.document_system or prompt.document_text or prompt.document_image:
-            raise Gen2EmbedError(
-                f"query_prompt_in_training=False with the prompt {prompt.name!r}: its queries differ from candidates "
-                "in more than the representation prompt; use prompt_mode hierarchical, or leave the switch on"
-            )
-        query = "document"
-    return {column: "document" if number else query for number, column in enumerate(columns)}
 
 
 class SahaTrainer(SentenceTransformerTrainer):
@@ -121,8 +94,8 @@ class SahaTrainer(SentenceTransformerTrainer):
         self._reader = CellReader(model, images, resize, min_side, max_length)
         self._card_section = card_section
         self._saves_checkpoint = False
-        columns = _columns(train_dataset)
-        _refuse_colliding(columns)
+        columns = columns_of(train_dataset)
+        refuse_colliding(columns)
         args = copy.copy(args) if args is not None else SahaTrainingArguments(output_dir="tmp_trainer")
         args.router_mapping = args.router_mapping or roles_of(
             columns, model.prompt, query_prompt_in_training=query_prompt_in_training
@@ -392,7 +365,7 @@ class SahaTrainer(SentenceTransformerTrainer):
             if not whole:
                 return
         model.save_pretrained(str(folder))
-        _add_to_card(folder / "README.md", self._card_section)
+        add_to_card(folder / "README.md", self._card_section)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: torch.nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
@@ -418,30 +391,3 @@ class _EpochOfSampler(TrainerCallback):
         while (sampler := getattr(sampler, "batch_sampler", None)) is not None:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(int(state.epoch or 0))
-
-
-def _columns(dataset: Any) -> list[str]:
-    if dataset is None:
-        return []
-    names = next(iter(dataset.values())).column_names if isinstance(dataset, dict) else dataset.column_names
-    return list(names)
-
-
-def _refuse_colliding(columns: Sequence[str]) -> None:
-    """sentence-transformers tells the features of columns apart by `COLUMN_` in front of their names."""
-    for column in columns:
-        for other in columns:
-            if other.startswith(f"{column}_"):
-                raise Gen2EmbedError(
-                    f"columns {column!r} and {other!r} would be mixed up, as one begins with the other and '_'; "
-                    "rename one (dataset.rename_column)"
-                )
-
-
-def _add_to_card(path: Path, section: str) -> None:
-    """Puts a section before the versions, or at the end of a card without them."""
-    if not section or not path.is_file():
-        return
-    card = path.read_text(encoding="utf-8")
-    before, mark, after = card.partition(_CARD_SECTION_BEFORE)
-    write_in_scratch(path, f"{before.rstrip()}\n\n{section.strip()}\n{mark}{after}".encode())
