@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gen2embed_mteb import model_folder
+from gen2embed_mteb.adapter_settings import full_matches
 from gen2embed_mteb.errors import Gen2EmbedError
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ LANGUAGE_MODEL = "language_model"
 """Where transformers keeps the decoder. Vision towers have projections of the same names, which the paper's adapters,
 on Qwen2-VL, do not reach; and an adapter there would get no gradient from a batch of text."""
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = model_folder.ADAPTER_FILE, model_folder.ADAPTER_WEIGHTS
 
 # Wrappers under which adapters were trained, taken off in this order: peft's own, the generation head's, and older
 # layouts of transformers that kept the language model at the root (Qwen2-VL) or in a wrapper of its own (LLaVA).
@@ -53,17 +55,22 @@ def load_adapter(model: torch.nn.Module, adapter: str | Path, **hub_options: Any
     from peft import PeftConfig, inject_adapter_in_model
 
     # Read before the model is changed: an unreadable adapter leaves the model as it was.
-    state = _read_weights(adapter, hub_options)
-    config = PeftConfig.from_pretrained(str(adapter), **hub_options)
+    folder = find_adapter(adapter, **hub_options)
+    state = _read_weights(folder)
+    config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
+    stated = {key: getattr(config, key) for key in ("target_modules", "exclude_modules")}
+    _match_patterns(config, model, folder)
     inject_adapter_in_model(config, model)
+    for key, value in stated.items():
+        setattr(config, key, value)  # as the adapter has them, for when it is saved
     set_adapter_weights(model, state, str(adapter))
     model.eval()
 
 
 def reload_adapter(model: torch.nn.Module, adapter: str | Path, **hub_options: Any) -> None:
     """Set the weights of an adapter that is attached already, every key checked; arguments as in `load_adapter`."""
-    set_adapter_weights(model, _read_weights(adapter, hub_options), str(adapter))
+    set_adapter_weights(model, _read_weights(find_adapter(adapter, **hub_options)), str(adapter))
 
 
 def set_adapter_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
@@ -263,17 +270,39 @@ def _renamed(key: str) -> str:
     return key
 
 
-def _read_weights(adapter: str | Path, hub_options: dict[str, Any]) -> dict[str, torch.Tensor]:
+def find_adapter(adapter: str | Path, **hub_options: Any) -> Path:
+    """Return the folder of an adapter, fetched if it is on the hub, its settings and weights checked.
+
+    Args:
+        adapter: directory or hub id.
+        hub_options: as in `load_adapter`.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no safetensors weights.
+        ValueError: its settings ask for what is not done here.
+    """
+    source = model_folder.find(adapter, "adapter", **hub_options)
+    hub = {key: hub_options.get(key) for key in ("token", "cache_dir")}
+    model_folder.fetch_weights(source, **hub, local_files_only=bool(hub_options.get("local_files_only")))
+    model_folder.check_adapter_folder(source.folder)
+    return source.folder
+
+
+def _match_patterns(config: Any, model: torch.nn.Module, folder: Path) -> None:
+    """Put the layers' names in the place of patterns, which peft would match for as long as it takes."""
+    names = [name for name, _ in model.named_modules()]
+    for key in ("target_modules", "exclude_modules"):
+        pattern = getattr(config, key)
+        if not isinstance(pattern, str) or pattern.lower() == "all-linear":
+            continue
+        path = folder / CONFIG_FILE
+        matched = full_matches(pattern, names, path)
+        if key == "target_modules" and not matched:
+            raise Gen2EmbedError(f"{path}: the pattern {pattern[:80]!r} matches no layer of {type(model).__name__}")
+        setattr(config, key, set(matched))
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    if Path(adapter).is_dir():
-        path = Path(adapter) / WEIGHTS_FILE
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} not found: an adapter needs {WEIGHTS_FILE}; pickled .bin weights are not read, convert them"
-            )
-    else:
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(str(adapter), WEIGHTS_FILE, **hub_options))
-    return dict(load_file(path))
+    return dict(load_file(folder / WEIGHTS_FILE))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
-from gen2embed_mteb import adapters, compat, modules, saving
+from gen2embed_mteb import adapters, checked_loading, compat, model_folder, modules, saving
 from gen2embed_mteb.behind_pooling import run_modules
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.families import Family, ImageLayout, chat_template, family_of, prompt_of
@@ -88,14 +88,15 @@ class Gen2Embed(SentenceTransformer):
         self.resize = resize
         self.min_side = min_side
         compat.install()
-        name = resolve(name_or_path) or str(name_or_path)
+        name = resolve(name_or_path) or model_folder.as_given(name_or_path)
         self.source = name
+        self._module_classes = {**vars(self).get("_module_classes", {}), **checked_loading.module_classes()}
         with compat.quiet_loading():
             super().__init__(name, **kwargs)
         if not self._is_base:
             hub: dict[str, Any] = {key: kwargs[key] for key in ("token", "local_files_only") if key in kwargs}
             hub["cache_dir"] = kwargs.get("cache_folder")
-            self._check_exported(name, {**hub, "revision": kwargs.get("revision")})
+            self._check_exported(name)
             if adapter is not None:
                 adapters.load_adapter(self[0].model, adapter, **hub)
         self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
@@ -105,6 +106,10 @@ class Gen2Embed(SentenceTransformer):
         if max_length is not None:
             self.max_seq_length = max_length
 
+    def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:
+        """What the parent class calls to load a model: as ever, but every file is checked before it is read."""
+        return checked_loading.load_modules(self, super()._load_modules, model_name_or_path, **kwargs)
+
     def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[list[torch.nn.Module], dict]:
         """What the parent class calls for a model that was not saved by sentence-transformers."""
         self._is_base = True
@@ -112,8 +117,8 @@ class Gen2Embed(SentenceTransformer):
             self.model_card_data.set_base_model(model_name_or_path, revision=kwargs.get("revision"))
         return modules.modules_for(model_name_or_path, **self._load_options, **kwargs), {}
 
-    def _check_exported(self, name: str, hub: dict[str, Any]) -> None:
-        """An exported model must be a last-token embedder; an adapter in it is set again, every key checked."""
+    def _check_exported(self, name: str) -> None:
+        """An exported model must be a last-token embedder."""
         family_of(getattr(getattr(self[0], "config", None), "model_type", type(self[0]).__name__))
         pooling = next((module for module in self if hasattr(module, "pooling_mode")), None)
         mode = getattr(pooling, "pooling_mode", None)
@@ -122,8 +127,6 @@ class Gen2Embed(SentenceTransformer):
                 f"{name} pools by {mode!r}, not by last token: it was not exported by Gen2Embed. "
                 "Run `gen2embed export` on its base model."
             )
-        if adapters.has_adapter(self[0].model):
-            adapters.reload_adapter(self[0].model, name, **hub)
 
     @property
     def prompt(self) -> HierarchicalPrompt:

@@ -6,18 +6,19 @@ pooling, and L2 normalisation. What is saved of them loads with plain `SentenceT
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen2embed_mteb import compat
-from gen2embed_mteb.adapters import CONFIG_FILE, load_adapter
+from gen2embed_mteb import adapters, compat, model_folder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.families import ImageLayout, chat_template, family_of
 from gen2embed_mteb.prompts import DEFAULT, HierarchicalPrompt, strategy
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 PIXELS = {"use_fast": False}
 """Images are resized by Pillow, also where torchvision is installed: that resamples differently, by 1e-3 in a vector.
@@ -57,33 +58,42 @@ def modules_for(
         config_kwargs: passed to `AutoConfig.from_pretrained`.
 
     Raises:
-        ValueError: unknown prompt mode, unknown family, or an adapter whose keys do not fit.
+        FileNotFoundError: there is no such folder, and no such model on the hub.
+        ValueError: unknown prompt mode, unknown family, a file that is refused (`model_folder`), weights that are not
+            the architecture's, or an adapter whose keys do not fit.
     """
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    from transformers import AutoConfig
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-    prompt, name_or_path = strategy(prompt_mode), str(name_or_path)
-    hub = {"token": token, "revision": revision, "local_files_only": local_files_only}
-    base_of = _base_of_adapter(name_or_path, hub | {"cache_dir": cache_folder})
-    if base_of is not None:
+    from gen2embed_mteb.checked_loading import CheckedTransformer, load_config
+
+    prompt = strategy(prompt_mode)
+    hub: dict[str, Any] = {"token": token, "cache_dir": cache_folder, "local_files_only": local_files_only}
+    source = model_folder.find(name_or_path, **hub, revision=revision)
+    base = model_folder.find_base(source, **hub)
+    if base is not None:
         if adapter is not None:
             raise Gen2EmbedError(
-                f"{name_or_path} is itself an adapter; pass its base model {base_of} with adapter={adapter}"
+                f"{name_or_path} is itself an adapter; pass its base model {base.name} with adapter={adapter}"
             )
-        adapter, name_or_path = name_or_path, base_of
-        adapter_hub, hub = hub, {**hub, "revision": None}
-    else:
-        adapter_hub = {**hub, "revision": None}
+        model_folder.fetch_weights(source, **hub)
+        adapter = source.folder
+        logger.info("adapter %s on its base model %s", source.name, base.name)
+        source = base
+    elif adapter is not None:
+        adapter = adapters.find_adapter(adapter, **hub)
+    model_folder.fetch_weights(source, **hub)
+    model_folder.check(source, trust_remote_code=trust_remote_code)
 
     compat.install()
-    shared = {**hub, "trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_folder, **{**shared, **(config_kwargs or {})})
+    if source.revision is not None and not trust_remote_code:
+        hub["local_files_only"] = True  # what was not checked is not fetched
+    shared = {**hub, "revision": source.revision, "trust_remote_code": trust_remote_code}
+    config = load_config(source, {**shared, **(config_kwargs or {})})
     family = family_of(config.model_type)  # refuses unknown families before the weights are read
     template = chat_template(family, prompt, layout)
     with compat.quiet_loading():
-        transformer = Transformer(
-            name_or_path,
-            cache_dir=cache_folder,
+        transformer = CheckedTransformer(
+            source.name,
             model_kwargs={**shared, **(model_kwargs or {})},
             processor_kwargs={**shared, **PIXELS, "chat_template": template, **(processor_kwargs or {})},
             config_kwargs={**shared, **(config_kwargs or {})},
@@ -92,7 +102,7 @@ def modules_for(
         )
     prepare_tokenizer(transformer.tokenizer)
     if adapter is not None:
-        load_adapter(transformer.model, adapter, cache_dir=cache_folder, **adapter_hub)
+        adapters.load_adapter(transformer.model, adapter)
     dimension = transformer.get_embedding_dimension()
     return [transformer, Pooling(dimension, pooling_mode="lasttoken"), Normalize()]
 
@@ -101,19 +111,3 @@ def prepare_tokenizer(tokenizer: Any) -> None:
     """Leave no truncation or padding state of earlier calls behind, as a tokenizer saved now would carry it along."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-
-
-def _base_of_adapter(name_or_path: str, hub: dict[str, Any]) -> str | None:
-    """The base model of an adapter; `None` if `name_or_path` is no adapter."""
-    from transformers.utils import find_adapter_config_file
-
-    found = find_adapter_config_file(name_or_path, **hub)
-    if found is None:
-        return None
-    settings = json.loads(Path(found).read_text(encoding="utf-8"))
-    base = settings.get("base_model_name_or_path")
-    if not base:
-        raise Gen2EmbedError(
-            f"{Path(found).parent / CONFIG_FILE} names no base_model_name_or_path; pass the base model and adapter="
-        )
-    return str(base)

@@ -71,14 +71,30 @@ def install() -> None:
         # A subclass that builds its own modules (Gen2Embed) only has the name replaced.
         if type(self)._load_default_modules is SentenceTransformer._load_default_modules:
             # Shadowed on this one instance and only while it loads: the class stays stock, and the instance pickles.
-            self.__dict__["_load_default_modules"] = partial(_load_default_modules, self)
+            self.__dict__.update(_loaders(self))
         try:
             stock(self, target, *args, **kwargs)
         finally:
-            self.__dict__.pop("_load_default_modules", None)
+            for name in _SHADOWED:
+                self.__dict__.pop(name, None)
 
     __init__._knows_short_names = True  # type: ignore[attr-defined]
     SentenceTransformer.__init__ = __init__
+
+
+_SHADOWED = ("_load_modules", "_load_default_modules", "_module_classes")
+
+
+def _loaders(model: Any) -> dict[str, Any]:
+    """What stands in for a model's own loading: the same, with every file checked before it is read."""
+    from .checked_loading import load_modules, module_classes
+
+    stock = model._load_modules
+    return {
+        "_load_modules": partial(load_modules, model, stock),
+        "_load_default_modules": partial(_load_default_modules, model),
+        "_module_classes": module_classes(),
+    }
 
 
 def _load_default_modules(model: Any, name: str, **kwargs: Any) -> tuple[list[Any], dict[str, Any]]:

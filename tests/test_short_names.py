@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding, Transformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import _gen2embed_hook
 from gen2embed_mteb import short_names
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini import model_dir
 
 TEXTS = ["a red circle at the top", "two blue squares"]
@@ -111,10 +112,22 @@ def test_a_directory_given_by_path_is_left_to_sentence_transformers() -> None:
     assert len(by_path) != len(by_name)
 
 
-def test_exported_directory_loads_through_the_variable(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    static_model(dim=5).save(str(elsewhere / "exported"))
+def test_exported_directory_loads_through_the_variable(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, exported, tiny
+) -> None:
+    (elsewhere / "exported").symlink_to(exported("qwen2_vl"))
     monkeypatch.setenv("GEN2EMBED_MODEL", "./exported")
-    assert SentenceTransformer("gen2embed", device="cpu").encode(["red"]).shape == (1, 5)
+    model = SentenceTransformer("gen2embed", device="cpu")
+    assert type(model) is SentenceTransformer
+    assert type(model[0]) is Transformer
+    np.testing.assert_allclose(model.encode_query(TEXTS), tiny("qwen2_vl").encode_query(TEXTS), atol=1e-6)
+
+
+def test_a_folder_of_other_modules_is_refused(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    static_model(dim=5).save(str(elsewhere / "static"))
+    monkeypatch.setenv("GEN2EMBED_MODEL", "./static")
+    with pytest.raises(Gen2EmbedError, match=r"modules\.json: module '.*StaticEmbedding' is not one that is run here"):
+        SentenceTransformer("gen2embed", device="cpu")
 
 
 def test_other_arguments_reach_sentence_transformers() -> None:

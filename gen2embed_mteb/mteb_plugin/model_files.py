@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from pathlib import Path
 from typing import Any
 
+from gen2embed_mteb import model_folder
 from gen2embed_mteb.errors import Gen2EmbedError
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -27,36 +25,25 @@ def facts_of(directory: Path) -> dict[str, Any]:
         ValueError: The directory is not a model's; the message names it and the remedy.
     """
     try:
-        adapter = directory / "adapter_config.json"
-        if adapter.is_file():
-            return {"adapted_from": json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")}
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        tensors = {
-            name: tensor
-            for path in sorted(directory.glob("*.safetensors"))
-            for name, tensor in _header(path).items()
-            if name != "__metadata__" and not name.startswith("lm_head.")
-        }
-        sizes = {name: math.prod(tensor["shape"]) for name, tensor in tensors.items()}
+        source = model_folder.Source(str(directory), directory, None)
+        if (directory / model_folder.ADAPTER_FILE).is_file():
+            model_folder.check_adapter_folder(directory)
+            return {"adapted_from": model_folder.base_of_adapter(source)[0]}  # type: ignore[index]
+        tensors = model_folder.check(source)
+        config = model_folder.read_settings(directory / "config.json")
+        sizes = {name: tensor.size for name, tensor in tensors.items() if not name.startswith("lm_head.")}
         text = config.get("text_config", config)
         return {
             "num_parameters": sum(sizes.values()),
             "num_embedding_parameters": sum(
                 size for name, size in sizes.items() if name.endswith("embed_tokens.weight")
             ),
-            "parameter_bytes": max((_BYTES[tensor["dtype"]] for tensor in tensors.values()), default=4),
+            "parameter_bytes": max((_BYTES[tensors[name].dtype] for name in sizes), default=4),
             "max_tokens": text.get("max_position_embeddings"),
             "dimensions": text.get("hidden_size"),
         }
-    except (OSError, ValueError, KeyError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise Gen2EmbedError(
             f"{directory}: not a model that Gen2Embed can load ({type(error).__name__}: {error}); point "
             "GEN2EMBED_MODEL at an exported model, a base model, an adapter or a hub id"
         ) from error
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: 8 bytes of its length, then names, types and shapes as JSON."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        return dict(json.loads(file.read(length)))

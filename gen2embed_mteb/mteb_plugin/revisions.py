@@ -13,7 +13,8 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-from gen2embed_mteb import families
+from gen2embed_mteb import families, model_folder
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.files import LEDGER
 from gen2embed_mteb.prompts import DEFAULT, strategy
 
@@ -57,10 +58,12 @@ def directory_digest(directory: Path) -> str:
             digest.update(f"{path.relative_to(directory).as_posix()} {path.stat().st_size}\n".encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-    adapter = directory / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
-        digest.update((directory_digest(Path(base)) if Path(base).is_dir() else hub_commit(base) or "").encode())
+    named = model_folder.base_of_adapter(model_folder.Source(str(directory), directory, None))
+    if named is not None:
+        base = Path(named[0]).expanduser()
+        if (base / model_folder.ADAPTER_FILE).is_file():
+            raise Gen2EmbedError(f"{directory / model_folder.ADAPTER_FILE} names {base} as base model, an adapter")
+        digest.update((directory_digest(base) if base.is_dir() else hub_commit(named[0]) or "").encode())
     return digest.hexdigest()[:40]
 
 
@@ -76,13 +79,13 @@ def hub_commit(hub_id: str) -> str | None:
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    for name in ("config.json", "adapter_config.json"):
-        cached = try_to_load_from_cache(hub_id, name)
-        if isinstance(cached, str):
-            return Path(cached).parent.name
     try:
+        for name in ("config.json", "adapter_config.json"):
+            cached = try_to_load_from_cache(hub_id, name)
+            if isinstance(cached, str):
+                return Path(cached).parent.name
         return str(HfApi().model_info(hub_id, timeout=10).sha)
-    except Exception:  # offline, unknown, gated: loading the model says which, in its own words
+    except Exception:  # offline, unknown, gated, no hub id: loading the model says which, in its own words
         return None
 
 
