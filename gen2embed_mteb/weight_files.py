@@ -43,7 +43,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(size - 8, MAX_HEADER_BYTES):
-                raise ValueError(f"its header claims {length} bytes")
+                raise Gen2EmbedError(f"its header claims {length} bytes")
             header = json.loads(file.read(length))
         tensors = {
             name: Tensor(entry["dtype"], tuple(map(int, entry["shape"])))
@@ -52,13 +52,12 @@ def read_header(path: Path) -> dict[str, Tensor]:
         }
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
         if size != 8 + length + end:
-            raise ValueError(f"it has {size} bytes, its header promises {8 + length + end}")
+            raise Gen2EmbedError(f"it has {size} bytes, its header promises {8 + length + end}")
         if any(number < 0 for tensor in tensors.values() for number in tensor.shape):
-            raise ValueError("a shape has a negative number")
+            raise Gen2EmbedError("a shape has a negative number")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, struct.error) as error:
-        raise ModelFolderError(
-            f"{path}: not a whole safetensors file ({type(error).__name__}: {error}); copy or download it again"
-        ) from error
+        reason = str(error) if isinstance(error, Gen2EmbedError) else f"{type(error).__name__}: {error}"
+        raise ModelFolderError(f"{path}: not a whole safetensors file ({reason}); copy or download it again") from error
     return tensors
 
 
