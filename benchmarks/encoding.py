@@ -31,6 +31,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.demo.run import load_photos
+from gen2embed_mteb.developer_files import write_json
 from gen2embed_mteb.encoder import Item
 from gen2embed_mteb.encoding import BulkEncoder
 from gen2embed_mteb.evaluation import installed_versions
@@ -38,7 +39,7 @@ from gen2embed_mteb.formatting import as_text
 from gen2embed_mteb.image_source import ImageSource
 from gen2embed_mteb.mini.pretrain import SPECIAL_TOKENS, build_tokenizer
 from gen2embed_mteb.prefix import PrefixEncoder
-from gen2embed_mteb.store import EmbeddingStore, write_json
+from gen2embed_mteb.store import EmbeddingStore
 
 TARGETS = {"labels": 2.5, "captions": 2.5, "images + text": 1.3}
 SHAPES = {

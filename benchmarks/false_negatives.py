@@ -45,6 +45,7 @@ import pyarrow.parquet
 from PIL import Image
 
 from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.developer_files import write_json
 from gen2embed_mteb.evaluation import installed_versions
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.formatting import as_markdown
@@ -52,7 +53,6 @@ from gen2embed_mteb.mini.benchmark import MMEB_MINI, SEED, ensure
 from gen2embed_mteb.mini.digits import train_digits
 from gen2embed_mteb.mmeb.readers import TrainRow
 from gen2embed_mteb.prefix import PrefixEncoder
-from gen2embed_mteb.store import write_json
 from trainers.data import TrainingSubset, open_training_data
 from trainers.saha.files import SampledClusters, read_sampling
 from trainers.saha.sample import ModelRecord, SampleConfig, sample

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.developer_files import write_json
 from gen2embed_mteb.evaluation import EvaluationConfig, installed_versions
 from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.formatting import as_text, percent
@@ -21,7 +22,6 @@ from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.paper import TABLE_IV
 from gen2embed_mteb.mmeb.scoring import average
 from gen2embed_mteb.prefix import PrefixEncoder
-from gen2embed_mteb.store import write_json
 
 
 def main() -> None:

@@ -44,10 +44,10 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.adapters import new_adapter
 from gen2embed_mteb.demo.run import load_photos
+from gen2embed_mteb.developer_files import write_json
 from gen2embed_mteb.evaluation import installed_versions
 from gen2embed_mteb.families import family_of
 from gen2embed_mteb.formatting import as_text
-from gen2embed_mteb.store import write_json
 from trainers import SahaLoss
 from trainers.collation import CellReader
 

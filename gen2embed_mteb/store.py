@@ -23,9 +23,7 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,39 +53,6 @@ MANIFEST = "manifest.json"
 LOCK = ".gen2embed-store.lock"
 _STEM = 32  # digits of the key that name a shard's two files
 _MARKER_NAME = re.compile(rf"[0-9a-f]{{{_STEM}}}\.json")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that readers see the old content or the new one, whatever happens in between.
-
-    Args:
-        path: The file; its folder must exist.
-        data: The whole content.
-    """
-    # A name of its own: two processes may write the same file at once.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically, indented, keys in the order given.
-
-    Args:
-        path: The file; its folder must exist.
-        value: Anything that JSON can hold; NaN is refused.
-
-    Raises:
-        ValueError: The value holds NaN or an infinity, which are no JSON.
-    """
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 class StoreMismatchError(Gen2EmbedError):
