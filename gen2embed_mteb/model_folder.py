@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen2embed_mteb.adapter_settings import base_of, check_adapter
+from gen2embed_mteb.families import family_of
 from gen2embed_mteb.model_settings import (
     check_code,
     check_config,
@@ -174,6 +175,7 @@ def check(source: Source, *, trust_remote_code: bool = False) -> dict[str, Tenso
         The tensors of its weights; nothing for an adapter.
 
     Raises:
+        Gen2EmbedError: the model is of an unknown family.
         ModelFolderError: a file asks for what is not done here, is damaged, or has no bounds.
     """
     folder = source.folder
@@ -190,6 +192,8 @@ def check(source: Source, *, trust_remote_code: bool = False) -> dict[str, Tenso
     if config is not None:
         check_code(folder / "config.json", config, trust_remote_code)
         check_config(folder / "config.json", config)
+        if isinstance(config.get("model_type"), str):
+            family_of(config["model_type"])  # an unknown family is said before anything of its weights
     for name in PROCESSOR_FILES:
         settings = _optional(folder / name)
         if settings is not None:
