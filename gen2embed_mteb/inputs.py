@@ -3,6 +3,7 @@
 Accepted: a string (always text, never opened or fetched), a PIL image, a `pathlib.Path` to an image, a dict with "text"
 and/or "image" (or "images"), and a chat conversation as sentence-transformers knows it. An image in a dict is a PIL
 image, a path, `{"bytes", "path"}` as `datasets` stores it, or a list of these; what stands alone may be so stored, too.
+A key whose value is `None` counts as absent, whatever its name.
 Anything else (a number, NaN, an array, a tensor, pandas' NA) is a `TypeError`, before anything else looks at it.
 """
 
@@ -83,11 +84,14 @@ def content_of(
         return sample
     if isinstance(sample, str):
         return Content(sample)
+    if isinstance(sample, dict) and "role" not in sample:
+        # Tables give all rows the same keys, and null to those that a row has no use of.
+        sample = {key: value for key, value in sample.items() if value is not None} or sample
     if isinstance(sample, (Image.Image, Path)) or _is_stored(sample):
         sample = {"image": sample}
     if isinstance(sample, list) or (isinstance(sample, dict) and "role" in sample):
         return _conversation(sample, opened)
-    if not isinstance(sample, dict) or not sample.keys() <= INPUT_KEYS:
+    if not isinstance(sample, dict) or not sample.keys() <= INPUT_KEYS | {k for k in sample if sample[k] is None}:
         raise _not_an_input(sample)
     text, images = text_of(sample.get("text"), '"text"'), _listed(sample)
     if sample.get("text") is None and not images:
@@ -228,7 +232,7 @@ def _opened(image: Any, image_root: str | Path | None, source: ImageSource | Non
         return "<PIL image>", to_rgb(image)
     if isinstance(image, dict):
         data, path = image.get("bytes"), image.get("path")
-        if data is not None and not isinstance(data, bytes):
+        if data is not None and not isinstance(data, bytes | bytearray):
             raise TypeError(f'"bytes" must be the bytes of an image file, got {described(data)}')
         name = text_of(None if isinstance(path, Path) else path, '"path"') or f"of {len(data or b'')} bytes in the data"
         if data:
