@@ -32,9 +32,9 @@ OPT_OUT = "GEN2EMBED_NO_HOOK"
 
 # Library to wait for -> modules of ours whose `install()` patches it; each is idempotent and takes no argument.
 PATCHES = {
-    "sentence_transformers": ("gen2embed_mteb.compat", "gen2embed_mteb.short_names"),
+    "sentence_transformers": ("gen2embed_mteb.embedder.model_folder.compat", "gen2embed_mteb.embedder.short_names"),
     "mteb": ("gen2embed_mteb.mteb_plugin.registration",),
-    "mteb.benchmarks.benchmarks": ("gen2embed_mteb.mteb_plugin.benchmarks",),  # imported when first asked for
+    "mteb.benchmarks.benchmarks": ("gen2embed_mteb.mteb_plugin.tasks.benchmarks",),  # imported when first asked for
 }
 
 

@@ -30,16 +30,16 @@ from sentence_transformers import SentenceTransformer
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.bulk.encoder import BulkEncoder
+from gen2embed_mteb.bulk.store import EmbeddingStore
+from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.demo.run import load_photos
-from gen2embed_mteb.developer_files import write_json
-from gen2embed_mteb.encoder import Item
-from gen2embed_mteb.encoding import BulkEncoder
-from gen2embed_mteb.evaluation import installed_versions
-from gen2embed_mteb.formatting import as_text
-from gen2embed_mteb.image_source import ImageSource
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.evaluation.run import installed_versions
+from gen2embed_mteb.evaluation.tables import as_text
+from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mini.pretrain import SPECIAL_TOKENS, build_tokenizer
-from gen2embed_mteb.prefix import PrefixEncoder
-from gen2embed_mteb.store import EmbeddingStore
+from gen2embed_mteb.storage.developer_files import write_json
 
 TARGETS = {"labels": 2.5, "captions": 2.5, "images + text": 1.3}
 SHAPES = {

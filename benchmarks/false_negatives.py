@@ -45,17 +45,17 @@ import pyarrow.parquet
 from PIL import Image
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.developer_files import write_json
-from gen2embed_mteb.evaluation import installed_versions
-from gen2embed_mteb.fingerprint import fingerprint
-from gen2embed_mteb.formatting import as_markdown
+from gen2embed_mteb.embedder.fingerprint import fingerprint
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.evaluation.run import installed_versions
+from gen2embed_mteb.evaluation.tables import as_markdown
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, SEED, ensure
 from gen2embed_mteb.mini.digits import train_digits
 from gen2embed_mteb.mmeb.readers import TrainRow
-from gen2embed_mteb.prefix import PrefixEncoder
-from trainers.data import TrainingSubset, open_training_data
-from trainers.saha.files import SampledClusters, read_sampling
-from trainers.saha.sample import ModelRecord, SampleConfig, sample
+from gen2embed_mteb.storage.developer_files import write_json
+from trainers.data.training_data import TrainingSubset, open_training_data
+from trainers.sampling.files import SampledClusters, read_sampling
+from trainers.sampling.sample import ModelRecord, SampleConfig, sample
 
 DIGIT_PAIRS = "Digits_i2i"
 METHODS = {"hn": "hn", "hn-beta": "hn-beta", "pool": "hn", "saha": "saha"}

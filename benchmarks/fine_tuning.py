@@ -48,12 +48,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from gen2embed_mteb.developer_files import write_atomic, write_json
-from gen2embed_mteb.evaluation import installed_versions
-from gen2embed_mteb.formatting import Table, as_markdown, percent
+from gen2embed_mteb.evaluation.paper import TABLE_VII
+from gen2embed_mteb.evaluation.run import installed_versions
+from gen2embed_mteb.evaluation.tables import Table, as_markdown, percent
 from gen2embed_mteb.mini.benchmark import ensure
 from gen2embed_mteb.mmeb.datasets import META_TASKS
-from gen2embed_mteb.mmeb.paper import TABLE_VII
+from gen2embed_mteb.storage.developer_files import write_atomic, write_json
 
 SETTINGS = ("model_name", "max_steps", "batch_size", "learning_rate", "warmup_steps", "eval_limit")
 COLUMNS = ("ind", "ood", "overall")

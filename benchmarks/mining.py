@@ -39,8 +39,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.developer_files import write_json
-from gen2embed_mteb.evaluation import installed_versions
+from gen2embed_mteb.evaluation.run import installed_versions
+from gen2embed_mteb.storage.developer_files import write_json
 
 WIDTH, K, M, SEED = 1536, 7, 6, 0
 CASES = {"one-to-one": (20_000, 20_000), "labels": (8_000, 100), "large": (100_000, 100_000)}

@@ -13,15 +13,15 @@ import time
 from pathlib import Path
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.developer_files import write_json
-from gen2embed_mteb.evaluation import EvaluationConfig, installed_versions
-from gen2embed_mteb.fingerprint import fingerprint
-from gen2embed_mteb.formatting import as_text, percent
+from gen2embed_mteb.embedder.fingerprint import fingerprint
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.evaluation.paper import TABLE_IV
+from gen2embed_mteb.evaluation.run import EvaluationConfig, installed_versions
+from gen2embed_mteb.evaluation.tables import as_text, percent
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, SEED, ensure
 from gen2embed_mteb.mmeb.evaluate import evaluate
-from gen2embed_mteb.mmeb.paper import TABLE_IV
 from gen2embed_mteb.mmeb.scoring import average
-from gen2embed_mteb.prefix import PrefixEncoder
+from gen2embed_mteb.storage.developer_files import write_json
 
 
 def main() -> None:

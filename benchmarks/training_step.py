@@ -42,14 +42,14 @@ from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.adapters import new_adapter
 from gen2embed_mteb.demo.run import load_photos
-from gen2embed_mteb.developer_files import write_json
-from gen2embed_mteb.evaluation import installed_versions
-from gen2embed_mteb.families import family_of
-from gen2embed_mteb.formatting import as_text
+from gen2embed_mteb.embedder.families import family_of
+from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
+from gen2embed_mteb.evaluation.run import installed_versions
+from gen2embed_mteb.evaluation.tables import as_text
+from gen2embed_mteb.storage.developer_files import write_json
 from trainers import SahaLoss
-from trainers.collation import CellReader
+from trainers.batches.collation import CellReader
 
 TARGET = 1.5
 ROLES = {"query": "query", "positive": "document"}

@@ -12,8 +12,8 @@ from typing import Any
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
 from trainers import OpenInputs, SahaBatchSampler, SahaLoss, training_dataset
-from trainers.data import DataConfig, open_training_data
-from trainers.saha.files import read_sampling
+from trainers.data.training_data import DataConfig, open_training_data
+from trainers.sampling.files import read_sampling
 
 
 def main(sampling_file: str, output_dir: str, **options: Any) -> SentenceTransformerTrainer:

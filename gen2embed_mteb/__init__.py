@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import _gen2embed_hook
 
 if TYPE_CHECKING:
-    from .model import Gen2Embed
-    from .prompts import HierarchicalPrompt
+    from .embedder.model import Gen2Embed
+    from .embedder.prompts import HierarchicalPrompt
 
 __version__ = "0.1.0"
 
 __all__ = ["Gen2Embed", "HierarchicalPrompt", "__version__"]
 
-_LAZY = {"Gen2Embed": ".model", "HierarchicalPrompt": ".prompts"}
+_LAZY = {"Gen2Embed": ".embedder.model", "HierarchicalPrompt": ".embedder.prompts"}
 
 
 def __getattr__(name: str) -> Any:

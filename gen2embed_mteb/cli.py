@@ -14,7 +14,7 @@ from typing import Any
 from gen2embed_mteb import __version__
 from gen2embed_mteb.errors import GO_ON, Gen2EmbedError, run_command
 from gen2embed_mteb.launcher import end_with_launcher
-from gen2embed_mteb.paths import expand_home
+from gen2embed_mteb.storage.paths import expand_home
 
 BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
 DEFAULT_MODEL = "gen2embed"
@@ -162,7 +162,7 @@ def _add_encoding(parser: argparse.ArgumentParser) -> None:
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     """Flags of `rows.RowLimits`."""
-    from gen2embed_mteb.rows import RowLimits
+    from gen2embed_mteb.data_files.rows import RowLimits
 
     for field in dataclasses.fields(RowLimits):
         text = f"{field.metadata['help']}; a row beyond it is set aside (default: {field.default})"
@@ -170,9 +170,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from gen2embed_mteb import evaluation
-    from gen2embed_mteb.fingerprint import fingerprint
-    from gen2embed_mteb.run_folder import UNKNOWN
+    from gen2embed_mteb.embedder.fingerprint import fingerprint
+    from gen2embed_mteb.evaluation import run as evaluation
+    from gen2embed_mteb.evaluation.run_folder import UNKNOWN
 
     run, check, data_dir, image_dir = _benchmark(arguments)
     if not data_dir:
@@ -207,8 +207,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         settings[name] = getattr(arguments, name)
     # Settings and the output folder are checked before a model is loaded, which can take minutes.
     check(evaluation.EvaluationConfig(**settings, fingerprint=UNKNOWN))
-    from gen2embed_mteb.model import Gen2Embed
-    from gen2embed_mteb.prefix import PrefixEncoder
+    from gen2embed_mteb.embedder.model import Gen2Embed
+    from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 
     options = _model_options(arguments) | {"min_side": arguments.min_side}
     model = Gen2Embed(arguments.model_name, layout=arguments.layout, **options)
@@ -224,11 +224,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _benchmark(arguments: argparse.Namespace) -> tuple[Any, Any, str, str]:
     """What runs the benchmark, what checks its output folder, and where its data and images are."""
-    from gen2embed_mteb.run_folder import check_reports
+    from gen2embed_mteb.evaluation.run_folder import check_reports
 
     name, data_dir, image_dir = arguments.benchmark, arguments.data_dir or "", arguments.image_dir
     if name.startswith("sugarcrepe"):
-        from gen2embed_mteb import compositionality
+        from gen2embed_mteb.sugarcrepe import evaluate as compositionality
 
         plus = "++" in name
         benchmark = compositionality.SUGARCREPE_PLUS_BENCHMARK if plus else compositionality.SUGARCREPE_BENCHMARK
@@ -299,10 +299,10 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from gen2embed_mteb.evaluation import is_first_process
-    from trainers.data import open_training_data
-    from trainers.saha.outputs import check_outputs
-    from trainers.saha.sample import ModelRecord, SampleConfig, sample, text_table
+    from gen2embed_mteb.evaluation.run import is_first_process
+    from trainers.data.training_data import open_training_data
+    from trainers.sampling.outputs import check_outputs
+    from trainers.sampling.sample import ModelRecord, SampleConfig, sample, text_table
 
     names = {field.name for field in dataclasses.fields(SampleConfig)} - {"file_format"}
     settings = {name: getattr(arguments, name) for name in names}
@@ -315,9 +315,9 @@ def _sample(arguments: argparse.Namespace) -> int:
         check_outputs(data, config)
     encoder, record = None, ModelRecord()
     if config.method != "in-batch":
-        from gen2embed_mteb.fingerprint import fingerprint
-        from gen2embed_mteb.model import Gen2Embed
-        from gen2embed_mteb.prefix import PrefixEncoder
+        from gen2embed_mteb.embedder.fingerprint import fingerprint
+        from gen2embed_mteb.embedder.model import Gen2Embed
+        from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 
         options = _model_options(arguments) | {"min_side": arguments.min_side}
         model = Gen2Embed(arguments.model_name, layout=arguments.layout, **options)
@@ -364,7 +364,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from trainers.saha.viewer import inspect
+    from trainers.sampling.viewer import inspect
 
     page = inspect(
         arguments.file,
@@ -384,7 +384,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from gen2embed_mteb.export import export
+    from gen2embed_mteb.embedder.export import export
 
     output = export(arguments.model, arguments.output, **_model_options(arguments))
     print(f'Written to {output}. Load it with SentenceTransformer("{output}").')

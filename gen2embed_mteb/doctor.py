@@ -8,8 +8,8 @@ import os
 import platform
 import sys
 
-from gen2embed_mteb import short_names
-from gen2embed_mteb.formatting import as_text
+from gen2embed_mteb.embedder import short_names
+from gen2embed_mteb.evaluation.tables import as_text
 
 _NEEDED = (
     "torch",

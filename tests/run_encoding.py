@@ -10,10 +10,10 @@ def main(folder: Path, delay: float) -> None:
     from plain_encoder import PlainEncoder
     from test_sharing import ITEMS
 
-    from gen2embed_mteb.encoding import BulkEncoder
-    from gen2embed_mteb.image_source import ImageSource
-    from gen2embed_mteb.sharing import Share
-    from gen2embed_mteb.store import EmbeddingStore
+    from gen2embed_mteb.bulk.encoder import BulkEncoder
+    from gen2embed_mteb.bulk.processes import Share
+    from gen2embed_mteb.bulk.store import EmbeddingStore
+    from gen2embed_mteb.images.source import ImageSource
 
     share = Share.from_environment()
     store = EmbeddingStore(folder / "e", {"f": "1"})

@@ -13,10 +13,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from gen2embed_mteb import Gen2Embed, adapter_settings
+from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.embedder.model_folder import adapter_settings
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.mteb_plugin.model_files import facts_of
-from gen2embed_mteb.mteb_plugin.revisions import directory_digest, hub_commit
+from gen2embed_mteb.mteb_plugin.models.model_files import facts_of
+from gen2embed_mteb.mteb_plugin.models.revisions import directory_digest, hub_commit
 
 TEXTS = ["a red circle", "two blue squares"]
 LAYERS = r".*language_model.*\.(q_proj|v_proj)"

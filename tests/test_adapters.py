@@ -16,9 +16,9 @@ from tiny_models import FAMILIES
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.adapters import has_adapter, load_adapter, merged_copy
-from gen2embed_mteb.export import export
-from gen2embed_mteb.families import FAMILIES as RECORDS
+from gen2embed_mteb.embedder.export import export
+from gen2embed_mteb.embedder.families import FAMILIES as RECORDS
+from gen2embed_mteb.embedder.model_folder.adapters import has_adapter, load_adapter, merged_copy
 
 # Of the official recipe, by name alone, wherever a family has them: its vision tower included.
 EVERYWHERE = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "k_proj", "q_proj", "out_proj", "v_proj", "qkv"]

@@ -17,13 +17,13 @@ from PIL import Image
 from plain_encoder import PlainEncoder
 
 from gen2embed_mteb import cli
-from gen2embed_mteb.compositionality import SUGARCREPE_BENCHMARK, evaluate_captions
-from gen2embed_mteb.evaluation import EvaluationConfig
+from gen2embed_mteb.evaluation.run import EvaluationConfig
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.evaluate import evaluate
-from trainers.data import open_training_data
-from trainers.saha.files import read_sampling
-from trainers.saha.sample import ModelRecord, SampleConfig, sample
+from gen2embed_mteb.sugarcrepe.evaluate import SUGARCREPE_BENCHMARK, evaluate_captions
+from trainers.data.training_data import open_training_data
+from trainers.sampling.files import read_sampling
+from trainers.sampling.sample import ModelRecord, SampleConfig, sample
 
 GOOD = eval_row("q\n", "", [("a", ""), ("b", "")])
 LIMITS = ["--max_text_chars", "2000", "--max_candidates", "50", "--max_row_bytes", "100000"]

@@ -9,18 +9,18 @@ import pytest
 from mmeb_files import write_images
 from plain_encoder import PlainEncoder
 
-from gen2embed_mteb.compositionality import (
+from gen2embed_mteb.bulk.store import StoreMismatchError
+from gen2embed_mteb.evaluation.paper import SUGARCREPE
+from gen2embed_mteb.evaluation.run import EvaluationConfig
+from gen2embed_mteb.mmeb.tables import DataError
+from gen2embed_mteb.sugarcrepe.evaluate import (
     CAPTION_PREFIX,
     SUGARCREPE_BENCHMARK,
     SUGARCREPE_PLUS_BENCHMARK,
     evaluate_captions,
     text_table,
 )
-from gen2embed_mteb.compositionality_scoring import score_record
-from gen2embed_mteb.evaluation import EvaluationConfig
-from gen2embed_mteb.mmeb.paper import SUGARCREPE
-from gen2embed_mteb.mmeb.tables import DataError
-from gen2embed_mteb.store import StoreMismatchError
+from gen2embed_mteb.sugarcrepe.scoring import score_record
 
 RECORDS = [
     {"filename": "red.png", "caption": "a red thing", "negative_caption": "a blue thing"},

@@ -12,11 +12,11 @@ from mmeb_files import COLOURS, write_images
 from PIL import Image
 from plain_encoder import DIMENSIONS, PlainEncoder, vector
 
-from gen2embed_mteb.encoder import Fault, Item
-from gen2embed_mteb.encoding import BATCHES_PER_SHARD, BulkEncoder
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.images import ImageError
-from gen2embed_mteb.store import EmbeddingStore
+from gen2embed_mteb.bulk.encoder import BATCHES_PER_SHARD, BulkEncoder
+from gen2embed_mteb.bulk.store import EmbeddingStore
+from gen2embed_mteb.bulk.types import Fault, Item
+from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.source import ImageSource
 
 
 class Recorder(PlainEncoder):

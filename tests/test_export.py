@@ -19,7 +19,7 @@ from tiny_models import FAMILIES
 
 import gen2embed_mteb
 from gen2embed_mteb import Gen2Embed, HierarchicalPrompt
-from gen2embed_mteb.export import export
+from gen2embed_mteb.embedder.export import export
 
 ROOT = Path(gen2embed_mteb.__file__).parents[1]
 HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None

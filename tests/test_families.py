@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_models import FAMILIES as NAMES
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.families import FAMILIES, chat_template, family_of, prompt_of
-from gen2embed_mteb.prompts import STRATEGIES
+from gen2embed_mteb.embedder.families import FAMILIES, chat_template, family_of, prompt_of
+from gen2embed_mteb.embedder.prompts import STRATEGIES
 
 
 def test_the_four_families_are_known():

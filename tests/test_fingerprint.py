@@ -12,8 +12,8 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from tiny_models import FAMILIES
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.export import export
-from gen2embed_mteb.fingerprint import _canonical, fingerprint
+from gen2embed_mteb.embedder.export import export
+from gen2embed_mteb.embedder.fingerprint import _canonical, fingerprint
 
 TEXTS = ["a red circle", "which of the two is larger?"]
 

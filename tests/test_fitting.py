@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_models import FAMILIES
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.fitting import Fitter
+from gen2embed_mteb.embedder.truncation import Fitter
 
 SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
 TEXT, IMAGE = "\nRepresent the given text in one word.", "\nRepresent the given text/image in one word."

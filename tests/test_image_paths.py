@@ -19,15 +19,17 @@ from mteb.types import PromptType
 from PIL import Image
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.encoder import Item
-from gen2embed_mteb.encoding import BulkEncoder, cut_batches
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.images import ImageError, fitted_size, open_image
-from gen2embed_mteb.pipeline import MAX_PIXELS_IN_FLIGHT
-from gen2embed_mteb.prefix import PrefixEncoder
-from gen2embed_mteb.store import EmbeddingStore
-from trainers.collation import CellReader
-from trainers.image_cache import CachedImages
+from gen2embed_mteb.bulk.encoder import BulkEncoder, cut_batches
+from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT
+from gen2embed_mteb.bulk.store import EmbeddingStore
+from gen2embed_mteb.bulk.types import Item
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.images.decoding import open_image
+from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.resizing import fitted_size
+from gen2embed_mteb.images.source import ImageSource
+from trainers.batches.collation import CellReader
+from trainers.data.cached_images import CachedImages
 from vlm2vec_adapter.engine import Engine, Sample
 
 RANDOM = np.random.default_rng(5)
@@ -436,11 +438,11 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.encoder import Item
-from gen2embed_mteb.encoding import BulkEncoder
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.prefix import PrefixEncoder
-from gen2embed_mteb.store import EmbeddingStore
+from gen2embed_mteb.bulk.types import Item
+from gen2embed_mteb.bulk.encoder import BulkEncoder
+from gen2embed_mteb.images.source import ImageSource
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.bulk.store import EmbeddingStore
 model = Gen2Embed("gen2embed-mini", device="cpu", max_length=128)
 model.encode("warm")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

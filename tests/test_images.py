@@ -18,14 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.images import (
-    ImageError,
-    ensure_min_side,
-    image_digest,
-    open_image,
-    resize,
-)
+from gen2embed_mteb.images.decoding import image_digest, open_image
+from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.resizing import ensure_min_side, resize
+from gen2embed_mteb.images.source import ImageSource
 
 GRADIENT = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
 

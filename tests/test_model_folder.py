@@ -28,11 +28,11 @@ from tiny_models import FAMILIES
 
 import gen2embed_mteb
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.checked_loading import check_keys
+from gen2embed_mteb.embedder.export import export
+from gen2embed_mteb.embedder.model_folder.checked_loading import check_keys
+from gen2embed_mteb.embedder.model_folder.checks import Source, find
+from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError, read_header
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.export import export
-from gen2embed_mteb.model_folder import Source, find
-from gen2embed_mteb.weight_files import ModelFolderError, read_header
 
 ROOT = Path(gen2embed_mteb.__file__).parents[1]
 TEXTS = ["a red circle", "two blue squares"]
@@ -82,8 +82,8 @@ def ways(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         "export": lambda: export(folder, folder.parent / "exported", device="cpu"),
         "short name": lambda: SentenceTransformer("gen2embed", device="cpu"),
         "short name of ours": lambda: Gen2Embed("gen2embed", device="cpu"),
-        "mteb": lambda: __import__("gen2embed_mteb.mteb_plugin.models", fromlist=["chosen"]).chosen(),
-        "mteb's loader": lambda: __import__("gen2embed_mteb.mteb_plugin.encoder", fromlist=["load"]).load(
+        "mteb": lambda: __import__("gen2embed_mteb.mteb_plugin.models.model_table", fromlist=["chosen"]).chosen(),
+        "mteb's loader": lambda: __import__("gen2embed_mteb.mteb_plugin.models.encoder", fromlist=["load"]).load(
             "Gen2Embed/x", source=str(folder), device="cpu"
         ),
     }
@@ -130,7 +130,7 @@ def test_no_pickle_runs_from_the_command_line_or_vlm2vec(hostile, tmp_path):
 def test_vlm2vec_loads_through_the_same_checks(hostile):
     from types import SimpleNamespace
 
-    from gen2embed_mteb.sharing import Share
+    from gen2embed_mteb.bulk.processes import Share
     from vlm2vec_adapter.options import Options
     from vlm2vec_adapter.session import Session
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gen2embed_mteb import cli
-from gen2embed_mteb.paths import expand_home
+from gen2embed_mteb.storage.paths import expand_home
 from trainers.train import parse
 from vlm2vec_adapter.__main__ import main as vlm2vec
 

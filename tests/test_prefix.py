@@ -10,8 +10,8 @@ from sentence_transformers.sentence_transformer.modules import LSTM, Dense, Drop
 from tiny_models import FAMILIES
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.encoder import StagedEncoder
-from gen2embed_mteb.prefix import PrefixEncoder
+from gen2embed_mteb.bulk.types import StagedEncoder
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 
 SIDES = ("query", "document")
 

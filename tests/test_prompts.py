@@ -11,10 +11,10 @@ from PIL import Image
 from tiny_models import FAMILIES
 
 from gen2embed_mteb import HierarchicalPrompt
-from gen2embed_mteb.compat import install
-from gen2embed_mteb.families import FAMILIES as RECORDS
-from gen2embed_mteb.families import chat_template, prompt_of
-from gen2embed_mteb.prompts import STRATEGIES, TABLE_IV, strategy
+from gen2embed_mteb.embedder.families import FAMILIES as RECORDS
+from gen2embed_mteb.embedder.families import chat_template, prompt_of
+from gen2embed_mteb.embedder.model_folder.compat import install
+from gen2embed_mteb.embedder.prompts import STRATEGIES, TABLE_IV, strategy
 
 install()  # a stock processor without torchvision
 PICTURE = Image.new("RGB", (64, 64), "teal")

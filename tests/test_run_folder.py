@@ -13,12 +13,12 @@ from mmeb_files import COLOURS, colour_rows, write_images, write_table
 from plain_encoder import PlainEncoder
 
 from gen2embed_mteb import cli
-from gen2embed_mteb.compositionality import SUGARCREPE_BENCHMARK, evaluate_captions
-from gen2embed_mteb.evaluation import EvaluationConfig
-from gen2embed_mteb.files import ForeignFileError
+from gen2embed_mteb.bulk.store import StoreMismatchError
+from gen2embed_mteb.evaluation.run import EvaluationConfig
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.evaluate import evaluate
-from gen2embed_mteb.store import StoreMismatchError
+from gen2embed_mteb.storage.files import ForeignFileError
+from gen2embed_mteb.sugarcrepe.evaluate import SUGARCREPE_BENCHMARK, evaluate_captions
 from vlm2vec_adapter import report
 
 NAMES = list(COLOURS)
@@ -207,7 +207,7 @@ def test_killed_while_reports_are_replaced_nothing_is_mixed(data: Path, tmp_path
 import os, pathlib, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from gen2embed_mteb import run_folder
-from gen2embed_mteb.files import OwnedFolder
+from gen2embed_mteb.storage.files import OwnedFolder
 left = {writes}
 def dying(stock):
     def call(*args):

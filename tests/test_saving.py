@@ -21,9 +21,9 @@ from transformers import modeling_utils
 
 import gen2embed_mteb
 from gen2embed_mteb import Gen2Embed, cli
-from gen2embed_mteb.adapters import new_adapter
-from gen2embed_mteb.export import export
-from gen2embed_mteb.files import LEDGER, LOCK, ForeignFileError
+from gen2embed_mteb.embedder.export import export
+from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
+from gen2embed_mteb.storage.files import LEDGER, LOCK, ForeignFileError
 
 ROOT = Path(gen2embed_mteb.__file__).parents[1]
 TEXTS = ["a red circle, b c d", "which of the two is larger?", "x"]

@@ -13,12 +13,12 @@ import pytest
 from mmeb_files import write_images
 from plain_encoder import PlainEncoder
 
-from gen2embed_mteb.encoder import Item
-from gen2embed_mteb.encoding import BATCHES_PER_SHARD, BulkEncoder
+from gen2embed_mteb.bulk.encoder import BATCHES_PER_SHARD, BulkEncoder
+from gen2embed_mteb.bulk.processes import Peers, Share
+from gen2embed_mteb.bulk.store import EmbeddingStore, Shard
+from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.sharing import Peers, Share
-from gen2embed_mteb.store import EmbeddingStore, Shard
+from gen2embed_mteb.images.source import ImageSource
 
 ITEMS = [Item(f"text {number:03}") for number in range(8 * BATCHES_PER_SHARD)]
 WORKER = Path(__file__).parent / "run_encoding.py"
@@ -108,7 +108,7 @@ def test_a_dead_process_is_waited_for_once(tmp_path: Path, caplog: pytest.LogCap
         stock = time.sleep
         patch.setattr(time, "sleep", lambda seconds: (sleeps.append(seconds) if seconds else None, stock(seconds)))
         bulk = BulkEncoder(encoder, store, ImageSource(tmp_path), batch_size=1, share=share)
-        with caplog.at_level(logging.WARNING, "gen2embed_mteb.sharing"):
+        with caplog.at_level(logging.WARNING, "gen2embed_mteb.bulk.processes"):
             bulk.add("query", ITEMS)
             first = len(sleeps)
             for number in range(3):

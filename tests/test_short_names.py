@@ -21,7 +21,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import _gen2embed_hook
-from gen2embed_mteb import short_names
+from gen2embed_mteb.embedder import short_names
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini import model_dir
 

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from plain_encoder import PlainEncoder
 
-from gen2embed_mteb import files
-from gen2embed_mteb.encoder import Item
-from gen2embed_mteb.encoding import BulkEncoder
+from gen2embed_mteb.bulk.encoder import BulkEncoder
+from gen2embed_mteb.bulk.store import EmbeddingStore, Shard, StoreMismatchError
+from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.errors import is_of_the_system
-from gen2embed_mteb.files import ForeignFileError
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.store import EmbeddingStore, Shard, StoreMismatchError
+from gen2embed_mteb.images.source import ImageSource
+from gen2embed_mteb.storage import files
+from gen2embed_mteb.storage.files import ForeignFileError
 
 VECTORS = np.array([[0.6, 0.8], [0.0, 1.0], [1.0, 0.0]], np.float32)
 OTHERS = VECTORS[::-1].copy()
@@ -139,7 +139,7 @@ def test_processes_that_overwrite_at_once_clear_once(tmp_path: Path) -> None:
     EmbeddingStore(tmp_path, {"fingerprint": "old"}).put(KEY, Shard(VECTORS, {}))
     code = """
 import sys, numpy as np
-from gen2embed_mteb.store import EmbeddingStore, Shard
+from gen2embed_mteb.bulk.store import EmbeddingStore, Shard
 store = EmbeddingStore(sys.argv[1], {"fingerprint": "new"}, overwrite=True)
 store.put(sys.argv[2] * 64, Shard(np.ones((1, 1), np.float32), {}))
 """
@@ -347,11 +347,11 @@ def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
 import os, resource, sys
 sys.path.insert(0, sys.argv[2])
 from plain_encoder import PlainEncoder
-from gen2embed_mteb.encoder import Item
-from gen2embed_mteb.encoding import BulkEncoder
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.store import EmbeddingStore
-import gen2embed_mteb.encoding as encoding
+from gen2embed_mteb.bulk.types import Item
+from gen2embed_mteb.bulk.encoder import BulkEncoder
+from gen2embed_mteb.images.source import ImageSource
+from gen2embed_mteb.bulk.store import EmbeddingStore
+import gen2embed_mteb.bulk.encoder as encoding
 encoding.BATCHES_PER_SHARD = 1
 items = [Item(f"text {number}") for number in range(300)]
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

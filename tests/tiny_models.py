@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from gen2embed_mteb.embedder.prompts import STRATEGIES
 from gen2embed_mteb.mini import model_dir
-from gen2embed_mteb.prompts import STRATEGIES
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next")
 

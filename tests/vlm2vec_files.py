@@ -15,7 +15,7 @@ from mmeb_files import M, write_table
 from PIL import Image
 
 from gen2embed_mteb.mmeb import MMEB
-from gen2embed_mteb.mmeb.composition import compose_candidates, compose_query
+from gen2embed_mteb.mmeb.row_text import compose_candidates, compose_query
 from vlm2vec_adapter.mini import write_settings
 
 NUM_ROWS, NUM_CANDIDATES = 9, 5

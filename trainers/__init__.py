@@ -11,11 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .dataset import DatasetClusters, OpenInputs, TrainingSet, training_dataset
-    from .loss import SahaLoss
+    from .batches.dataset import DatasetClusters, OpenInputs, TrainingSet, training_dataset
+    from .batches.sampler import SahaBatchSampler
+    from .loss.saha_loss import SahaLoss
     from .recipe import SahaTrainingArguments
     from .saha.clusters import Clusters, mine_clusters
-    from .sampler import SahaBatchSampler
     from .trainer import SahaTrainer
 
 __all__ = [
@@ -33,15 +33,15 @@ __all__ = [
 
 _LAZY = {
     "Clusters": ".saha.clusters",
-    "DatasetClusters": ".dataset",
-    "OpenInputs": ".dataset",
-    "SahaBatchSampler": ".sampler",
-    "SahaLoss": ".loss",
+    "DatasetClusters": ".batches.dataset",
+    "OpenInputs": ".batches.dataset",
+    "SahaBatchSampler": ".batches.sampler",
+    "SahaLoss": ".loss.saha_loss",
     "SahaTrainer": ".trainer",
     "SahaTrainingArguments": ".recipe",
-    "TrainingSet": ".dataset",
+    "TrainingSet": ".batches.dataset",
     "mine_clusters": ".saha.clusters",
-    "training_dataset": ".dataset",
+    "training_dataset": ".batches.dataset",
 }
 
 

@@ -16,17 +16,17 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from gen2embed_mteb.demo.run import LOG, WRITER, FineTuned
+from gen2embed_mteb.embedder.fingerprint import fingerprint
+from gen2embed_mteb.embedder.model import Gen2Embed
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.files import OwnedFolder
-from gen2embed_mteb.fingerprint import fingerprint
 from gen2embed_mteb.mini import benchmark
-from gen2embed_mteb.model import Gen2Embed
-from gen2embed_mteb.prefix import PrefixEncoder
-from trainers.data import open_training_data
-from trainers.figures import TIMING_FILE
+from gen2embed_mteb.storage.files import OwnedFolder
+from trainers.data.training_data import open_training_data
+from trainers.output.figures import TIMING_FILE
 from trainers.recipe import SahaTrainingArguments
-from trainers.saha.sample import ModelRecord, SampleConfig, sample
-from trainers.saha.viewer import inspect
+from trainers.sampling.sample import ModelRecord, SampleConfig, sample
+from trainers.sampling.viewer import inspect
 from trainers.train import TrainConfig, train
 
 MODEL = "gen2embed-mini"

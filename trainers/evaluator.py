@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from gen2embed_mteb.evaluation import EvaluationConfig
-from gen2embed_mteb.files import OwnedFolder
-from gen2embed_mteb.fingerprint import fingerprint
+from gen2embed_mteb.bulk.processes import Share
+from gen2embed_mteb.embedder.fingerprint import fingerprint
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.evaluation.run import EvaluationConfig
+from gen2embed_mteb.evaluation.run_folder import WRITER
 from gen2embed_mteb.mmeb.datasets import Benchmark
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.scoring import average
-from gen2embed_mteb.prefix import PrefixEncoder
-from gen2embed_mteb.run_folder import WRITER
-from gen2embed_mteb.sharing import Share
+from gen2embed_mteb.storage.files import OwnedFolder
 
 if TYPE_CHECKING:
-    from gen2embed_mteb.model import Gen2Embed
+    from gen2embed_mteb.embedder.model import Gen2Embed
 
 
 class MmebEvaluator(BaseEvaluator):

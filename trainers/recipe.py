@@ -16,9 +16,9 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers.utils import is_liger_kernel_available
 
+from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
-from gen2embed_mteb.images import RESIZE_POLICIES
-from gen2embed_mteb.sharing import Share
+from gen2embed_mteb.images.resizing import RESIZE_POLICIES
 
 EFFECTIVE_BATCH = {"saha": 2048, "in-batch": 1024}
 """Pairs an optimizer step, over all devices (Table VII): 256 clusters of k = 7, or 128 of k = 15; 1,024 plain pairs.

@@ -33,26 +33,26 @@ from sentence_transformers.base.sampler import BatchSamplers
 from transformers import HfArgumentParser
 from transformers.integrations import get_reporting_integration_callbacks
 
-from gen2embed_mteb.adapters import new_adapter
+from gen2embed_mteb.embedder.families import family_of
+from gen2embed_mteb.embedder.model import Gen2Embed
+from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
+from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.evaluation import EvaluationConfig, find_images, installed_versions
-from gen2embed_mteb.families import family_of
-from gen2embed_mteb.files import OwnedFolder, remove_stale
+from gen2embed_mteb.evaluation.run import EvaluationConfig, find_images, installed_versions
 from gen2embed_mteb.mmeb.tables import open_subsets
-from gen2embed_mteb.model import Gen2Embed
-from gen2embed_mteb.paths import expand_home
-from gen2embed_mteb.short_names import resolve
-from trainers.card import data_section
-from trainers.checkpoints import WRITER
-from trainers.dataset import training_dataset
+from gen2embed_mteb.storage.files import OwnedFolder, remove_stale
+from gen2embed_mteb.storage.paths import expand_home
+from trainers.batches.dataset import training_dataset
+from trainers.batches.sampled import data_name, open_sampled_data, read_samplings, warn_of_other_model
+from trainers.batches.sampler import SahaBatchSampler
 from trainers.evaluator import MmebEvaluator
-from trainers.figures import without_times
-from trainers.loss import SahaLoss
-from trainers.output import RUN_FILE, agreed, check_output, checkpoint_to_go_on, finished
+from trainers.loss.saha_loss import SahaLoss
+from trainers.output.card import data_section
+from trainers.output.checkpoints import WRITER
+from trainers.output.figures import without_times
+from trainers.output.folder import RUN_FILE, agreed, check_output, checkpoint_to_go_on, finished
 from trainers.recipe import Recipe, SahaTrainingArguments, bf16_supported, option, recipe_batch, refusing_flags
-from trainers.saha.files import Sampling
-from trainers.sampled import data_name, open_sampled_data, read_samplings, warn_of_other_model
-from trainers.sampler import SahaBatchSampler
+from trainers.sampling.files import Sampling
 from trainers.trainer import SahaTrainer
 
 logger = logging.getLogger(__name__)

@@ -33,18 +33,18 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerControl
 from transformers.trainer_utils import TrainOutput
 
-from gen2embed_mteb.adapters import has_adapter, reload_adapter, save_adapter
+from gen2embed_mteb.embedder.model import Gen2Embed
+from gen2embed_mteb.embedder.model_folder.adapters import has_adapter, reload_adapter, save_adapter
 from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
-from gen2embed_mteb.files import OwnedFolder, new_folder, new_token, temporary_of
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.model import Gen2Embed
-from trainers.card import add_to_card
-from trainers.checkpoints import WRITER, delete_oldest, make_room, newest_whole, place_of, require_whole
-from trainers.collation import CellReader
-from trainers.columns import columns_of, refuse_colliding, roles_of
-from trainers.figures import FIGURES_FILE, TIMING_FILE, Figures, Timing, without_times
-from trainers.loss import SahaLoss
-from trainers.output import RUN_FILE
+from gen2embed_mteb.images.source import ImageSource
+from gen2embed_mteb.storage.files import OwnedFolder, new_folder, new_token, temporary_of
+from trainers.batches.collation import CellReader
+from trainers.batches.columns import columns_of, refuse_colliding, roles_of
+from trainers.loss.saha_loss import SahaLoss
+from trainers.output.card import add_to_card
+from trainers.output.checkpoints import WRITER, delete_oldest, make_room, newest_whole, place_of, require_whole
+from trainers.output.figures import FIGURES_FILE, TIMING_FILE, Figures, Timing, without_times
+from trainers.output.folder import RUN_FILE
 from trainers.recipe import SahaTrainingArguments, refusing_flags
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
-from gen2embed_mteb.paths import expand_home
+from gen2embed_mteb.storage.paths import expand_home
 from vlm2vec_adapter.options import usage
 
 USAGE = f"""\

@@ -19,15 +19,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gen2embed_mteb.encoder import Side
-from gen2embed_mteb.encoding import cut_batches
-from gen2embed_mteb.image_source import ImageSource, open_input
-from gen2embed_mteb.images import ImageError, Size, decode, facts_of, fitted, fitted_size
-from gen2embed_mteb.inputs import described, text_of
-from gen2embed_mteb.mmeb.composition import drop_unmatched_markers
-from gen2embed_mteb.model import Gen2Embed
-from gen2embed_mteb.prefix import PrefixEncoder, Prepared
-from gen2embed_mteb.sharing import Share
+from gen2embed_mteb.bulk.encoder import cut_batches
+from gen2embed_mteb.bulk.processes import Share
+from gen2embed_mteb.bulk.types import Side
+from gen2embed_mteb.embedder.inputs import described, text_of
+from gen2embed_mteb.embedder.model import Gen2Embed
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder, Prepared
+from gen2embed_mteb.images.decoding import Size, decode, facts_of
+from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.resizing import fitted, fitted_size
+from gen2embed_mteb.images.source import ImageSource, open_input
+from gen2embed_mteb.mmeb.row_text import drop_unmatched_markers
 
 KEY = "gen2embed"
 """Under which a batch travels through VLM2Vec's loops, in a dictionary that they take for inputs of a model."""

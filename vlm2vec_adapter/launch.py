@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.sharing import Share
 from vlm2vec_adapter import BACKBONE, GENERATIONS
 from vlm2vec_adapter.options import take_options, wants_us
 

@@ -18,9 +18,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gen2embed_mteb.files import ForeignFileError, OwnedFolder
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, WRITER, ensure
 from gen2embed_mteb.mmeb import DatasetInfo
+from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder
 
 V2_NAME = "ziyjiang/MMEB_Test_Instruct"
 V2_PARSERS = {

@@ -47,8 +47,8 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check every value, so that a run does not fail on one after the model was loaded."""
-        from gen2embed_mteb.images import RESIZE_POLICIES
-        from gen2embed_mteb.prompts import strategy
+        from gen2embed_mteb.embedder.prompts import strategy
+        from gen2embed_mteb.images.resizing import RESIZE_POLICIES
 
         if self.prompt_mode is not None:
             strategy(self.prompt_mode)

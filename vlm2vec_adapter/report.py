@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.files import OwnedFolder
-from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
+from gen2embed_mteb.evaluation.run_folder import WRITER as EVALUATE
+from gen2embed_mteb.evaluation.run_folder import require_one_run
+from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.report import LEADERBOARD_METADATA, averages_table, leaderboard_entry
 from gen2embed_mteb.mmeb.scoring import RANKING_METRICS, average_figures
-from gen2embed_mteb.run_folder import WRITER as EVALUATE
-from gen2embed_mteb.run_folder import require_one_run
+from gen2embed_mteb.storage.files import OwnedFolder
 from vlm2vec_adapter.datasets import known_datasets
 from vlm2vec_adapter.output import WRITER, read_record
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gen2embed_mteb.adapters import CONFIG_FILE
-from gen2embed_mteb.image_files import follows_links
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.prompts import strategy
-from gen2embed_mteb.sharing import Share
+from gen2embed_mteb.bulk.processes import Share
+from gen2embed_mteb.embedder.model_folder.adapters import CONFIG_FILE
+from gen2embed_mteb.embedder.prompts import strategy
+from gen2embed_mteb.images.files import follows_links
+from gen2embed_mteb.images.source import ImageSource
 from vlm2vec_adapter import BACKBONE, output
 from vlm2vec_adapter.engine import Engine
 from vlm2vec_adapter.options import Options, UsageError
@@ -110,8 +110,8 @@ class Session:
             OutputMismatchError: the output folder was made by another model.
             ValueError: the model or its adapter cannot be used.
         """
-        from gen2embed_mteb.fingerprint import fingerprint
-        from gen2embed_mteb.model import Gen2Embed
+        from gen2embed_mteb.embedder.fingerprint import fingerprint
+        from gen2embed_mteb.embedder.model import Gen2Embed
 
         name, adapter, layout = self._sources(model_args)
         options = self.options

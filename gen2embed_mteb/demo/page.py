@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from gen2embed_mteb import pages
+from gen2embed_mteb.evaluation import pages
 
 _STYLE = """
 .bars { display: grid; grid-template-columns: 11rem 1fr; gap: .7rem .8rem; align-items: center; }

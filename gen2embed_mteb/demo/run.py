@@ -15,20 +15,20 @@ import numpy as np
 from PIL import Image
 
 from gen2embed_mteb.demo.page import DemoResult, Neighbours, page_bytes
-from gen2embed_mteb.evaluation import EvaluationConfig
-from gen2embed_mteb.files import OwnedFolder
-from gen2embed_mteb.fingerprint import fingerprint
-from gen2embed_mteb.formatting import as_text, percent
-from gen2embed_mteb.images import open_image
+from gen2embed_mteb.embedder.fingerprint import fingerprint
+from gen2embed_mteb.embedder.model import Gen2Embed
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.evaluation.paper import TABLE_IV, TABLE_VII
+from gen2embed_mteb.evaluation.run import EvaluationConfig
+from gen2embed_mteb.evaluation.run_folder import UNKNOWN, check_reports
+from gen2embed_mteb.evaluation.tables import as_text, percent
+from gen2embed_mteb.images.decoding import open_image
 from gen2embed_mteb.mini import benchmark, model_dir
 from gen2embed_mteb.mmeb.evaluate import evaluate
-from gen2embed_mteb.mmeb.paper import TABLE_IV, TABLE_VII
 from gen2embed_mteb.mmeb.readers import EvalRow, read_eval_rows
 from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average
 from gen2embed_mteb.mmeb.tables import open_subset
-from gen2embed_mteb.model import Gen2Embed
-from gen2embed_mteb.prefix import PrefixEncoder
-from gen2embed_mteb.run_folder import UNKNOWN, check_reports
+from gen2embed_mteb.storage.files import OwnedFolder
 
 MODES = ("none", "hierarchical")
 TUNED, TUNED_FOLDER = "hierarchical + SaHa", "tuned"

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gen2embed_mteb.compositionality_scoring import SUGARCREPE_BENCHMARK, SUGARCREPE_PLUS_BENCHMARK
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.files import write_atomic
 from gen2embed_mteb.mini import language
 from gen2embed_mteb.mini.world import COLORS, SHAPES, Scene, Thing, draw, random_scene
+from gen2embed_mteb.storage.files import write_atomic
+from gen2embed_mteb.sugarcrepe.scoring import SUGARCREPE_BENCHMARK, SUGARCREPE_PLUS_BENCHMARK
 
 NUM_RECORDS = 150
 

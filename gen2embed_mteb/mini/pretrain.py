@@ -30,7 +30,6 @@ from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGen
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
-from gen2embed_mteb.developer_files import write_json
 from gen2embed_mteb.mini.corpus import (
     Album,
     Conversation,
@@ -42,6 +41,7 @@ from gen2embed_mteb.mini.corpus import (
 )
 from gen2embed_mteb.mini.digits import train_digits
 from gen2embed_mteb.mini.world import SIDE
+from gen2embed_mteb.storage.developer_files import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -18,22 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from gen2embed_mteb.encoder import Encoder, Fault, Item, Side
-from gen2embed_mteb.encoding import BulkEncoder
-from gen2embed_mteb.evaluation import (
+from gen2embed_mteb.bulk.encoder import BulkEncoder
+from gen2embed_mteb.bulk.processes import Share
+from gen2embed_mteb.bulk.types import Encoder, Fault, Item, Side
+from gen2embed_mteb.evaluation.run import (
     EvaluationConfig,
     RowError,
     image_source,
     is_first_process,
     open_bulk_encoder,
 )
+from gen2embed_mteb.evaluation.run_folder import check_reports
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval_rows
 from gen2embed_mteb.mmeb.report import write_reports
 from gen2embed_mteb.mmeb.scoring import DatasetScore, EvaluationResult, RowScore, score_row, warn_about_ties
 from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets
-from gen2embed_mteb.run_folder import check_reports
-from gen2embed_mteb.sharing import Share
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gen2embed_mteb.encoder import Item
-from gen2embed_mteb.mmeb.composition import compose_candidates, compose_query, drop_unmatched_markers
+from gen2embed_mteb.bulk.types import Item
+from gen2embed_mteb.data_files.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
+from gen2embed_mteb.mmeb.row_text import compose_candidates, compose_query, drop_unmatched_markers
 from gen2embed_mteb.mmeb.tables import SubsetTable
-from gen2embed_mteb.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded
 
 __all__ = [
     "NEGATIVE_COLUMNS",

@@ -14,11 +14,11 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gen2embed_mteb.evaluation import EvaluationConfig, errors_bytes, installed_versions
-from gen2embed_mteb.formatting import Table, as_markdown, as_text, percent
-from gen2embed_mteb.mmeb.paper import rows_beside
+from gen2embed_mteb.evaluation.paper import rows_beside
+from gen2embed_mteb.evaluation.run import EvaluationConfig, errors_bytes, installed_versions
+from gen2embed_mteb.evaluation.run_folder import RESULTS, SCORE_SUFFIX, begin_reports, run_settings
+from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average, ranking_metrics
-from gen2embed_mteb.run_folder import RESULTS, SCORE_SUFFIX, begin_reports, run_settings
 
 LEADERBOARD_METADATA = (
     "model_name",

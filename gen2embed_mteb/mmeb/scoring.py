@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.evaluation import RunSummary
+from gen2embed_mteb.evaluation.run import RunSummary
 from gen2embed_mteb.mmeb.datasets import META_TASKS, Benchmark, DatasetInfo
 
 logger = logging.getLogger(__name__)

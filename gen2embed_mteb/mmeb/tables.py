@@ -19,9 +19,9 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
+from gen2embed_mteb.data_files.rows import RowFault, RowLimits
+from gen2embed_mteb.data_files.shards import DataError, split_files, whole_table
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
-from gen2embed_mteb.mmeb.shards import DataError, split_files, whole_table
-from gen2embed_mteb.rows import RowFault, RowLimits
 
 __all__ = ["DataError", "SubsetTable", "local_files", "open_files", "open_subset", "open_subsets"]
 
@@ -93,7 +93,7 @@ class SubsetTable:
         yield from islice(self._rows(list(columns), limits or RowLimits()), limit)
 
     def _rows(self, columns: list[str], limits: RowLimits) -> Iterator[dict[str, Any] | RowFault]:
-        from gen2embed_mteb.mmeb.parquet import ROWS_AT_ONCE, batch_rows, read_rows
+        from gen2embed_mteb.data_files.parquet import ROWS_AT_ONCE, batch_rows, read_rows
 
         for path in self.files:
             yield from read_rows(path, columns, limits)
@@ -193,7 +193,7 @@ def open_files(files: Sequence[Path]) -> SubsetTable:
     Raises:
         DataError: A file is damaged, two columns share a name, or there are no rows.
     """
-    from gen2embed_mteb.mmeb.parquet import open_parquet
+    from gen2embed_mteb.data_files.parquet import open_parquet
 
     columns: tuple[str, ...] = ()
     counts: list[int] = []

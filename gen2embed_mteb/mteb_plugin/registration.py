@@ -14,7 +14,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from gen2embed_mteb.short_names import DEFAULT
+from gen2embed_mteb.embedder.short_names import DEFAULT
 
 
 def install() -> None:
@@ -59,8 +59,8 @@ def _registry() -> dict[str, Any]:
 
 
 def _add_models() -> None:
-    from gen2embed_mteb.mteb_plugin import models
-    from gen2embed_mteb.mteb_plugin.metas import as_meta
+    from gen2embed_mteb.mteb_plugin.models import model_table as models
+    from gen2embed_mteb.mteb_plugin.models.model_metas import as_meta
 
     registry = _registry()
     for model in (*models.HUB_MODELS, models.mini()):
@@ -71,8 +71,8 @@ def _add_models() -> None:
 
 def _add_chosen() -> None:
     """Let `gen2embed` stand for what GEN2EMBED_MODEL names."""
-    from gen2embed_mteb.mteb_plugin import models
-    from gen2embed_mteb.mteb_plugin.metas import as_meta
+    from gen2embed_mteb.mteb_plugin.models import model_table as models
+    from gen2embed_mteb.mteb_plugin.models.model_metas import as_meta
 
     registry = _registry()
     registry.pop(DEFAULT, None)  # rather unknown than another model, if what follows fails
@@ -93,9 +93,9 @@ def _add_objects() -> None:
         return
 
     def __new__(cls: Any, model: Any = None, *args: Any, **kwargs: Any) -> Any:
-        ours = sys.modules.get("gen2embed_mteb.model")  # where it was not imported, there is no object of it
+        ours = sys.modules.get("gen2embed_mteb.embedder.model")  # where it was not imported, there is no object of it
         if ours is not None and isinstance(model, ours.Gen2Embed):
-            from gen2embed_mteb.mteb_plugin.encoder import wrap
+            from gen2embed_mteb.mteb_plugin.models.encoder import wrap
 
             return wrap(model)
         return stock(cls)
@@ -105,7 +105,7 @@ def _add_objects() -> None:
 
 
 def _add_tasks() -> None:
-    from gen2embed_mteb.mteb_plugin import caption_tasks, mmeb_tasks
+    from gen2embed_mteb.mteb_plugin.tasks import caption_tasks, mmeb_tasks
 
     # By module name: `mteb.get_tasks` is also a function, and hides the module.
     tasks: Any = import_module("mteb.get_tasks")

@@ -18,8 +18,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.mteb_plugin.encoder import Gen2EmbedEncoder
-from gen2embed_mteb.prefix import PrefixEncoder
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.mteb_plugin.models.encoder import Gen2EmbedEncoder
 
 SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
 MOCKS = {task.metadata.name: task for task in (*MOCK_TASK_TEST_GRID, *MOCK_MIEB_TASK_GRID)}
@@ -248,7 +248,7 @@ def test_images_of_every_mode_are_taken_as_rgb(encoder: Any) -> None:
 def test_images_are_let_go_in_between_and_the_vectors_stay(
     encoder: Any, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gen2embed_mteb.mteb_plugin import encoder as module
+    from gen2embed_mteb.mteb_plugin.models.model_table import encoder as module
 
     task = MOCKS["MockVisionCentricQA"]
     columns = {"image": [*pictures, *pictures], "text": ["a"] * 8}

@@ -17,10 +17,10 @@ from mteb.models.abs_encoder import AbsEncoder
 from PIL import Image
 
 from gen2embed_mteb import cli
+from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.mini import benchmark, crepe
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb.tables import DataError
-from gen2embed_mteb.prefix import PrefixEncoder
 
 DATASETS = [dataset.name for dataset in MMEB_MINI.datasets]
 SETS = ["swap_object", "swap_attribute", "replace_object", "replace_attribute", "replace_relation"]

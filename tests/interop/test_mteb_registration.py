@@ -15,13 +15,15 @@ import pytest
 from mteb.models.model_implementations import MODEL_REGISTRY
 from safetensors.torch import load_file, save_file
 
-from gen2embed_mteb.families import family_of
+from gen2embed_mteb.embedder.families import family_of
+from gen2embed_mteb.embedder.prompts import STRATEGIES, HierarchicalPrompt
 from gen2embed_mteb.mini import model_dir
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb.datasets import MMEB
-from gen2embed_mteb.mteb_plugin import models, registration, revisions
-from gen2embed_mteb.mteb_plugin.metas import as_meta
-from gen2embed_mteb.prompts import STRATEGIES, HierarchicalPrompt
+from gen2embed_mteb.mteb_plugin import registration
+from gen2embed_mteb.mteb_plugin.models import model_table as models
+from gen2embed_mteb.mteb_plugin.models.model_metas import as_meta
+from gen2embed_mteb.mteb_plugin.models.model_table import revisions
 
 HUB_MODELS = {model.name: model for model in models.HUB_MODELS}
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from gen2embed_mteb import cli
-from gen2embed_mteb.files import LEDGER, ForeignFileError
 from gen2embed_mteb.mini import benchmark
+from gen2embed_mteb.storage.files import LEDGER, ForeignFileError
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_folder_or_pipe_in_the_markers_place_is_refused(tmp_path):
 def draw_for_mteb(base, out):
     import mteb  # noqa: F401 # it loads our tasks
 
-    from gen2embed_mteb.mteb_plugin.mmeb_tasks import TASKS
+    from gen2embed_mteb.mteb_plugin.tasks.mmeb_tasks import TASKS
 
     TASKS["MMEB-mini"][0]()._locate()
 
@@ -92,7 +92,7 @@ def draw_for_mteb(base, out):
 def draw_captions_for_mteb(base, out):
     import mteb  # noqa: F401
 
-    from gen2embed_mteb.mteb_plugin.caption_tasks import SugarCrepePlusPlusMini
+    from gen2embed_mteb.mteb_plugin.tasks.caption_tasks import SugarCrepePlusPlusMini
 
     SugarCrepePlusPlusMini().load_data()
 

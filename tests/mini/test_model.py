@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
-from gen2embed_mteb import Gen2Embed, compat
+from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.embedder.model_folder import compat
 from gen2embed_mteb.mini import language, model_dir
 from gen2embed_mteb.mini.pretrain import SPECIAL_TOKENS, PretrainConfig
 from gen2embed_mteb.mini.world import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, draw, random_scene

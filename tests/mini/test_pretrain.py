@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from gen2embed_mteb import compat
+from gen2embed_mteb.embedder.model_folder import compat
 from gen2embed_mteb.mini import corpus, model_dir, pretrain
 
 NO_DIGITS = (np.zeros((0, 64, 64, 3), np.uint8), np.zeros(0, np.int64))

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from gen2embed_mteb.evaluation.paper import SUGARCREPE_PLUS, TABLE_II, TABLE_IV, TABLE_VII, rows_beside
 from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
-from gen2embed_mteb.mmeb.paper import SUGARCREPE_PLUS, TABLE_II, TABLE_IV, TABLE_VII, rows_beside
 
 
 def test_counts_of_the_paper() -> None:

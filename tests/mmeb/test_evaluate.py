@@ -17,13 +17,13 @@ from mmeb_files import COLOURS, M, colour_rows, eval_row, write_images, write_ta
 from PIL import Image
 from plain_encoder import PlainEncoder, vector
 
-from gen2embed_mteb.evaluation import EvaluationConfig
-from gen2embed_mteb.files import LEDGER
+from gen2embed_mteb.bulk.store import StoreMismatchError
+from gen2embed_mteb.evaluation.run import EvaluationConfig
 from gen2embed_mteb.mmeb import MMEB, Benchmark
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.report import markdown, text_table
 from gen2embed_mteb.mmeb.tables import DataError
-from gen2embed_mteb.store import StoreMismatchError
+from gen2embed_mteb.storage.files import LEDGER
 
 NAMES = list(COLOURS)
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gen2embed_mteb.mmeb import parquet
-from gen2embed_mteb.mmeb.shards import DataError
-from gen2embed_mteb.rows import RowFault, RowLimits
-from trainers.json_lines import JsonLines
+from gen2embed_mteb.data_files import parquet
+from gen2embed_mteb.data_files.json_lines import JsonLines
+from gen2embed_mteb.data_files.rows import RowFault, RowLimits
+from gen2embed_mteb.data_files.shards import DataError
 
 
 def outcomes(path: Path, columns: list[str], **limits: int) -> list[Any]:
@@ -126,9 +126,9 @@ LARGE = {
 READ = """
 import resource, sys
 from pathlib import Path
-from gen2embed_mteb.mmeb.parquet import read_rows
-from gen2embed_mteb.rows import RowFault, RowLimits
-from trainers.json_lines import JsonLines
+from gen2embed_mteb.data_files.parquet import read_rows
+from gen2embed_mteb.data_files.rows import RowFault, RowLimits
+from gen2embed_mteb.data_files.json_lines import JsonLines
 path = Path(sys.argv[1])
 lines = "line" in sys.argv[2] or "nested" in sys.argv[2]
 rows = JsonLines(path).rows(["list"]) if lines else read_rows(path, ["list"], RowLimits())

@@ -7,10 +7,10 @@ import datasets as hub_datasets
 import pytest
 from mmeb_files import M, eval_row, write_table
 
-from gen2embed_mteb.encoder import Item
+from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.mmeb import MMEB, DatasetInfo
-from gen2embed_mteb.mmeb.composition import drop_unmatched_markers
 from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, TrainRow, eval_columns, read_eval_rows, read_train_rows
+from gen2embed_mteb.mmeb.row_text import drop_unmatched_markers
 from gen2embed_mteb.mmeb.tables import DataError, open_subset, open_subsets
 
 

@@ -9,11 +9,11 @@ import pytest
 from mmeb_files import eval_row, write_table
 
 from gen2embed_mteb import cli
+from gen2embed_mteb.data_files.shards import DataError, by_table, canonical_split, split_of, whole_table
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.readers import EvalRow, read_eval_rows
-from gen2embed_mteb.mmeb.shards import DataError, by_table, canonical_split, split_of, whole_table
 from gen2embed_mteb.mmeb.tables import open_subset
-from trainers.data import DataConfig, open_training_data
+from trainers.data.training_data import DataConfig, open_training_data
 
 IMAGENET = MMEB.datasets[0]
 

@@ -14,7 +14,7 @@ import torch
 from gen2embed_mteb import cli
 from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.mini.tasks import tasks
-from trainers.saha.files import read_sampling
+from trainers.sampling.files import read_sampling
 
 SUBSETS = ("Digits", "Scenes_t2i")
 ROWS = 20

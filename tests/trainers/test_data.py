@@ -13,21 +13,21 @@ import pytest
 from PIL import Image
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.encoder import Item
+from gen2embed_mteb.bulk.types import Item
+from gen2embed_mteb.data_files.rows import BadRow, RowLimits
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.files import ForeignFileError
-from gen2embed_mteb.images import ImageError
+from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.datasets import lookup, matches
 from gen2embed_mteb.mmeb.tables import DataError
-from gen2embed_mteb.rows import BadRow, RowLimits
-from trainers.cells import read_cell, stored_image
-from trainers.collation import CellReader
-from trainers.data import DataConfig, open_training_data
-from trainers.dataset import OpenInputs
-from trainers.image_cache import CachedImages
-from trainers.saha.files import SamplingError, read_sampling
-from trainers.saha.sample import ModelRecord, SampleConfig, sample
+from gen2embed_mteb.storage.files import ForeignFileError
+from trainers.batches.collation import CellReader
+from trainers.batches.dataset import OpenInputs
+from trainers.data.cached_images import CachedImages
+from trainers.data.cells import read_cell, stored_image
+from trainers.data.training_data import DataConfig, open_training_data
+from trainers.sampling.files import SamplingError, read_sampling
+from trainers.sampling.sample import ModelRecord, SampleConfig, sample
 from trainers.train import open_sampled_data, read_samplings
 
 

@@ -4,11 +4,11 @@ import pytest
 from mmeb_files import COLOURS, M, write_images, write_table
 from plain_encoder import PlainEncoder
 
-from gen2embed_mteb.images import ImageError
+from gen2embed_mteb.images.errors import ImageError
 from trainers import OpenInputs, training_dataset
-from trainers.data import DataConfig, open_training_data
-from trainers.saha.files import SamplingError, read_sampling
-from trainers.saha.sample import ModelRecord, SampleConfig, sample
+from trainers.data.training_data import DataConfig, open_training_data
+from trainers.sampling.files import SamplingError, read_sampling
+from trainers.sampling.sample import ModelRecord, SampleConfig, sample
 
 WORDS = ("cat", "dog", "cow")
 NAMES = tuple(COLOURS)

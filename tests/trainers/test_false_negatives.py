@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gen2embed_mteb.encoder import Item
+from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.mmeb.readers import TrainRow
-from trainers.saha.files import SampledClusters
+from trainers.sampling.files import SampledClusters
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 
 from gen2embed_mteb import Gen2Embed
 from trainers import SahaLoss
-from trainers.loss import content_digests, float32_cosine
+from trainers.loss.saha_loss import content_digests, float32_cosine
 
 TAU = 0.02
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from trainers import negatives
-from trainers.negatives import hard_negatives
+from trainers.saha import hard_negatives as negatives
+from trainers.saha.hard_negatives import hard_negatives
 
 
 def units(*angles):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers import DatasetClusters, SahaBatchSampler
-from trainers.saha.files import SampledClusters, SamplingError, read_sampling, write_sampling
+from trainers.sampling.files import SampledClusters, SamplingError, read_sampling, write_sampling
 
 
 def rows_of(count):

@@ -6,10 +6,10 @@ from gradients import gradients, picture
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.adapters import new_adapter
-from gen2embed_mteb.families import FAMILIES, family_of
+from gen2embed_mteb.embedder.families import FAMILIES, family_of
+from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
 from trainers import SahaLoss
-from trainers.shared_prefix import can_share_prefix, gains_from_sharing, num_shared, sharing_prefix
+from trainers.loss.prefix_sharing import can_share_prefix, gains_from_sharing, num_shared, sharing_prefix
 
 
 def features_of(model, padding_side="right"):

@@ -25,18 +25,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 import kills
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.adapters import has_adapter, new_adapter
-from gen2embed_mteb.families import FAMILIES as RECORDS
-from gen2embed_mteb.files import ForeignFileError
-from gen2embed_mteb.image_source import ImageSource
-from gen2embed_mteb.images import ImageError
-from gen2embed_mteb.prompts import REPRESENT_IMAGE, REPRESENT_TEXT, SYSTEM, strategy
-from trainers.collation import CellReader
-from trainers.dataset import DatasetClusters
-from trainers.figures import without_times
-from trainers.loss import SahaLoss
+from gen2embed_mteb.embedder.families import FAMILIES as RECORDS
+from gen2embed_mteb.embedder.model_folder.adapters import has_adapter, new_adapter
+from gen2embed_mteb.embedder.prompts import REPRESENT_IMAGE, REPRESENT_TEXT, SYSTEM, strategy
+from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.source import ImageSource
+from gen2embed_mteb.storage.files import ForeignFileError
+from trainers.batches.collation import CellReader
+from trainers.batches.dataset import DatasetClusters
+from trainers.batches.sampler import SahaBatchSampler
+from trainers.loss.saha_loss import SahaLoss
+from trainers.output.figures import without_times
 from trainers.recipe import SahaTrainingArguments
-from trainers.sampler import SahaBatchSampler
 from trainers.trainer import SahaTrainer, _EpochOfSampler, roles_of
 
 WORDS = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")

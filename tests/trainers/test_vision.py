@@ -6,9 +6,9 @@ from gradients import gradients, picture
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.families import FAMILIES
+from gen2embed_mteb.embedder.families import FAMILIES
 from trainers import SahaLoss
-from trainers.vision import has_frozen_vision
+from trainers.loss.image_reuse import has_frozen_vision
 
 
 def features_of(model):

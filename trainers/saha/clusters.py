@@ -34,9 +34,8 @@ import numpy.typing as npt
 import torch
 
 from gen2embed_mteb.errors import Gen2EmbedError
-
-from .crowd import Crowd, LookAhead
-from .scores import (
+from trainers.saha.owner_scores import Crowd, LookAhead
+from trainers.saha.scores import (
     SLICE,
     TILE,
     Floats,
@@ -52,7 +51,7 @@ from .scores import (
     sliced_terms,
     take,
 )
-from .search import Backend, ExactSearch
+from trainers.saha.search import Backend, ExactSearch
 
 Variant = Literal["paper", "official"]
 

@@ -31,8 +31,7 @@ import numpy.typing as npt
 import torch
 
 from gen2embed_mteb.errors import Gen2EmbedError
-
-from .scores import (
+from trainers.saha.scores import (
     TILE,
     Floats,
     Integers,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import trainers.saha.clusters as clusters_module
-import trainers.saha.crowd as crowd_module
+import trainers.saha.owner_scores as crowd_module
 from trainers import Clusters, mine_clusters
 
 VARIANTS = [("paper", False), ("official", False), ("official", True)]

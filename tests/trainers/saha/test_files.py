@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gen2embed_mteb.encoder import Item
-from gen2embed_mteb.files import ForeignFileError, OwnedFolder
+from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
-from trainers.saha.files import (
+from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder
+from trainers.sampling.files import (
     RowsDigest,
     SampledClusters,
     SamplingError,
@@ -191,7 +191,7 @@ KILLS = """
 import os, pathlib, sys
 import pyarrow.parquet
 from test_files_of_sampling import CLUSTERS, record
-from trainers.saha.files import write_sampling
+from trainers.sampling.files import write_sampling
 
 folder, steps = pathlib.Path(sys.argv[1]), 0
 

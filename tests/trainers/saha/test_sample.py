@@ -16,15 +16,15 @@ from mmeb_files import COLOURS, M, write_images, write_table
 from PIL import Image
 from plain_encoder import PlainEncoder, vector
 
+from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.cli import main
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.files import LEDGER, ForeignFileError, OwnedFolder
 from gen2embed_mteb.mmeb.tables import DataError
-from gen2embed_mteb.store import StoreMismatchError
-from trainers.data import open_training_data
+from gen2embed_mteb.storage.files import LEDGER, ForeignFileError, OwnedFolder
+from trainers.data.training_data import open_training_data
 from trainers.saha.clusters import mine_clusters
-from trainers.saha.files import SamplingError, read_official, read_sampling
-from trainers.saha.sample import ModelRecord, SampleConfig, SampleResult, sample, text_table
+from trainers.sampling.files import SamplingError, read_official, read_sampling
+from trainers.sampling.sample import ModelRecord, SampleConfig, SampleResult, sample, text_table
 from trainers.train import read_samplings
 
 NAMES = list(COLOURS)

@@ -11,11 +11,11 @@ from plain_encoder import PlainEncoder
 
 from gen2embed_mteb.cli import main
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.files import ForeignFileError
-from trainers.data import open_training_data
-from trainers.saha.files import SamplingError, read_sampling
-from trainers.saha.sample import ModelRecord, SampleConfig, sample
-from trainers.saha.viewer import inspect
+from gen2embed_mteb.storage.files import ForeignFileError
+from trainers.data.training_data import open_training_data
+from trainers.sampling.files import SamplingError, read_sampling
+from trainers.sampling.sample import ModelRecord, SampleConfig, sample
+from trainers.sampling.viewer import inspect
 
 NAMES = list(COLOURS)
 

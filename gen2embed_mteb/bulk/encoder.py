@@ -1,0 +1,367 @@
+"""Making many vectors: every distinct input once, in sorted batches, prepared ahead, every shard kept on disk.
+
+1. Inputs already known, from this call or an earlier one, are dropped: a candidate shared by a thousand rows or by
+   two datasets is encoded once per side. Images are compared by the bytes of their files, not by name.
+2. The rest is sorted by length in tokens, prompt and images included, longest first, so that memory that does not
+   suffice shows at once. It is cut into batches of like lengths and at most `batch_tokens`, the batches into shards.
+   The cut is a pure function of the inputs: an interrupted run that is started again forms the same batches, hence
+   the same vectors to the bit.
+3. Shards found in the store are reused. Of the others every process makes its share, batch by batch, while threads
+   open and prepare the next ones (`pipeline.py`); then it waits for the shares of the others (`sharing.py`).
+
+An input whose image cannot be opened, or that the encoder refuses on its own, is recorded with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT, Batch, Pipeline, Work
+from gen2embed_mteb.bulk.processes import Peers, Share
+from gen2embed_mteb.bulk.store import EmbeddingStore, StoredShard, StoreMismatchError
+from gen2embed_mteb.bulk.types import Encoder, Fault, Item, Side, staged
+from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system
+from gen2embed_mteb.images.decoding import ImageFacts, Size
+from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.resizing import fitted_size
+from gen2embed_mteb.images.source import ImageSource, open_input
+
+BATCHES_PER_SHARD = 16
+MAX_PADDING, NEGLIGIBLE_PADDING = 0.1, 128
+"""A batch ends where more than this share of it, and more than this number of tokens, would be padding."""
+
+
+@dataclass(frozen=True)
+class _PlannedShard:
+    number: int
+    key: str
+    batches: list[Batch]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(batch.works) for batch in self.batches)
+
+
+class BulkEncoder:
+    """Encodes items on both sides and remembers where their vectors are.
+
+    Args:
+        encoder: The model; a `StagedEncoder` such as `PrefixEncoder` is sorted by its own count of tokens and
+            prepared ahead.
+        store: Where shards are kept.
+        images: Where images lie.
+        batch_tokens: Tokens a call of the model, padding included; an input that is longer runs alone. None: what the
+            encoder asks for.
+        batch_size: Inputs a call of the model, at most.
+        resize_policy: A name of `images.RESIZE_POLICIES`.
+        min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+        num_workers: Threads that open images.
+        share: Which part of the work is this process's; by default all of it.
+
+    Attributes:
+        num_reused: Inputs whose vectors came from the store.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        store: EmbeddingStore,
+        images: ImageSource,
+        *,
+        batch_tokens: int | None = None,
+        batch_size: int = 512,
+        resize_policy: str = "processor",
+        min_side: int = 28,
+        num_workers: int = 4,
+        share: Share | None = None,
+    ) -> None:
+        """Keeps the parts; nothing is read yet."""
+        self._encoder = staged(encoder)
+        self._store = store
+        self._images = images
+        self._batch_tokens = batch_tokens or self._encoder.batch_tokens
+        self._batch_size = batch_size
+        self._resize_policy = resize_policy
+        self._min_side = min_side
+        self._num_workers = num_workers
+        self._share = share or Share()
+        self._peers = Peers(self._share)
+        self._pipeline = Pipeline(self._encoder, self._open, num_workers)
+        self._shards: list[StoredShard] = []
+        self._places: dict[tuple[Side, str, tuple[str, ...]], tuple[int, int]] = {}
+        self._facts: dict[str, ImageFacts | Fault] = {}
+        self.num_reused = 0
+
+    @property
+    def num_encoded(self) -> int:
+        """Inputs handed to the model by this object so far."""
+        return self._pipeline.num_encoded
+
+    @property
+    def num_halvings(self) -> int:
+        """How often a batch was halved because memory ran out."""
+        return self._pipeline.num_halvings
+
+    def add(self, side: Side, items: Iterable[Item], label: str = "") -> None:
+        """Encodes the items that are not known yet on this side.
+
+        Args:
+            side: `query` or `document`.
+            items: The items; repetitions are free.
+            label: What to call this piece of work in the progress bar.
+
+        Raises:
+            TypeError: The encoder returns something else than (n, d) unit rows.
+            ValueError: The encoder refuses every input of a batch; its own error.
+        """
+        given = dict.fromkeys(items)
+        self._read_facts({path for item in given for path in item.images}, label or side)
+        works: dict[tuple[str, tuple[str, ...]], Work] = {}
+        for item in given:
+            digests = self._digests(item)
+            if not isinstance(digests, Fault) and (side, item.text, digests) not in self._places:
+                works.setdefault((item.text, digests), Work(item.text, digests, item.images))
+        missing: list[_PlannedShard] = []
+        for batches in _chunks(self._cut(side, list(works.values())), BATCHES_PER_SHARD):
+            planned = _PlannedShard(len(self._shards), _key(side, batches), batches)
+            found = self._store.get(planned.key, planned.num_rows)
+            if found is None:
+                missing.append(planned)
+            else:
+                self.num_reused += found.num_rows
+            # A shard still to be made holds its place, so that numbers do not depend on what was found.
+            self._shards.append(found or StoredShard(Path(), 0, 0, {}))
+            rows = (work for batch in batches for work in batch.works)
+            for row, work in enumerate(rows):
+                self._places[side, work.text, work.digests] = (planned.number, row)
+        if missing:
+            self._make(side, missing, label or side)
+
+    def fault(self, side: Side, item: Item) -> Fault | None:
+        """Tells why an item has no vector.
+
+        Args:
+            side: The side it was added on.
+            item: An item that was added.
+
+        Returns:
+            None if it has a vector.
+
+        Raises:
+            KeyError: The item was never added on this side.
+        """
+        place = self._place(side, item)
+        if isinstance(place, Fault):
+            return place
+        fault = self._shards[place[0]].errors.get(place[1])
+        return Fault(*fault) if fault else None
+
+    def content(self, item: Item) -> tuple[str, tuple[str, ...]]:
+        """What an item is: equal for items of equal text and images, whatever the images are called.
+
+        Args:
+            item: An item that was added, on either side.
+
+        Raises:
+            KeyError: The item was never added.
+            ValueError: One of its images cannot be used.
+        """
+        digests = self._digests(item)
+        if isinstance(digests, Fault):
+            raise Gen2EmbedError(f"{item!r} cannot be compared: {digests.reason}")
+        return item.text, digests
+
+    def vectors(self, side: Side, items: Sequence[Item]) -> npt.NDArray[np.float32]:
+        """Gathers vectors.
+
+        Args:
+            side: The side they were added on.
+            items: n items that were added and have no fault.
+
+        Returns:
+            (n, d) float32, in the order of `items`.
+
+        Raises:
+            KeyError: An item was never added on this side.
+            ValueError: An item has a fault.
+            StoreMismatchError: The store's shards have vectors of unequal widths.
+            OSError: A shard can no longer be read.
+        """
+        if not items:
+            return np.zeros((0, 0), np.float32)
+        places = np.empty((len(items), 2), np.int64)
+        for number, item in enumerate(items):
+            place = self._place(side, item)
+            fault = place if isinstance(place, Fault) else self._shards[place[0]].errors.get(place[1])
+            if fault:
+                raise Gen2EmbedError(f"{item!r} has no vector: {fault[1]}")
+            places[number] = place
+        numbers = np.unique(places[:, 0]).tolist()
+        widths = {self._shards[number].width: self._shards[number].path for number in numbers}
+        if len(widths) > 1:
+            listed = ", ".join(f"{width} in {path.name}" for width, path in sorted(widths.items()))
+            raise StoreMismatchError(
+                f"{self._store.directory}: its vectors have unequal widths ({listed}); pass another folder"
+            )
+        out = np.empty((len(items), *widths), np.float32)
+        # One shard's file is open at a time: there may be more shards than a process may open files.
+        for number in numbers:
+            wanted = np.flatnonzero(places[:, 0] == number)
+            out[wanted] = self._shards[number].vectors[places[wanted, 1]]
+        return out
+
+    def _place(self, side: Side, item: Item) -> tuple[int, int] | Fault:
+        digests = self._digests(item)
+        return digests if isinstance(digests, Fault) else self._places[side, item.text, digests]
+
+    def _digests(self, item: Item) -> tuple[str, ...] | Fault:
+        facts = [self._facts[path] for path in item.images]
+        faults = [fact for fact in facts if isinstance(fact, Fault)]
+        return faults[0] if faults else tuple(fact.digest for fact in facts if isinstance(fact, ImageFacts))
+
+    def _read_facts(self, paths: Iterable[str], label: str) -> None:
+        """Reads each new image file once for its digest and size."""
+        new = sorted(path for path in paths if path not in self._facts)
+        if not new:
+            return
+        with ThreadPoolExecutor(self._num_workers, thread_name_prefix="facts") as pool:
+            found = _progress(pool.map(self._facts_of, new), len(new), f"{label}: reading images", "image")
+            self._facts.update(zip(new, found, strict=True))
+
+    def _facts_of(self, path: str) -> ImageFacts | Fault:
+        try:
+            facts = self._images.facts(path)
+            fitted_size(facts.size, self._resize_policy, self._min_side, path)
+            return facts
+        except ImageError as error:
+            if is_of_the_system(error):
+                raise
+            return Fault(error.file, error.reason)
+
+    def _cut(self, side: Side, works: list[Work]) -> list[Batch]:
+        """Batches of inputs of like length, longest first."""
+        sizes = [[self._final_size(path) for path in work.paths] for work in works]
+        lengths = dict(zip(works, self._encoder.count_tokens(side, [w.text for w in works], sizes), strict=True))
+        works = sorted(works, key=lambda work: (-lengths[work], work.text, work.digests))
+        counts = [lengths[work] for work in works]
+        pixels = [sum(map(self._num_pixels, work.paths)) for work in works]
+        return [
+            Batch(tuple(works[start:stop]), sum(counts[start:stop]), sum(pixels[start:stop]))
+            for start, stop in cut_batches(counts, self._batch_tokens, self._batch_size, pixels)
+        ]
+
+    def _final_size(self, path: str) -> Size:
+        return fitted_size(self._known_facts(path).size, self._resize_policy, self._min_side, path)
+
+    def _num_pixels(self, path: str) -> int:
+        """What an image takes while it is in memory: as it is in its file, or as it is enlarged."""
+        return max(math.prod(self._known_facts(path).size), math.prod(self._final_size(path)))
+
+    def _known_facts(self, path: str) -> ImageFacts:
+        facts = self._facts[path]
+        if isinstance(facts, Fault):
+            raise KeyError(path)
+        return facts
+
+    def _make(self, side: Side, missing: list[_PlannedShard], label: str) -> None:
+        """Makes this process's share of the missing shards, and waits for the rest."""
+        started = time.monotonic()
+        total = sum(batch.num_tokens for shard in missing for batch in shard.batches)
+        rows = 0
+        with _token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side) as run:
+
+            def place(planned: _PlannedShard, shard: StoredShard) -> None:
+                nonlocal rows
+                self._shards[planned.number] = shard
+                rows += shard.num_rows
+                bar.set_postfix_str(f"{rows / (time.monotonic() - started):.1f} items/s", refresh=False)
+
+            own = [planned for planned in missing if self._share.owns(planned.number)]
+            for planned, shard in zip(own, run([shard.batches for shard in own], bar), strict=True):
+                place(planned, self._store.put(planned.key, shard))
+            others = {planned.key: planned for planned in missing if not self._share.owns(planned.number)}
+            numbers = {key: planned.number for key, planned in others.items()}
+            for key, found in self._peers.await_others(numbers, lambda key: self._store.get(key, others[key].num_rows)):
+                planned = others[key]
+                if found is not None:
+                    bar.update(sum(batch.num_tokens for batch in planned.batches))
+                    place(planned, found)
+                    continue
+                for shard in run([planned.batches], bar):
+                    place(planned, self._store.put(key, shard))
+
+    def _open(self, text: str, paths: tuple[str, ...]) -> dict[str, Any]:
+        return open_input(self._images, text, paths, self._resize_policy, self._min_side)
+
+
+def cut_batches(
+    lengths: Sequence[int], batch_tokens: int, batch_size: int, pixels: Sequence[int] | None = None
+) -> list[tuple[int, int]]:
+    """Cuts inputs that are sorted by length, longest first, into batches of like lengths.
+
+    Args:
+        lengths: n lengths in tokens, descending.
+        batch_tokens: Tokens a batch, padding included; an input that is longer makes a batch alone.
+        batch_size: Inputs a batch, at most.
+        pixels: n numbers of decoded pixels: a batch has at most `MAX_PIXELS_IN_FLIGHT`, an input of more runs alone.
+
+    Returns:
+        The first and the last place, the latter excluded, of each batch, in order.
+    """
+    batches: list[tuple[int, int]] = []
+    start = 0
+    while start < len(lengths):
+        longest = lengths[start]
+        most = min(batch_size, max(1, batch_tokens // longest), len(lengths) - start)
+        tokens = rows = num_pixels = 0
+        while rows < most:
+            num_pixels += pixels[start + rows] if pixels is not None else 0
+            if rows and num_pixels > MAX_PIXELS_IN_FLIGHT:
+                break
+            grown = tokens + lengths[start + rows]
+            padding = (rows + 1) * longest - grown
+            if padding > max(NEGLIGIBLE_PADDING, MAX_PADDING * (rows + 1) * longest):
+                break
+            tokens, rows = grown, rows + 1
+        batches.append((start, start + rows))
+        start += rows
+    return batches
+
+
+def _key(side: Side, batches: list[Batch]) -> str:
+    """Digests one shard's work; a repaired image changes its digest, hence the key."""
+    work = [[[work.text, work.digests] for work in batch.works] for batch in batches]
+    return hashlib.sha256(json.dumps([side, work]).encode()).hexdigest()
+
+
+def _chunks(batches: list[Batch], size: int) -> list[list[Batch]]:
+    return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+
+@contextmanager
+def _token_bar(total: int, label: str, *, silent: bool) -> Iterator[Any]:
+    """A bar over tokens: the time left follows from them, as a long input takes as long as many short ones."""
+    from tqdm import tqdm
+
+    off = silent or not sys.stderr.isatty()
+    with tqdm(total=total, unit="tok", unit_scale=True, desc=label, disable=off) as bar:
+        yield bar
+
+
+def _progress(items: Iterator[Any], total: int, label: str, unit: str) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    return iter(tqdm(items, total=total, unit=unit, desc=label, disable=not sys.stderr.isatty(), leave=False))

@@ -1,0 +1,99 @@
+"""A table with one JSON object a line, read in bounded pieces; a line that cannot be used is a fault in its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb.data_files.rows import RowFault, RowLimits, unique_keys
+from gen2embed_mteb.data_files.shards import DataError, require_regular
+from gen2embed_mteb.errors import one_line
+
+_PIECE = 2**20
+_LINES_FOR_COLUMNS = 1000
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A table with one JSON object a line; empty lines are no rows.
+
+    Attributes:
+        path: The file, UTF-8.
+    """
+
+    path: Path
+
+    @property
+    def source(self) -> str:
+        """The file, for messages."""
+        return str(self.path)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The names that the first thousand lines have; none if there are no rows."""
+        lines = islice(self._lines(RowLimits()), _LINES_FOR_COLUMNS)
+        return tuple(dict.fromkeys(name for line in lines if isinstance(line, dict) for name in line))
+
+    def require_rows(self) -> None:
+        """Check that there are rows, and an object among the first thousand.
+
+        Raises:
+            DataError: There are none; names what is wrong with the first line.
+        """
+        if not self.columns:
+            first = next(self._lines(RowLimits()), None)
+            what = "the table has no rows" if first is None else "its objects are empty"
+            what = first.reason if isinstance(first, RowFault) else what
+            raise DataError(f"{self.path}: {what}; write one JSON object a line")
+
+    def file_of(self, row: int) -> str:
+        """Return the file that a row stands in."""
+        return str(self.path)
+
+    def rows(
+        self, columns: Sequence[str], limit: int | None = None, limits: RowLimits | None = None
+    ) -> Iterator[dict[str, Any] | RowFault]:
+        """Read rows in order.
+
+        Args:
+            columns: The names wanted; None stands where a line lacks one.
+            limit: Stop after this many rows.
+            limits: How large a row may be; None: as the defaults say.
+
+        Yields:
+            One dict a line, or what is wrong with it.
+
+        Raises:
+            DataError: The file is no regular file.
+        """
+        for line in islice(self._lines(limits or RowLimits()), limit):
+            yield line if isinstance(line, RowFault) else {column: line.get(column) for column in columns}
+
+    def _lines(self, limits: RowLimits) -> Iterator[dict[str, Any] | RowFault]:
+        with require_regular(self.path).open("rb") as file:
+            number = 0
+            while line := file.readline(limits.max_row_bytes + 1):
+                number += 1
+                if len(line) > limits.max_row_bytes:
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(_PIECE)
+                    yield RowFault(f"line {number}: more than max_row_bytes {limits.max_row_bytes}")
+                elif line.strip():
+                    yield _parsed(line, number)
+
+
+def _parsed(line: bytes, number: int) -> dict[str, Any] | RowFault:
+    try:
+        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=unique_keys)
+    except RecursionError:
+        return RowFault(f"line {number}: no JSON that can be read (nested too deeply)")
+    except ValueError as error:
+        return RowFault(f"line {number}: no JSON ({one_line(error)})")
+    if not isinstance(value, dict):
+        return RowFault(f"line {number}: not an object; one row a line is expected")
+    return value

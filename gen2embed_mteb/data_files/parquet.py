@@ -1,0 +1,191 @@
+"""Reading Parquet a few rows at a time, in bounded memory; a row that cannot be read is a `RowFault` in its place.
+
+pyarrow reads a page, not a file, at a time here. How many rows are decoded at once follows from the sizes in the file's
+metadata; a row's size is known, from Arrow's buffers, before a single Python object is made of it. Invalid UTF-8, which
+pyarrow finds only when a value becomes a Python object, is looked for row by row where a batch holds some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from gen2embed_mteb.data_files.rows import RowFault, RowLimits
+from gen2embed_mteb.data_files.shards import DataError, require_regular
+from gen2embed_mteb.errors import one_line
+
+Row = dict[str, Any]
+ROWS_AT_ONCE = 64
+_BUFFER = 2**20
+_WHOLE_BATCH = 8 * 2**20
+"""A batch of Arrow data up to this size becomes Python objects at once, a larger one row by row."""
+_DECODED_AT_ONCE = 2**28
+"""So many rows are decoded at once that they stay below this size, if each held the largest value of its column."""
+_LARGE_GROUP = 2**30
+_MAX_GROUP_VALUES = 2**27
+_DAMAGE = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises on a damaged file; the last where the name of a column is."""
+_CONVERSION = (ValueError, TypeError, OverflowError, pyarrow.ArrowException)
+
+
+def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
+    """Open a Parquet file; only its metadata is read.
+
+    Args:
+        path: A regular file.
+
+    Raises:
+        DataError: It is something else than a regular file, or no Parquet file.
+        OSError: The system cannot open it.
+    """
+    require_regular(path)
+    try:
+        file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER)
+        _ = file.schema_arrow.names, file.reader.column_paths
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise DataError(f"{path}: not a readable parquet file ({one_line(error)}); download it again") from error
+    return file
+
+
+def read_rows(path: Path, columns: Sequence[str], limits: RowLimits) -> Iterator[Row | RowFault]:
+    """Read the rows of a file in order.
+
+    Args:
+        path: The file.
+        columns: The columns wanted.
+        limits: How large a row may be.
+
+    Yields:
+        One dict a row, or a fault.
+
+    Raises:
+        DataError: The file is damaged.
+        OSError: The system cannot read it.
+    """
+    with open_parquet(path) as file:
+        for group in range(file.num_row_groups):
+            try:
+                yield from _group_rows(file, group, columns, limits, str(path))
+            except _DAMAGE as error:
+                if isinstance(error, OSError) and error.errno:
+                    raise
+                raise DataError(f"{path}: damaged parquet file ({one_line(error)}); download it again") from error
+
+
+def _group_rows(
+    file: pyarrow.parquet.ParquetFile, group: int, columns: Sequence[str], limits: RowLimits, source: str
+) -> Iterator[Row | RowFault]:
+    metadata = file.metadata.row_group(group)
+    num_rows = metadata.num_rows
+    size, num_values = _largest_chunk(metadata, columns)
+    if reason := _too_much(num_rows, size, num_values, limits):
+        yield from (RowFault(reason, source) for _ in range(num_rows))
+        return
+    # A short text may stand for a long one of the column's dictionary, at most as long as the whole column.
+    at_once = max(1, min(ROWS_AT_ONCE, _DECODED_AT_ONCE // max(1, size)))
+    done = 0
+    try:
+        for batch in file.iter_batches(at_once, row_groups=[group], columns=list(columns), use_threads=False):
+            for row in batch_rows(batch, limits, source):
+                done += 1
+                yield row
+    except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowCapacityError) as error:
+        # More than Arrow can hold in one row; where the next one begins cannot be known.
+        reason = f"row group {group} cannot be read from this row on ({one_line(error)})"
+        yield from (RowFault(reason, source) for _ in range(num_rows - done))
+
+
+def _largest_chunk(metadata: Any, columns: Sequence[str]) -> tuple[int, int]:
+    """The most bytes, unpacked, and the most values that one of the columns has in a row group."""
+    chunks = [metadata.column(number) for number in range(metadata.num_columns)]
+    wanted = [
+        chunk
+        for chunk in chunks
+        if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns)
+    ]
+    sizes = [(chunk.total_uncompressed_size, chunk.num_values) for chunk in wanted]
+    return max((size for size, _ in sizes), default=0), max((values for _, values in sizes), default=0)
+
+
+def _too_much(num_rows: int, size: int, num_values: int, limits: RowLimits) -> str:
+    """Why a row group is not read at all; empty if it is."""
+    if size > max(_LARGE_GROUP, num_rows * limits.max_row_bytes):
+        return (
+            f"its row group of {num_rows} rows holds {size} bytes, more than max_row_bytes {limits.max_row_bytes} each"
+        )
+    if num_values > _MAX_GROUP_VALUES and num_values > num_rows * 1000:
+        return f"its row group of {num_rows} rows holds {num_values} values; write the table in smaller row groups"
+    return ""
+
+
+def batch_rows(batch: Any, limits: RowLimits, source: str = "") -> Iterator[Row | RowFault]:
+    """Make Python objects of a few rows.
+
+    Args:
+        batch: A `pyarrow.RecordBatch` or `pyarrow.Table`.
+        limits: How large a row may be.
+        source: The file, for the faults.
+
+    Yields:
+        One dict a row, or a fault.
+    """
+    if batch.nbytes <= min(_WHOLE_BATCH, limits.max_row_bytes):
+        try:
+            rows = batch.to_pylist()
+        except _CONVERSION:
+            rows = None
+        if rows is not None:
+            yield from rows
+            return
+    for number in range(batch.num_rows):
+        try:
+            yield _row(batch.slice(number, 1), limits)
+        except RowFault as fault:
+            yield RowFault(fault.reason, source)
+
+
+def _row(batch: Any, limits: RowLimits) -> Row:
+    """The one row of a batch."""
+    row: Row = {}
+    size = 0
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            value = _with_own_buffers(column)
+            count = _num_entries(value)
+        except _CONVERSION as error:
+            raise RowFault(f"{name} cannot be read ({one_line(error)})") from None
+        if count > limits.max_candidates:
+            raise RowFault(f"{name} has {count} entries, more than max_candidates {limits.max_candidates}")
+        size += value.nbytes
+        if size > limits.max_row_bytes:
+            raise RowFault(f"the row has more than max_row_bytes {limits.max_row_bytes}")
+        try:
+            row[name] = value.to_pylist()[0]
+        except _CONVERSION as error:
+            raise RowFault(f"{name} cannot be read ({one_line(error)})") from None
+    return row
+
+
+def _with_own_buffers(column: Any) -> Any:
+    """The same values in a form whose size is that of the values: others share buffers with the rows beside them."""
+    kind = column.type
+    if pyarrow.types.is_dictionary(kind):
+        return column.dictionary_decode()
+    if pyarrow.types.is_string_view(kind) or pyarrow.types.is_binary_view(kind):
+        return column.cast(pyarrow.large_string() if pyarrow.types.is_string_view(kind) else pyarrow.large_binary())
+    return column
+
+
+def _num_entries(column: Any) -> int:
+    """The length of the list in a column of one row; 0 if it is none."""
+    kind = column.type
+    if not (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)):
+        return 0
+    return int(pyarrow.compute.list_value_length(column)[0].as_py() or 0)

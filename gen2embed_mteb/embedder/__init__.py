@@ -1,0 +1,1 @@
+"""What the model is, and how an input becomes a vector."""

@@ -1,0 +1,50 @@
+"""From a base model or an adapter to a directory that plain `SentenceTransformer` loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb.embedder.model import Gen2Embed
+from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+
+
+def export(
+    model: str | Path,
+    output_dir: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    prompt_mode: str | HierarchicalPrompt | None = None,
+    **options: Any,
+) -> Path:
+    """Write a directory that plain `SentenceTransformer` loads; an adapter is merged into the weights.
+
+    Args:
+        model: hub id or local directory of a base model, an adapter, or an exported model.
+        output_dir: where to write; must not hold anything yet.
+        adapter: hub id or directory of an adapter.
+        prompt_mode: a strategy's name, or a prompt of one's own; `None` as in `Gen2Embed`.
+        options: passed to `Gen2Embed`.
+
+    Returns:
+        The directory.
+
+    Raises:
+        FileExistsError: `output_dir` is not empty.
+        OSError: the disk is full.
+    """
+    output = empty_directory(output_dir)
+    Gen2Embed(model, adapter=adapter, prompt_mode=prompt_mode, **options).save_pretrained(str(output))
+    return output
+
+
+def empty_directory(path: str | Path) -> Path:
+    """The path, if nothing is there yet that writing could mix with.
+
+    Raises:
+        FileExistsError: the path is a file, or a directory that is not empty.
+    """
+    directory = Path(path)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory} is not an empty directory; choose another, or remove it first")
+    return directory

@@ -1,0 +1,77 @@
+"""The families of multimodal LLMs: one record each, and the chat template that renders the two-level prompt for it.
+
+A new family is a file with its record beside this one, a line in `FAMILIES`, and a template in `templates/`: the
+template is told the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn and
+the opened assistant turn (see `chat_template`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+from gen2embed_mteb.embedder.families.family import Family, ImageLayout
+from gen2embed_mteb.embedder.families.llava_next import LLAVA_NEXT
+from gen2embed_mteb.embedder.families.qwen import QWEN
+from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.errors import Gen2EmbedError
+
+__all__ = ["FAMILIES", "Family", "ImageLayout", "chat_template", "family_of", "prompt_of"]
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*QWEN, LLAVA_NEXT)}
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a model.
+
+    Args:
+        model_type: `config.model_type` of the loaded model.
+
+    Raises:
+        ValueError: no family has that model type; the message lists the known ones and what a new one needs.
+    """
+    if model_type not in FAMILIES:
+        known = ", ".join(f"{family.name} ({family.model_type})" for family in FAMILIES.values())
+        raise Gen2EmbedError(
+            f"unknown model family: model_type {model_type!r}. Known: {known}. A new family needs a native class in "
+            "transformers, a Family record in a file of gen2embed_mteb/embedder/families/ (image marker, LoRA targets, "
+            "positions) and a chat template in gen2embed_mteb/embedder/families/templates/."
+        )
+    return FAMILIES[model_type]
+
+
+def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayout = "native") -> str:
+    """The Jinja chat template that renders this prompt for this family.
+
+    It needs nothing of this package: stock processors render it, with `task` ("query", "document" or undefined) and
+    `add_generation_prompt` as variables. Its first line carries the prompt as JSON, which `prompt_of` reads back.
+
+    Args:
+        family: whose chat format.
+        prompt: the texts.
+        layout: `native`, the family's own image marker; `official`, the bare one.
+
+    Raises:
+        ValueError: unknown layout.
+    """
+    if layout not in ("native", "official"):
+        raise Gen2EmbedError(f"unknown image layout {layout!r}; known: native, official")
+    marker = family.image if layout == "native" else family.bare_image
+    # JSON strings are Jinja strings as long as non-ASCII characters stay as they are.
+    texts = json.dumps(asdict(prompt), ensure_ascii=False)
+    header = f"{{%- set prompt = {texts} -%}}\n{{%- set image_marker = {json.dumps(marker)} -%}}\n"
+    return header + _read("content.jinja") + _read(family.template)
+
+
+def prompt_of(template: str) -> HierarchicalPrompt | None:
+    """Read the prompt back from a template of `chat_template`; `None` if it is another's template."""
+    first = re.match(r"\{%- set prompt = (\{.*\}) -%\}\n", template or "")
+    return HierarchicalPrompt(**json.loads(first[1])) if first else None
+
+
+@cache
+def _read(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")

@@ -1,0 +1,254 @@
+"""What users may pass to `Gen2Embed`, and how it becomes one conversation: a text, and images opened safely.
+
+Accepted: a string (always text, never opened or fetched), a PIL image, a `pathlib.Path` to an image, a dict with "text"
+and/or "image" (or "images"), and a chat conversation as sentence-transformers knows it. An image in a dict is a PIL
+image, a path, `{"bytes", "path"}` as `datasets` stores it, or a list of these; what stands alone may be so stored, too.
+A key whose value is `None` counts as absent, whatever its name.
+Anything else (a number, NaN, an array, a tensor, pandas' NA) is a `TypeError`, before anything else looks at it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.images.decoding import decode, open_image
+from gen2embed_mteb.images.errors import ImageError, short_name
+from gen2embed_mteb.images.files import follows_links
+from gen2embed_mteb.images.modes import to_rgb
+from gen2embed_mteb.images.resizing import fitted
+from gen2embed_mteb.images.source import ImageSource
+
+INPUT_KEYS = frozenset({"text", "image", "images"})
+"""The keys that a dict may have."""
+STORED_IMAGE = frozenset({"bytes", "path"})
+"""The keys of an image as `datasets` stores it."""
+
+_MARKER = re.compile(r"<\|image_([1-9])\|>")
+_IMAGE_TOKENS = 256  # a guess, for sorting
+_Open = Callable[[Any], Image.Image]
+
+
+@dataclass(frozen=True)
+class Content:
+    """One input, opened: the user's text with MMEB's image markers, its RGB images, and a system prompt if given."""
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    system: str | None = None
+
+    def as_messages(self) -> list[dict[str, Any]]:
+        """The conversation, images first, as chat templates read it."""
+        parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in self.images]
+        if self.text:
+            parts.append({"type": "text", "text": self.text})
+        user = {"role": "user", "content": parts}
+        if self.system is None:
+            return [user]
+        return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, user]
+
+
+def content_of(
+    sample: Any,
+    image_root: str | Path | None = None,
+    resize_policy: str = "processor",
+    min_side: int = 28,
+    *,
+    source: ImageSource | None = None,
+) -> Content:
+    """Open one input.
+
+    Args:
+        sample: what the user passed; see the module's docstring. A `Content` is returned as it is.
+        image_root: folder that image paths are relative to and may not leave; `None` takes paths as they are.
+        resize_policy: a name of `images.RESIZE_POLICIES`.
+        min_side: least side of an image in pixels, 0: any; see `images.ensure_min_side`.
+        source: where images with a path are, in place of `image_root`.
+
+    Raises:
+        TypeError: the input is of another type, or a dict with other keys.
+        ValueError: a dict with neither text nor image, or an empty conversation.
+        ImageError: an image cannot be opened, or would have to be enlarged beyond the limit.
+    """
+
+    def opened(image: Any) -> Image.Image:
+        name, image = _opened(image, image_root, source)
+        return fitted(image, resize_policy, min_side, name)
+
+    if isinstance(sample, Content):
+        return sample
+    if isinstance(sample, str):
+        return Content(sample)
+    if isinstance(sample, dict) and "role" not in sample:
+        # Tables give all rows the same keys, and null to those that a row has no use of.
+        sample = {key: value for key, value in sample.items() if value is not None} or sample
+    if isinstance(sample, (Image.Image, Path)) or _is_stored(sample):
+        sample = {"image": sample}
+    if isinstance(sample, list) or (isinstance(sample, dict) and "role" in sample):
+        return _conversation(sample, opened)
+    if not isinstance(sample, dict) or not sample.keys() <= INPUT_KEYS | {k for k in sample if sample[k] is None}:
+        raise _not_an_input(sample)
+    text, images = text_of(sample.get("text"), '"text"'), _listed(sample)
+    if sample.get("text") is None and not images:
+        raise Gen2EmbedError(f'nothing to encode in {described(sample)}: give "text", "image" or both')
+    return Content(text, tuple(_in_marked_order(text, [opened(image) for image in images])))
+
+
+def text_of(value: Any, name: str) -> str:
+    """Return a text that may be missing.
+
+    Args:
+        value: a string, or `None`, which is the empty text.
+        name: what to call it in the error.
+
+    Raises:
+        TypeError: it is anything else.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, got {described(value)}")
+    return value
+
+
+def described(value: Any) -> str:
+    """Return what to call a value in errors: its type, with the value where that is short and tells something."""
+    kind = type(value)
+    if kind in (bool, float) or (kind is int and abs(value) < 10**12):
+        return f"{kind.__name__}: {value}"
+    if isinstance(value, dict):
+        return f"a dict with keys {sorted(short_name(str(key)) for key in value)[:10]}"
+    module = kind.__module__.partition(".")[0]
+    return kind.__name__ if module == "builtins" else f"{module}.{kind.__name__}"
+
+
+def rough_length(sample: Any) -> int:
+    """Return about the number of tokens of an input, to sort by; 0 of what is none. Images count alike, unopened."""
+    if isinstance(sample, (Image.Image, Path)):
+        return _IMAGE_TOKENS
+    if isinstance(sample, Content):
+        return len(sample.text) // 4 + _IMAGE_TOKENS * len(sample.images)
+    if isinstance(sample, dict) and "role" not in sample:
+        num_images = sum(len(_as_list(sample.get(key))) for key in ("image", "images"))
+        return _text_length(sample.get("text")) + _IMAGE_TOKENS * (num_images + _is_stored(sample))
+    if not isinstance(sample, (list, dict)):
+        return _text_length(sample)
+    length = 0
+    for message in sample if isinstance(sample, list) else [sample]:
+        content = message.get("content") if isinstance(message, dict) else None
+        length += _text_length(content)
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict):
+                length += _text_length(part.get("text")) + _IMAGE_TOKENS * ("image" in part)
+    return length
+
+
+def _text_length(text: Any) -> int:
+    return len(text) // 4 if isinstance(text, str) else 0
+
+
+def _not_an_input(value: Any) -> TypeError:
+    return TypeError(
+        f'cannot encode {described(value)}: pass a str, a PIL image, a pathlib.Path, or {{"text": …, "image": …}} '
+        "with either key left out"
+    )
+
+
+def _is_stored(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and value.keys() <= STORED_IMAGE
+
+
+def _as_list(images: Any) -> list[Any]:
+    """The images of a cell, without what is missing: tables write `None` or an empty path for that."""
+    given = list(images) if isinstance(images, (list, tuple)) else [images]
+    return [image for image in given if image is not None and not (isinstance(image, str) and image == "")]
+
+
+def _listed(sample: Mapping[str, Any]) -> list[Any]:
+    """The images of a dict, under either key, each of a known type."""
+    first, second = _as_list(sample.get("image")), _as_list(sample.get("images"))
+    if first and second:
+        raise TypeError('cannot encode a dict with both "image" and "images": put all images under one of them')
+    for image in first or second:
+        if not isinstance(image, (str, Path, Image.Image)) and not _is_stored(image):
+            raise _not_an_image(image)
+    return first or second
+
+
+def _not_an_image(value: Any) -> TypeError:
+    return TypeError(
+        f'"image" must be a PIL image or a path, got {described(value)} '
+        '(also {"bytes", "path"} as datasets stores it, or a list of these)'
+    )
+
+
+def _conversation(sample: Any, opened: _Open) -> Content:
+    """A chat conversation; its user turns are joined, as the templates do."""
+    system: str | None = None
+    text, images = "", []
+    messages = sample if isinstance(sample, list) else [sample]
+    if not messages:
+        raise Gen2EmbedError("nothing to encode in an empty list: a list is a conversation of role/content messages")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), (str, list)):
+            shown = described(message)
+            raise TypeError(
+                f"cannot encode a list of {shown}: a list is a conversation of messages, "
+                '{"role": str, "content": str or list of parts}'
+            )
+        role, parts = text_of(message.get("role"), '"role"'), message["content"]
+        for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind == "image":
+                images += [opened(image) for image in _listed({"image": [_required(part.get("image"))]})]
+            elif isinstance(kind, str) and kind == "text":
+                said = text_of(part.get("text"), '"text"')
+                if role == "system":
+                    system = (system or "") + said
+                else:
+                    text += said
+            else:
+                raise TypeError(
+                    f'cannot encode {described(part)} in a message: a part is {{"type": "text", "text": str}} '
+                    'or {"type": "image", "image": PIL image or path}'
+                )
+    return Content(text, tuple(images), system)
+
+
+def _required(image: Any) -> Any:
+    if not _as_list(image):
+        raise _not_an_image(image)
+    return image
+
+
+def _opened(image: Any, image_root: str | Path | None, source: ImageSource | None) -> tuple[str, Image.Image]:
+    """An image of a known type, as RGB, and its name."""
+    if isinstance(image, Image.Image):
+        return "<PIL image>", to_rgb(image)
+    if isinstance(image, dict):
+        data, path = image.get("bytes"), image.get("path")
+        if data is not None and not isinstance(data, bytes | bytearray):
+            raise TypeError(f'"bytes" must be the bytes of an image file, got {described(data)}')
+        name = text_of(None if isinstance(path, Path) else path, '"path"') or f"of {len(data or b'')} bytes in the data"
+        if data:
+            return name, decode(io.BytesIO(data), name)
+        image = path
+    if image is None or image == "":
+        raise ImageError("", "neither bytes nor a path", "drop the row")
+    name = str(image)
+    return name, source.open(name) if source is not None else open_image(
+        image, image_root, follow_links=follows_links()
+    )
+
+
+def _in_marked_order(text: str, images: list[Image.Image]) -> list[Image.Image]:
+    """Images in the order in which the text's numbered markers name them, the unnamed ones last."""
+    named = [int(number) - 1 for number in dict.fromkeys(_MARKER.findall(text)) if int(number) <= len(images)]
+    return [images[index] for index in [*named, *(i for i in range(len(images)) if i not in named)]]

@@ -1,0 +1,380 @@
+"""`Gen2Embed`: a generative multimodal LLM as a `SentenceTransformer`, by the two-level prompt (paper, Sec. III-B)."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from gen2embed_mteb.embedder.behind_pooling import run_modules
+from gen2embed_mteb.embedder.families import Family, ImageLayout, chat_template, family_of, prompt_of
+from gen2embed_mteb.embedder.inputs import Content, content_of, rough_length
+from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
+from gen2embed_mteb.embedder.model_folder import checks as model_folder
+from gen2embed_mteb.embedder.model_folder import loading as modules
+from gen2embed_mteb.embedder.prompts import DEFAULT, SIDES, HierarchicalPrompt, side_of, strategy
+from gen2embed_mteb.embedder.short_names import resolve
+from gen2embed_mteb.embedder.truncation import Fitter
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.images.decoding import Size
+from gen2embed_mteb.images.resizing import RESIZE_POLICIES, min_side_size, resized_size
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+class Gen2Embed(SentenceTransformer):
+    """A multimodal embedding model made of a generative one by prompt alone.
+
+    Args:
+        name_or_path: a base model (hub id or local directory), an exported directory, an adapter (its base is loaded
+            too), or a short name (`gen2embed`, `gen2embed-mini`).
+        prompt_mode: a name in `prompts.STRATEGIES` or a `HierarchicalPrompt`; `None` keeps the prompt of an exported
+            directory, and is `hierarchical` for anything else.
+        adapter: a LoRA or DoRA adapter (hub id or directory) for the base model.
+        layout: `native`, images as the family's processor lays them out; `official`, bare image tokens with 1-D
+            positions, as the released checkpoints were trained.
+        max_length: longest input in tokens; longer text is cut, larger images are reduced. `None`: the tokenizer's.
+        image_root: folder that image paths are relative to and may not leave; `None` takes paths as they are.
+        resize: a name of `images.RESIZE_POLICIES`, applied before the processor.
+        min_side: least side of an image in pixels; smaller images, and those of more than 200 to 1, are enlarged
+            before the processor, as in `evaluate`, `sample` and `train`; 0: never. See `images.ensure_min_side`.
+        kwargs: as for `SentenceTransformer`: `device`, `truncate_dim`, `revision`, `model_kwargs`, …
+
+    Attributes:
+        source: hub id or directory that the model was loaded from.
+
+    Raises:
+        ValueError: unknown prompt mode, layout, resize policy or model family, another `backend` than torch, or an
+            adapter that does not fit.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path,
+        *,
+        prompt_mode: str | HierarchicalPrompt | None = None,
+        adapter: str | Path | None = None,
+        layout: ImageLayout = "native",
+        max_length: int | None = None,
+        image_root: str | Path | None = None,
+        resize: str = "processor",
+        min_side: int = 28,
+        **kwargs: Any,
+    ) -> None:
+        if prompt_mode is not None:
+            prompt_mode = strategy(prompt_mode)
+        if kwargs.get("backend", "torch") != "torch":
+            raise Gen2EmbedError(
+                f"backend={kwargs['backend']!r} is not supported: Gen2Embed runs on torch alone; leave backend out"
+            )
+        if resize not in RESIZE_POLICIES:
+            raise Gen2EmbedError(f"unknown resize policy {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+        min_side_size((1, 1), min_side)  # refuses a negative one
+        # Read by `_load_default_modules` while the parent class loads.
+        self._load_options: dict[str, Any] = {
+            "prompt_mode": prompt_mode or DEFAULT,
+            "adapter": adapter,
+            "layout": layout,
+        }
+        self._is_base = False
+        self._layout: ImageLayout = layout
+        self.image_root = image_root
+        self.resize = resize
+        self.min_side = min_side
+        compat.install()
+        name = resolve(name_or_path) or model_folder.as_given(name_or_path)
+        self.source = name
+        self._module_classes = {**vars(self).get("_module_classes", {}), **checked_loading.module_classes()}
+        with compat.quiet_loading():
+            super().__init__(name, **kwargs)
+        if not self._is_base:
+            hub: dict[str, Any] = {key: kwargs[key] for key in ("token", "local_files_only") if key in kwargs}
+            hub["cache_dir"] = kwargs.get("cache_folder")
+            self._check_exported(name)
+            if adapter is not None:
+                adapters.load_adapter(self[0].model, adapter, **hub)
+        self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
+        modules.prepare_tokenizer(self.tokenizer)
+        # Said already, as far as the tokenizer knows: text that is too long is seen and cut here.
+        self.tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+        if max_length is not None:
+            self.max_seq_length = max_length
+
+    def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:
+        """What the parent class calls to load a model: as ever, but every file is checked before it is read."""
+        return checked_loading.load_modules(self, super()._load_modules, model_name_or_path, **kwargs)
+
+    def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[list[torch.nn.Module], dict]:
+        """What the parent class calls for a model that was not saved by sentence-transformers."""
+        self._is_base = True
+        if not kwargs.get("local_files_only") and not Path(model_name_or_path).is_dir():
+            self.model_card_data.set_base_model(model_name_or_path, revision=kwargs.get("revision"))
+        return modules.modules_for(model_name_or_path, **self._load_options, **kwargs), {}
+
+    def _check_exported(self, name: str) -> None:
+        """An exported model must be a last-token embedder."""
+        family_of(getattr(getattr(self[0], "config", None), "model_type", type(self[0]).__name__))
+        pooling = next((module for module in self if hasattr(module, "pooling_mode")), None)
+        mode = getattr(pooling, "pooling_mode", None)
+        if mode not in ("lasttoken", ("lasttoken",), ["lasttoken"]):
+            raise Gen2EmbedError(
+                f"{name} pools by {mode!r}, not by last token: it was not exported by Gen2Embed. "
+                "Run `gen2embed export` on its base model."
+            )
+
+    @property
+    def prompt(self) -> HierarchicalPrompt:
+        """The two-level prompt in use."""
+        found = prompt_of(self.processor.chat_template or "")
+        return found if found is not None else strategy(DEFAULT)
+
+    @property
+    def prompt_mode(self) -> str:
+        """The name of the prompt in use, or "custom"."""
+        return self.prompt.name
+
+    @property
+    def layout(self) -> ImageLayout:
+        """How images are laid out in the prompt."""
+        return self._layout
+
+    @property
+    def revision(self) -> str:
+        """The hub commit that the weights came from, "" for a local directory."""
+        return getattr(self[0].config, "_commit_hash", None) or ""
+
+    @property
+    def _family(self) -> Family:
+        return family_of(self[0].config.model_type)
+
+    @property
+    def uses_mrope(self) -> bool:
+        """Whether positions are three-dimensional (M-RoPE)."""
+        return self._family.mrope
+
+    def _set_prompt(self, prompt: HierarchicalPrompt) -> None:
+        self.processor.chat_template = chat_template(self._family, prompt, self._layout)
+
+    def preprocess(self, inputs: list[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Inputs to model features: opened, cut to `max_seq_length`, rendered and tokenized.
+
+        Args:
+            inputs: what `inputs.content_of` accepts.
+            prompt: a system prompt of the caller's, in place of the strategy's.
+            kwargs: `task` ("query" or "document"), `max_length`, `processing_kwargs`, as in sentence-transformers.
+
+        Raises:
+            ImageError: an image cannot be opened, or would have to be enlarged beyond the limit.
+            TypeError: an input is of a type that `content_of` does not accept.
+            ValueError: an input cannot be made to fit into `max_length`.
+        """
+        if len(inputs) == 0:
+            return {}
+        if kwargs.get("task") is not None:
+            kwargs["task"] = side_of(kwargs["task"], "task")
+        # Truncation happens here, on the text alone; the tokenizer is never asked to truncate, so that no state of it
+        # is left in a saved tokenizer.
+        processing = {key: dict(value) for key, value in (kwargs.pop("processing_kwargs", None) or {}).items()}
+        asked = processing.get("text", {}).pop("max_length", None)
+        max_length = asked or kwargs.pop("max_length", None) or self.max_seq_length
+        kwargs.pop("max_length", None)
+        processing["text"] = {**processing.get("text", {}), "truncation": False}
+
+        contents = [self._content(sample) for sample in inputs]
+        if prompt:
+            contents = [Content(c.text, c.images, prompt if c.system is None else prompt + c.system) for c in contents]
+        if max_length is not None and max_length < 10**9:  # tokenizers without a limit state an astronomical one
+            role = kwargs.get("task")
+            fitter = Fitter(self.processor, lambda content: self._count_rendered(content, role))
+            contents = [fitter.fit(content, max_length) for content in contents]
+        messages = [content.as_messages() for content in contents]
+        features: dict[str, Any] = super().preprocess(messages, processing_kwargs=processing, **kwargs)
+        if self._layout == "official" and "mm_token_type_ids" in features:
+            # Image tokens count as text, which gives every token its plain 1-D position.
+            features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
+        return features
+
+    def count_tokens(
+        self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]], task: str | None = None
+    ) -> list[int]:
+        """Lengths of inputs in tokens, prompt and images included, without opening or rendering any of them.
+
+        Args:
+            texts: n texts.
+            image_sizes: for each text the (width, height) in pixels of its images.
+            task: "query", "document", or `None`.
+
+        Returns:
+            n lengths, at most `max_seq_length` each; a token or two off where text and prompt merge.
+        """
+        resized = [
+            [min_side_size(resized_size(size, self.resize), self.min_side) for size in sizes] for sizes in image_sizes
+        ]
+        fitter = Fitter(self.processor, lambda content: self._count_rendered(content, task))
+        lengths = fitter.count_all(texts, resized)
+        longest = self.max_seq_length
+        return lengths if longest is None else [min(length, longest) for length in lengths]
+
+    def render(self, sample: Any, task: str | None = None) -> str:
+        """The conversation as the model reads it, each image as its one marker.
+
+        Args:
+            sample: one input.
+            task: "query", "document", or `None`.
+        """
+        return str(
+            self.processor.apply_chat_template(
+                self._content(sample).as_messages(),
+                tokenize=False,
+                add_generation_prompt=True,
+                **({} if task is None else {"task": task}),
+            )
+        )
+
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """As in sentence-transformers, but vectors are float32 before they are normalised: bfloat16 rows drift 1e-3."""
+        return run_modules(self, list(self.named_children()), input, **kwargs)
+
+    def encode(
+        self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in sentence-transformers, with names of prompts that say the side of the inputs.
+
+        Args:
+            inputs: one input or a list of them; see `inputs.content_of`.
+            prompt_name: "query" or "document", or what other libraries call them (`SIDES`): the inputs get the prompt
+                of that side. Else a name in `prompts`.
+            prompt: a system prompt of the caller's, in place of the strategy's.
+            args: further arguments of `SentenceTransformer.encode`.
+            kwargs: likewise; `task` says the side, too.
+
+        Returns:
+            (n, d) float32 for a list, (d,) for one input; other forms as in sentence-transformers.
+
+        Raises:
+            Gen2EmbedError: an unknown name, or two sides at once.
+        """
+        task = side_of(kwargs.get("task"), "task")
+        name = prompt_name
+        if name is None and prompt is None and task is None:
+            name = self.default_prompt_name
+        if name is not None:
+            side = SIDES.get(name.lower()) if isinstance(name, str) else None
+            if side is None and name not in self.prompts:
+                raise Gen2EmbedError(
+                    f"unknown prompt_name {name!r}; known: {', '.join(dict.fromkeys([*SIDES, *self.prompts]))}"
+                )
+            if side is not None:
+                if task not in (None, side):
+                    raise Gen2EmbedError(f"prompt_name={name!r} is a {side}'s, task={task!r} is not; pass one of them")
+                task = side
+                if name not in self.prompts:
+                    prompt_name = None if prompt is not None else self._prompt_name(side)
+        if task is not None:
+            kwargs["task"] = task
+        return super().encode(inputs, prompt_name, prompt, *args, **kwargs)
+
+    def side_prompt(self, task: str) -> str | None:
+        """The system prompt in `prompts` that `encode_query` and `encode_document` use, if there is one.
+
+        Args:
+            task: "query" or "document".
+        """
+        return self._resolve_prompt(None, self._prompt_name(task))
+
+    def _prompt_name(self, task: str) -> str | None:
+        names = ("query",) if task == "query" else ("document", "passage", "corpus")
+        return next((name for name in names if name in self.prompts), None)
+
+    def save(
+        self,
+        path: str | None,
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: list[str] | None = None,
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write stock modules only: the directory loads with plain `SentenceTransformer`. Adapters are merged.
+
+        What was written is read back before it is put in place. A folder that was saved before is replaced. In a
+        trainer's `checkpoint-STEP` the adapter stays apart from its base model, so that training can go on from it.
+
+        Args:
+            path: the directory.
+            model_name: for the model card.
+            create_model_card: whether `README.md` is written.
+            train_datasets: ignored, as by sentence-transformers.
+            safe_serialization: must be true: pickled weights are not written.
+
+        Raises:
+            ForeignFileError: a file that was not saved by this method is in the way.
+            Gen2EmbedError: a setting is not expressible in stock modules: `layout` "official" or `resize`; the adapter
+                cannot be merged; or what was written does not load as this model.
+        """
+        if path is None:
+            return
+        if not safe_serialization:
+            raise Gen2EmbedError("safe_serialization=False would write pickled weights; leave it out")
+        modules.prepare_tokenizer(self.tokenizer)
+        write = partial(super().save, model_name=model_name, create_model_card=create_model_card)
+        reason = self._inexpressible()
+        if _CHECKPOINT.fullmatch(Path(path).name) and adapters.has_adapter(self[0].model):
+            saving.save_checkpoint(self, path, write, whole=not reason)
+            return
+        if reason:
+            raise Gen2EmbedError(
+                f"{reason} cannot be saved: no stock module can express it, and a directory without it would give "
+                "other vectors. Save a model that was loaded without it, and pass it when you load that"
+            )
+        saving.save_merged(self, path, write)
+
+    @classmethod
+    def _load_with_module_classes(cls, model_name_or_path: str, module_classes: Any, **kwargs: Any) -> Gen2Embed:
+        """What the stock trainer loads a checkpoint with, to copy its weights: all of their bits, beside the model."""
+        kwargs = {"device": "cpu", "model_kwargs": {"dtype": torch.float32}, **kwargs}
+        return super()._load_with_module_classes(model_name_or_path, module_classes, **kwargs)
+
+    def _inexpressible(self) -> str:
+        """The setting that no stock module can express; empty if all can be."""
+        if self._layout == "official" and self._family.mrope:
+            return "layout='official'"
+        if self.min_side not in (0, 28):
+            return f"min_side={self.min_side}"
+        return f"resize={self.resize!r}" if self.resize != "processor" else ""
+
+    def _content(self, sample: Any) -> Content:
+        content = content_of(sample, self.image_root, self.resize, self.min_side)
+        if not self._family.writes_special_tokens:
+            content = replace(content, text=self._broken_up(content.text))
+        return content
+
+    def _broken_up(self, text: str) -> str:
+        """The text with a space inside every control token, so that it is read as text."""
+        for token in self.processor.tokenizer.all_special_tokens:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _count_rendered(self, content: Content, role: str | None) -> int:
+        """Tokens of the rendered conversation, each image counted as its one marker."""
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer.apply_chat_template(
+            content.as_messages(),
+            chat_template=self.processor.chat_template,
+            return_dict=False,
+            **self._family.processing_kwargs["chat_template"],
+            **({} if role is None else {"task": role}),
+        )
+        return len(ids) + int(tokenizer.num_special_tokens_to_add())
+
+    def _input_length(self, sample: Any) -> int:
+        """Sort key for batches: about the number of tokens. Images count alike, for they are not opened yet."""
+        return rough_length(sample)

@@ -1,0 +1,1 @@
+"""A model's folder: checked before any library reads it, loaded, adapted, saved and read back."""

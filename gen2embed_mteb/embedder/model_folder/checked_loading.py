@@ -1,0 +1,211 @@
+"""sentence-transformers' own loading, of folders that were checked, and with every weight accounted for."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from sentence_transformers.sentence_transformer.modules import Transformer
+
+from gen2embed_mteb.embedder.families import chat_template, family_of, prompt_of
+from gen2embed_mteb.embedder.model_folder import checks as model_folder
+from gen2embed_mteb.embedder.model_folder.adapters import load_adapter
+from gen2embed_mteb.embedder.model_folder.settings import MODULES, TRANSFORMER
+from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError, Tensor
+from gen2embed_mteb.errors import one_line
+
+logger = logging.getLogger(__name__)
+
+UNUSED = re.compile(r"(^|\.)lm_head\.|rotary_emb\.inv_freq$|\.position_ids$")
+"""Tensors of generative checkpoints that embedding needs not: the output layer, and constants that are computed."""
+
+_PARTS = re.compile(r"^((model|language_model|visual|vision_tower|vision_model)\.)+")
+"""What stands before a layer's name, and differs between versions of transformers."""
+
+
+def load_modules(model: Any, stock: Callable[..., Any], name: str, **options: Any) -> Any:
+    """Load a model's modules as sentence-transformers does, checked; for `SentenceTransformer._load_modules`.
+
+    Args:
+        model: the `SentenceTransformer` that is being made.
+        stock: its own `_load_modules`.
+        name: a folder or a hub id.
+        options: what `_load_modules` is given.
+
+    Returns:
+        What `stock` returns.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ModelFolderError: a file of it is refused, or its weights are not those of its architecture.
+    """
+    hub: dict[str, Any] = {
+        "token": options.get("token"),
+        "cache_dir": options.get("cache_folder"),
+        "local_files_only": bool(options.get("local_files_only")),
+    }
+    source = model_folder.find(name, **hub, revision=options.get("revision"))
+    if not (source.folder / model_folder.MODULES_FILE).is_file():
+        # `modules_for` checks the folder, and its adapter's base.
+        return stock(name, **{**options, "revision": source.revision or options.get("revision")})
+    model_folder.fetch_weights(source, **hub)
+    model_folder.check(source, trust_remote_code=bool(options.get("trust_remote_code")))
+    if source.revision is None:
+        return stock(name, **options)
+    # Nothing that was not checked is fetched now, unless the caller trusts the repository's code, wherever it is.
+    local = hub["local_files_only"] or not options.get("trust_remote_code")
+    loaded = stock(name, **{**options, "revision": source.revision, "local_files_only": local})
+    if not hub["local_files_only"]:
+        model.model_card_data.set_base_model(name, revision=source.revision)
+    return loaded
+
+
+def module_classes() -> Mapping[str, type[torch.nn.Module]]:
+    """Return what `modules.json` may call a Transformer, and the class that loads it."""
+    return {reference: CheckedTransformer for reference, kind in MODULES.items() if kind == TRANSFORMER}
+
+
+class CheckedTransformer(Transformer):
+    """The stock `Transformer` while it is loaded; it becomes one once it is.
+
+    Weights are read from safetensors only. One that is missing, left over or of another shape is an error, found
+    before memory is taken for it. An adapter in the folder is attached by `adapters.load_adapter`.
+    """
+
+    def __init__(self, model_name_or_path: str, **options: Any) -> None:
+        """Load; arguments as for the stock class."""
+        super().__init__(model_name_or_path, **options)
+        tokenizer = self.tokenizer.backend_tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        prompt = prompt_of(self.processor.chat_template or "")
+        if prompt is not None:  # rendered by the template of this version, not by what the folder says
+            self.processor.chat_template = chat_template(family_of(self.config.model_type), prompt)
+        self.__class__ = Transformer
+
+    def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        source, hub = _source(model_name_or_path, config_kwargs)
+        base = _base(source, hub)
+        options = {key: value for key, value in config_kwargs.items() if key != "subfolder"}
+        if base is not source:
+            options["revision"] = base.revision
+        config = load_config(base, options)
+        family_of(config.model_type)  # refuses unknown families before the weights are read
+        return config, base is not source
+
+    def _load_model(
+        self,
+        model_name_or_path: str,
+        transformer_task: Any,
+        config: Any,
+        backend: str,
+        is_peft_model: bool,
+        **model_kwargs: Any,
+    ) -> Any:
+        from transformers import AutoModel
+
+        if backend != "torch":
+            return super()._load_model(
+                model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
+            )
+        source, hub = _source(model_name_or_path, model_kwargs)
+        base = _base(source, hub)
+        if base is not source:
+            model_kwargs["revision"] = base.revision
+        model_kwargs.pop("subfolder", None)
+        trusted = bool(model_kwargs.get("trust_remote_code"))
+        tensors = model_folder.check(base, trust_remote_code=trusted)
+        check_size(base, config, tensors, trusted)
+        model, found = AutoModel.from_pretrained(
+            base.name,
+            config=config,
+            **{**model_kwargs, "use_safetensors": True, "weights_only": True},
+            ignore_mismatched_sizes=True,  # reported below, with everything else
+            output_loading_info=True,
+        )
+        check_keys(base, model, found)
+        if base is not source:
+            load_adapter(model, str(source.folder))
+        return model
+
+
+def load_config(source: model_folder.Source, options: dict[str, Any]) -> Any:
+    """Load the configuration of a checked model.
+
+    Raises:
+        ModelFolderError: transformers cannot make a configuration of it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.name, **options)
+    except Exception as error:  # whatever it raises follows from the file
+        path = source.folder / "config.json"
+        raise ModelFolderError(f"{path}: not a configuration ({type(error).__name__}: {one_line(error)})") from error
+
+
+def check_size(source: model_folder.Source, config: Any, tensors: dict[str, Tensor], trusted: bool) -> None:
+    """Compare the size of the model that a configuration describes with that of its weights, before it takes memory.
+
+    Raises:
+        ModelFolderError: the weights are fewer, or no such model can be made.
+    """
+    from transformers import AutoModel
+
+    path = source.folder / "config.json"
+    try:
+        with torch.device("meta"):
+            described = AutoModel.from_config(config, trust_remote_code=trusted)
+        size = sum(parameter.numel() for parameter in described.parameters())
+    except Exception as error:  # whatever it raises follows from the file
+        raise ModelFolderError(
+            f"{path}: no model can be made of it ({type(error).__name__}: {one_line(error)})"
+        ) from error
+    held = sum(tensor.size for name, tensor in tensors.items() if not UNUSED.search(name))
+    if size > held:
+        there = {_PARTS.sub("", name) for name in tensors}
+        lost = next((name for name, _ in described.named_parameters() if _PARTS.sub("", name) not in there), "")
+        raise ModelFolderError(
+            f"{path}: the model has {size} parameters, its weights only {held}{lost and f' ({lost} is missing)'}; "
+            "copy or download the weights again"
+        )
+
+
+def check_keys(source: model_folder.Source, model: torch.nn.Module, found: dict[str, Any]) -> None:
+    """Refuse weights that are not exactly those of the architecture.
+
+    Args:
+        source: the model, for messages.
+        model: as it was loaded.
+        found: what transformers says about the loading.
+
+    Raises:
+        ModelFolderError: a weight is missing, left over, or of another shape.
+    """
+    missing = sorted(found["missing_keys"])
+    unexpected = sorted(name for name in found["unexpected_keys"] if not UNUSED.search(name))
+    differing = sorted(found["mismatched_keys"])
+    if missing or unexpected or differing:
+        shapes = [f"{name} {tuple(there)} instead of {tuple(due)}" for name, there, due in differing[:1]]
+        raise ModelFolderError(
+            f"{source.folder}: the weights are not those of {type(model).__name__}: {len(missing)} missing "
+            f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}, {len(differing)} of another shape "
+            f"{shapes}; copy or download the folder again"
+        )
+
+
+def _source(name: str, options: dict[str, Any]) -> tuple[model_folder.Source, dict[str, Any]]:
+    hub: dict[str, Any] = {
+        "token": options.get("token"),
+        "cache_dir": options.get("cache_dir"),
+        "local_files_only": bool(options.get("local_files_only")),
+    }
+    return model_folder.find(name, **hub, revision=options.get("revision")), hub
+
+
+def _base(source: model_folder.Source, hub: dict[str, Any]) -> model_folder.Source:
+    """Return the base model if `source` is an adapter, else `source`; fetched and checked."""
+    return model_folder.find_base(source, **hub) or source

@@ -1,0 +1,114 @@
+"""Stock sentence-transformers modules for a base model or an adapter.
+
+The whole method is expressed in stock parts: a Jinja chat template that carries the two-level prompt, last-token
+pooling, and L2 normalisation. What is saved of them loads with plain `SentenceTransformer`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gen2embed_mteb.embedder.families import ImageLayout, chat_template, family_of
+from gen2embed_mteb.embedder.model_folder import adapters, compat
+from gen2embed_mteb.embedder.model_folder import checks as model_folder
+from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
+from gen2embed_mteb.errors import Gen2EmbedError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+PIXELS = {"use_fast": False}
+"""Images are resized by Pillow, also where torchvision is installed: that resamples differently, by 1e-3 in a vector.
+
+The newer `backend="pil"` of transformers says the same, but reaches the video processor too, which has none."""
+
+
+def modules_for(
+    name_or_path: str | Path,
+    *,
+    prompt_mode: str | HierarchicalPrompt = DEFAULT,
+    layout: ImageLayout = "native",
+    adapter: str | Path | None = None,
+    token: bool | str | None = None,
+    cache_folder: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+    model_kwargs: dict[str, Any] | None = None,
+    processor_kwargs: dict[str, Any] | None = None,
+    config_kwargs: dict[str, Any] | None = None,
+) -> list[nn.Module]:
+    """The modules Transformer, Pooling and Normalize of a base model under a prompt.
+
+    Args:
+        name_or_path: hub id or local directory of a base model, or of an adapter, whose base is then loaded too.
+        prompt_mode: a strategy's name, or a prompt of one's own.
+        layout: how images are laid out in the prompt; see `families.chat_template`.
+        adapter: hub id or directory of an adapter to attach to the base model.
+        token: hub token.
+        cache_folder: where hub files are kept.
+        revision: of `name_or_path`.
+        trust_remote_code: passed on; off by default.
+        local_files_only: no network.
+        model_kwargs: passed to `AutoModel.from_pretrained`.
+        processor_kwargs: passed to `AutoProcessor.from_pretrained`.
+        config_kwargs: passed to `AutoConfig.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and no such model on the hub.
+        ValueError: unknown prompt mode, unknown family, a file that is refused (`model_folder`), weights that are not
+            the architecture's, or an adapter whose keys do not fit.
+    """
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    from gen2embed_mteb.embedder.model_folder.checked_loading import CheckedTransformer, load_config
+
+    prompt = strategy(prompt_mode)
+    hub: dict[str, Any] = {"token": token, "cache_dir": cache_folder, "local_files_only": local_files_only}
+    source = model_folder.find(name_or_path, **hub, revision=revision)
+    base = model_folder.find_base(source, **hub)
+    if base is not None:
+        if adapter is not None:
+            raise Gen2EmbedError(
+                f"{name_or_path} is itself an adapter; pass its base model {base.name} with adapter={adapter}"
+            )
+        model_folder.fetch_weights(source, **hub)
+        adapter = source.folder
+        logger.info("adapter %s on its base model %s", source.name, base.name)
+        source = base
+    elif adapter is not None:
+        adapter = adapters.find_adapter(adapter, **hub)
+    model_folder.fetch_weights(source, **hub)
+    model_folder.check(source, trust_remote_code=trust_remote_code)
+
+    compat.install()
+    if source.revision is not None and not trust_remote_code:
+        hub["local_files_only"] = True  # what was not checked is not fetched
+    shared = {**hub, "revision": source.revision, "trust_remote_code": trust_remote_code}
+    config = load_config(source, {**shared, **(config_kwargs or {})})
+    family = family_of(config.model_type)  # refuses unknown families before the weights are read
+    template = chat_template(family, prompt, layout)
+    with compat.quiet_loading():
+        transformer = CheckedTransformer(
+            source.name,
+            model_kwargs={**shared, **(model_kwargs or {})},
+            processor_kwargs={**shared, **PIXELS, "chat_template": template, **(processor_kwargs or {})},
+            config_kwargs={**shared, **(config_kwargs or {})},
+            processing_kwargs=family.processing_kwargs,
+            unpad_inputs=False,
+        )
+    prepare_tokenizer(transformer.tokenizer)
+    if adapter is not None:
+        adapters.load_adapter(transformer.model, adapter)
+    dimension = transformer.get_embedding_dimension()
+    return [transformer, Pooling(dimension, pooling_mode="lasttoken"), Normalize()]
+
+
+def prepare_tokenizer(tokenizer: Any) -> None:
+    """Leave no truncation or padding state of earlier calls behind, as a tokenizer saved now would carry it along."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()

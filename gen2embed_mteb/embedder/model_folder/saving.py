@@ -1,0 +1,276 @@
+"""Writing a model folder: first beside its place, then read back, and only then put there.
+
+1. Everything is written into a temporary folder.
+2. What was written is loaded as any program loads it, on no device: names and shapes of all weights must be those of
+   the model's class, with none missing and none left over. Else it is refused, and nothing is left.
+3. The folder is renamed into place. Where a folder with files is there already, ours are replaced one by one;
+   `config.json`, without which nothing loads, is deleted first and written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gen2embed_mteb.embedder.families import family_of
+from gen2embed_mteb.embedder.model_folder import adapters, compat
+from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
+from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder, new_folder, write_in_scratch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gen2embed_mteb.embedder.model import Gen2Embed
+
+logger = logging.getLogger(__name__)
+
+WRITER = "export"
+"""Who writes model folders, as `files.OwnedFolder` knows it."""
+
+CONFIG = "config.json"
+
+_DECISIVE = re.compile(
+    r"(model|pytorch_model|adapter_model|consolidated)[^/]*\.(safetensors|bin|pt|pth|json)|adapter_config\.json"
+    r"|config\.json|config_sentence_transformers\.json|sentence_[a-z_]*config\.json|modules\.json|generation_config\.json"
+    r"|[a-z_]*processor_config\.json|tokenizer.*|vocab\..*|merges\.txt|added_tokens\.json|special_tokens_map\.json"
+    r"|chat_template.*|additional_chat_templates/.*"
+)
+"""Files that a loader looks for by name: one that is left of another model would be mixed with the new one."""
+
+
+def save_merged(model: Gen2Embed, path: str, write: Callable[[str], None]) -> None:
+    """Write a whole model, its adapter merged; the model itself stays as it is.
+
+    Args:
+        model: The model.
+        path: The folder.
+        write: Writes the model into a folder, as sentence-transformers does.
+
+    Raises:
+        ForeignFileError: A file is in the way that was not written by this function, or was changed since.
+        Gen2EmbedError: The adapter cannot be merged, or what was written does not load as this model.
+    """
+    transformer = model[0]
+    inner = transformer.model
+    if inner.dtype in (torch.bfloat16, torch.float16):
+        logger.warning(
+            "%s: plain sentence-transformers normalises in the weights' %s, to a norm of 1 within 4e-3; Gen2Embed in "
+            "float32, to 1e-7. For equal vectors in both load it as Gen2Embed, or export with --dtype float32",
+            path,
+            str(inner.dtype).removeprefix("torch."),
+        )
+    conversions = getattr(inner, "_weight_conversions", None)
+    also_ours: dict[str, bytes] = {}
+    with model_folder(path, also_ours) as folder:
+        try:
+            if adapters.has_adapter(inner):
+                transformer.model = adapters.merged_copy(inner)
+            # transformers reverses the renamings of the last file that it loaded, an adapter's as well.
+            transformer.model._weight_conversions = None
+            write(str(folder))
+            also_ours |= complete_processor_files(transformer, folder)
+            check_written(folder, list(model), transformer.model)
+        finally:
+            transformer.model = inner
+            inner._weight_conversions = conversions
+
+
+def save_checkpoint(model: Gen2Embed, path: str, write: Callable[[str], None], *, whole: bool) -> None:
+    """Write the adapter of a model beside what it takes to load it on its base model, so that training can go on.
+
+    Args:
+        model: The model, with an adapter.
+        path: The folder.
+        write: Writes the model into a folder, as sentence-transformers does.
+        whole: False writes adapter and processor alone, where a setting cannot be expressed in the folder.
+
+    Raises:
+        ForeignFileError: A file is in the way that was not written by this function, or was changed since.
+        Gen2EmbedError: The adapter is not the only one, has another name than "default", or was not written whole.
+    """
+    inner = model[0].model
+    if list(inner.peft_config) != ["default"]:
+        raise Gen2EmbedError(
+            f"{path}: a checkpoint holds one adapter, called 'default', and the model has "
+            f"{', '.join(map(repr, inner.peft_config))}; call add_adapter once, without a name"
+        )
+    also_ours: dict[str, bytes] = {}
+    with model_folder(path, also_ours) as folder:
+        if not whole:
+            adapters.save_adapter(inner, folder)
+            model[0].processor.save_pretrained(folder)  # as the trainer does behind this
+            return
+        loaded = getattr(inner, "_hf_peft_config_loaded", False)
+        inner._hf_peft_config_loaded = True  # peft's own injection leaves it out; transformers saves by it
+        try:
+            write(str(folder))
+        finally:
+            inner._hf_peft_config_loaded = loaded
+        also_ours |= complete_processor_files(model[0], folder)
+        adapters.check_adapter(inner, folder)
+
+
+@contextlib.contextmanager
+def model_folder(path: str | Path, also_ours: dict[str, bytes] | None = None) -> Iterator[Path]:
+    """Give a temporary folder to write a model into, and put it in place at the end.
+
+    Args:
+        path: Where the model shall be; what an earlier call wrote there is replaced, other files stay.
+        also_ours: Filled by the caller: contents of files that another program may put in place of ours.
+
+    Yields:
+        The temporary folder, empty. Left by an exception, it is deleted, and `path` is as it was.
+
+    Raises:
+        ForeignFileError: A file is in the way that was not written by this function, or was changed since.
+        OSError: No space is left.
+    """
+    target = Path(os.path.realpath(path))
+    others = {} if also_ours is None else also_ours
+    with full_disk_as_os_error(target):
+        if _can_be_renamed_onto(target):
+            with new_folder(target, WRITER) as folder:
+                yield folder
+        else:
+            owned = OwnedFolder(target, WRITER)
+            left = _left_of_before(target)
+            owned.check(left)
+            with owned.scratch() as folder:
+                yield folder
+                names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+                owned.check([*names, *left])
+                for name in sorted(set(left) - names):
+                    owned.remove(name)
+                owned.adopt(folder, last=CONFIG if CONFIG in names else adapters.CONFIG_FILE)
+        for name, data in others.items():
+            OwnedFolder(target, WRITER).accept(name, data)
+
+
+def complete_processor_files(source: Any, folder: Path) -> dict[str, bytes]:
+    """Complete a saved processor so that it loads alike with and without torchvision.
+
+    sentence-transformers is told which of the two image processors this model used, as transformers would choose by
+    what is installed. Families with a video processor get its settings, without which their processor does not load
+    where torchvision is present.
+
+    Args:
+        source: The `Transformer` module that was saved.
+        folder: The temporary folder that it was saved to.
+
+    Returns:
+        By name, the files as they were before.
+    """
+    path = folder / "sentence_bert_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    pillow = type(source.processor.image_processor).__name__.endswith("Pil")
+    settings["processor_kwargs"] = {"use_fast": not pillow}
+    write_in_scratch(path, json.dumps(settings, indent=4).encode())
+
+    path = folder / "processor_config.json"
+    before = path.read_bytes()
+    settings = json.loads(before)
+    image = settings.get("image_processor", {})
+    if family_of(source.config.model_type).has_video_processor and "video_processor" not in settings:
+        shared = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "size")
+        settings["video_processor"] = {
+            **{key: image[key] for key in shared if key in image},
+            "video_processor_type": {"qwen3_vl": "Qwen3VLVideoProcessor"}.get(
+                source.config.model_type, "Qwen2VLVideoProcessor"
+            ),
+        }
+    write_in_scratch(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+    return {path.name: before}
+
+
+def check_written(folder: Path, modules: list[nn.Module], model: nn.Module) -> None:
+    """Load what was written, without its values, and compare names and shapes of all weights.
+
+    Args:
+        folder: The folder.
+        modules: The modules that were saved, the transformer first.
+        model: The model of the transformer, without an adapter.
+
+    Raises:
+        Gen2EmbedError: A weight is missing, left over, or of another shape than in the model.
+    """
+    from transformers import AutoModel
+
+    try:
+        with compat.quiet_loading():
+            loaded, info = AutoModel.from_pretrained(
+                folder,
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                use_safetensors=True,
+                attn_implementation="eager",
+            )
+    except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise _refusal([f"it does not load ({type(error).__name__}: {error})"]) from error
+    faults = [
+        f"{what} {sorted(map(str, info[key]))[:3]} ({len(info[key])} in all)"
+        for key, what in (
+            ("missing_keys", "missing"),
+            ("unexpected_keys", "left over"),
+            ("mismatched_keys", "of another shape than the model's class has them:"),
+        )
+        if info[key]
+    ]
+    faults += _differences(_shapes(model.state_dict()), _shapes(loaded.state_dict()))
+    for number, module in enumerate(modules):
+        state = module.state_dict()
+        if number and state:
+            path = folder / f"{number}_{type(module).__name__}" / "model.safetensors"
+            faults += _differences(_shapes(state), adapters.shapes_in(path) if path.is_file() else {})
+    if any(tensor.device.type == "meta" for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)):
+        faults.append("the model in memory has weights without values (device 'meta')")
+    if faults:
+        raise _refusal(faults)
+
+
+def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _differences(wanted: dict[str, tuple[int, ...]], written: dict[str, tuple[int, ...]]) -> list[str]:
+    differing = sorted(name for name in {**wanted, **written} if wanted.get(name) != written.get(name))
+    return [
+        f"{name}: {written.get(name, 'not there')} instead of {wanted.get(name, 'not there')}" for name in differing[:3]
+    ]
+
+
+def _refusal(faults: list[str]) -> Gen2EmbedError:
+    return Gen2EmbedError(
+        f"what was written does not load as the model that it was written of: {'; '.join(faults)}. Nothing was kept. "
+        "Load the base model and its adapter anew, without changes to its layers, and save again"
+    )
+
+
+def _can_be_renamed_onto(target: Path) -> bool:
+    """Whether nothing is there, or an empty folder that nobody stands in and that a rename can replace."""
+    if not os.path.lexists(target):
+        return True
+    if not target.is_dir():
+        raise ForeignFileError.of(target, "is there already, and no folder")
+    return (
+        not any(target.iterdir())
+        and not os.path.ismount(target)
+        and os.access(target.parent, os.W_OK)
+        and Path.cwd().resolve() != target
+    )
+
+
+def _left_of_before(target: Path) -> list[str]:
+    files = [path.relative_to(target).as_posix() for path in target.glob("*") if path.is_file() or path.is_symlink()]
+    files += [path.relative_to(target).as_posix() for path in target.glob("[0-9]*_[A-Z]*/*")]
+    files += [path.relative_to(target).as_posix() for path in target.glob("additional_chat_templates/*")]
+    return sorted(name for name in files if _DECISIVE.fullmatch(name.rpartition("/")[2]) or _DECISIVE.fullmatch(name))

@@ -1,0 +1,207 @@
+"""Fitting an input into `max_length`: only the user's text is cut, and images are reduced, never the prompt.
+
+sentence-transformers truncates the rendered conversation, which would lose the representation and generation prompts,
+or cut through image tokens. Here the text is cut before it is rendered, so that the rendered conversation fits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+
+from gen2embed_mteb.embedder.inputs import Content
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.images.decoding import Size
+from gen2embed_mteb.images.resizing import min_side_size
+
+logger = logging.getLogger(__name__)
+
+_MARKERS = re.compile(r"(<\|image_[1-9]\|>)")
+_SLACK = 8
+_TEXT_SHARE = 4  # of the room beside the prompt, one part in four is kept for text when images have to be reduced
+
+
+class Fitter:
+    """Cuts inputs to a number of tokens.
+
+    Args:
+        processor: the model's processor, for tokens and image sizes.
+        count_rendered: number of tokens of a rendered conversation, each image counted as its one marker token.
+    """
+
+    def __init__(self, processor: Any, count_rendered: Callable[[Content], int]) -> None:
+        """Keep the processor; nothing is computed yet."""
+        self._processor, self._count_rendered = processor, count_rendered
+        self._tokenizer = processor.tokenizer
+        self._prompts: dict[tuple[int, str | None], int] = {}
+
+    def image_tokens(self, images: tuple[Image.Image, ...]) -> list[int]:
+        """The number of tokens each image becomes."""
+        return self.image_tokens_of_sizes([image.size for image in images])
+
+    def image_tokens_of_sizes(self, sizes: Sequence[Size]) -> list[int]:
+        """The number of tokens that images of these (width, height) in pixels become.
+
+        Raises:
+            ValueError: the processor refuses one of them: Qwen's do, where the sides differ by more than 200 to 1.
+        """
+        if not sizes:
+            return []
+        swapped = [(height, width) for width, height in sizes]
+        try:
+            return list(self._processor._get_num_multimodal_tokens(image_sizes=swapped).num_image_tokens)
+        except ValueError as error:
+            shown = ", ".join(f"{width}x{height}" for width, height in sizes[:5])
+            raise Gen2EmbedError(
+                f"the model's processor refuses images of {shown} pixels ({error}); min_side=28 enlarges them"
+            ) from error
+
+    def count_all(self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
+        """The number of tokens of many inputs, up to a token or two where text and prompt merge.
+
+        Args:
+            texts: n texts.
+            image_sizes: for each text, the sizes of its images.
+        """
+        bare = self._plain([_MARKERS.sub("", text) for text in texts])["input_ids"] if texts else []
+        blank = Image.new("RGB", (1, 1))
+        tokens_of = dict(self._distinct_sizes(image_sizes))
+        return [
+            len(ids) + sum(tokens_of[size] for size in sizes) + self._prompt_tokens(Content("", (blank,) * len(sizes)))
+            for ids, sizes in zip(bare, image_sizes, strict=True)
+        ]
+
+    def _distinct_sizes(self, image_sizes: Sequence[Sequence[Size]]) -> Iterable[tuple[Size, int]]:
+        sizes = list(dict.fromkeys(size for row in image_sizes for size in row))
+        try:
+            return zip(sizes, self.image_tokens_of_sizes(sizes), strict=True)
+        except Gen2EmbedError:
+            return [(size, self._tokens_or_none(size)) for size in sizes]
+
+    def _tokens_or_none(self, size: Size) -> int:
+        """The tokens of one image; 0 of one that the processor refuses, which is said when it is prepared."""
+        try:
+            return self.image_tokens_of_sizes([size])[0]
+        except Gen2EmbedError:
+            return 0
+
+    def count(self, content: Content) -> int:
+        """The number of tokens that reach the model for this input."""
+        tokens = self.image_tokens(content.images)
+        return self._count_rendered(content) - len(tokens) + sum(tokens)
+
+    def fit(self, content: Content, max_length: int) -> Content:
+        """Cut the text, and reduce the images if they alone are too large, until `count` is at most `max_length`.
+
+        Raises:
+            ValueError: the prompt alone, or the smallest version of the images, does not fit.
+        """
+        # No token is shorter than a byte, and Unicode normalisation makes at most three bytes of one: most inputs are
+        # seen to fit without being tokenized. The slack is for the prompt, whose tokens change where it meets the text.
+        bound = 3 * len(content.text.encode(errors="replace")) + sum(self.image_tokens(content.images)) + _SLACK
+        if bound + self._prompt_tokens(content) <= max_length or self.count(content) <= max_length:
+            return content
+        room = max_length - self._prompt_tokens(content)
+        if room < 0:
+            raise Gen2EmbedError(
+                f"max_length={max_length} is too short: the prompt alone takes {max_length - room} tokens. "
+                "Raise max_length."
+            )
+        images = content.images
+        if sum(self.image_tokens(images)) > room:
+            text = self._text_tokens(content.text)
+            images = self._reduced(images, room - min(text, room // _TEXT_SHARE), room, max_length)
+        content = replace(content, images=images)
+        best = self._longest(content, room - sum(self.image_tokens(images)), max_length)
+        return self._without_text(content, max_length) if best is None else best
+
+    def _longest(self, content: Content, num_tokens: int, max_length: int) -> Content | None:
+        """The content with as much of its text as fits; `None` if not even an empty text does.
+
+        The text's own tokens are only a guess, as they merge differently where the text meets the prompt.
+        """
+        num_tokens = max(num_tokens, 0)
+        cut = replace(content, text=self._cut(content.text, num_tokens))
+        while (excess := self.count(cut) - max_length) > 0:
+            if num_tokens == 0:
+                return None
+            num_tokens = max(num_tokens - excess, 0)
+            cut = replace(content, text=self._cut(content.text, num_tokens))
+        for more in range(1, _SLACK):
+            longer = replace(content, text=self._cut(content.text, num_tokens + more))
+            if longer.text == content.text or self.count(longer) > max_length:
+                break
+            cut = longer
+        return cut
+
+    def _without_text(self, content: Content, max_length: int) -> Content:
+        bare = replace(content, text="")
+        if self.count(bare) > max_length:
+            raise Gen2EmbedError(
+                f"max_length={max_length} is too short: prompt and images alone take {self.count(bare)} tokens. "
+                "Raise max_length."
+            )
+        return bare
+
+    def _prompt_tokens(self, content: Content) -> int:
+        case = (len(content.images), content.system)
+        if case not in self._prompts:
+            self._prompts[case] = self._count_rendered(replace(content, text="")) - len(content.images)
+        return self._prompts[case]
+
+    def _text_tokens(self, text: str) -> int:
+        return len(self._plain(_MARKERS.sub("", text))["input_ids"])
+
+    def _plain(self, text: str | list[str]) -> Any:
+        """A text, or several, as tokens, control tokens in it being plain text, as they are when it is rendered."""
+        return self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+
+    def _cut(self, text: str, num_tokens: int) -> str:
+        """The longest beginning of the text of at most `num_tokens` tokens; image markers stay and count nothing."""
+        kept = []
+        for piece in _MARKERS.split(text):
+            end = len(piece)
+            if not _MARKERS.fullmatch(piece):
+                spans = self._plain(piece)["offset_mapping"]
+                if len(spans) > num_tokens:
+                    # A character of several tokens is kept whole or not at all.
+                    end = min(spans[num_tokens - 1][1], spans[num_tokens][0]) if num_tokens > 0 else 0
+                num_tokens = max(num_tokens - len(spans), 0)
+            kept.append(piece[:end])
+        return "".join(kept)
+
+    def _reduced(
+        self, images: tuple[Image.Image, ...], wanted: int, room: int, max_length: int
+    ) -> tuple[Image.Image, ...]:
+        """The images at a lower resolution: at most `wanted` tokens, or, if they will not go lower, at most `room`."""
+        tokens = sum(self.image_tokens(images))
+        best: tuple[int, tuple[Image.Image, ...]] = (tokens, images)
+        scale = math.sqrt(max(wanted, 1) / tokens)
+        while min(min(image.size) for image in images) * scale >= 1:
+            smaller = tuple(_scaled(image, scale) for image in images)
+            best = min(best, (sum(self.image_tokens(smaller)), smaller), key=lambda pair: pair[0])
+            if best[0] <= wanted:
+                break
+            scale *= 0.9
+        if best[0] > room:
+            sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
+            raise Gen2EmbedError(
+                f"max_length={max_length} leaves {max(room, 0)} tokens for images of {sizes} pixels, which take "
+                f"{best[0]} even at the lowest resolution. Raise max_length, or pass fewer or smaller images."
+            )
+        logger.info("images of %d tokens reduced to %d to fit max_length=%d", tokens, best[0], max_length)
+        return best[1]
+
+
+def _scaled(image: Image.Image, scale: float) -> Image.Image:
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    # Rounding may bring the sides of a strip beyond 200 to 1.
+    return image.resize(min_side_size(size, 1), Image.Resampling.BICUBIC)

@@ -1,0 +1,1 @@
+"""What every evaluation shares: one run's images, vectors and reports, and tables of figures."""

@@ -1,0 +1,140 @@
+"""The output folder of an evaluation: what its reports were made of, so that those of two runs are never mixed.
+
+`results.json` holds, as `settings`, what decides the rows and the vectors. A later run with the same settings adds its
+datasets; one with others is refused, or replaces all of the earlier reports with `overwrite`. The official score files
+hold figures alone, and whoever averages a folder of them could not tell whose they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb.bulk.store import EmbeddingStore, StoreMismatchError
+from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.evaluation.run import EvaluationConfig
+from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder
+
+WRITER = "evaluate"
+RESULTS = "results.json"
+REPORTS = (RESULTS, "results.md", "errors.jsonl", "leaderboard.json")
+SCORE_SUFFIX = "_score.json"
+UNKNOWN = "not known yet"
+"""A fingerprint for checks before the model is loaded."""
+
+_PATHS = ("data_dir", "image_dir")
+_CHOICES = ("subsets", "meta_tasks")
+"""Which datasets were run: each has a score file of its own, so that runs on other ones fit together."""
+
+
+def run_settings(config: EvaluationConfig) -> dict[str, Any]:
+    """Return what decided the rows and how they were prepared, for `results.json`.
+
+    Args:
+        config: The run's settings.
+    """
+    limits = (field.name for field in dataclasses.fields(RowLimits))
+    names = (*_PATHS, "split", *_CHOICES, "limit", *limits, "follow_links", "resize", "min_side")
+    values = {name: getattr(config, name) for name in names}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def check_reports(config: EvaluationConfig, benchmark: str, datasets: Iterable[str] = ()) -> None:
+    """Refuse an output folder that this run may not write into; call it before a model is loaded.
+
+    Args:
+        config: The run's settings; a fingerprint of `UNKNOWN` is not compared.
+        benchmark: The benchmark's name.
+        datasets: Those that get a score file.
+
+    Raises:
+        ForeignFileError: A report, a score file or a manifest of embeddings is there that we did not write.
+        StoreMismatchError: The reports are of another run, and `config.overwrite` is not set.
+    """
+    folder = OwnedFolder(config.output_dir, WRITER)
+    folder.check([*REPORTS, *(f"{name}{SCORE_SUFFIX}" for name in datasets), *_score_files(folder)])
+    EmbeddingStore.check(config.embedding_dir)
+    differing = _differences(folder, config, benchmark)
+    if differing and not config.overwrite:
+        raise StoreMismatchError(
+            f"{folder.path / RESULTS} is of another run ({'; '.join(differing)}), and figures of two runs must not be "
+            "averaged; pass another --output_dir, or --overwrite to replace its reports"
+        )
+
+
+def begin_reports(config: EvaluationConfig, benchmark: str) -> OwnedFolder:
+    """Return the folder for writing reports, without those of another run; call it when all figures are there.
+
+    Args:
+        config: The run's settings.
+        benchmark: The benchmark's name.
+
+    Returns:
+        The folder; write `results.json` into it last.
+
+    Raises:
+        ForeignFileError: One of the reports is not ours any more.
+    """
+    folder = OwnedFolder(config.output_dir, WRITER)
+    if not (folder.path / RESULTS).is_file() or _differences(folder, config, benchmark):
+        # `results.json` first: without it, what is left after a kill counts for nothing and goes next time.
+        for name in (*REPORTS, *_score_files(folder)):
+            folder.remove(name)
+    return folder
+
+
+def require_one_run(folder: Path) -> dict[str, Any]:
+    """Return what the reports in a folder were made of, for whoever averages its score files.
+
+    Args:
+        folder: Any folder with score files.
+
+    Returns:
+        The content of `results.json`; empty where `gen2embed evaluate` wrote none.
+
+    Raises:
+        ForeignFileError: There is one, and score files beside it that are not of the same run.
+    """
+    owned = OwnedFolder(folder, WRITER)
+    scores = _score_files(owned)
+    if not owned.owns(RESULTS):
+        ours = [name for name in scores if owned.owns(name)]
+        if ours:
+            raise ForeignFileError(
+                f"{folder / ours[0]} was left by a run of gen2embed evaluate that was killed while it wrote its "
+                f"reports, or its {RESULTS} was changed; run it again"
+            )
+        return {}
+    for name in scores:
+        if not owned.owns(name):
+            raise ForeignFileError(f"{folder / name} is not what the run of {RESULTS} beside it wrote: move it away")
+    return dict(json.loads((folder / RESULTS).read_bytes()))
+
+
+def _score_files(folder: OwnedFolder) -> list[str]:
+    return sorted(path.name for path in folder.path.glob(f"*{SCORE_SUFFIX}"))
+
+
+def _differences(folder: OwnedFolder, config: EvaluationConfig, benchmark: str) -> list[str]:
+    """How the run that wrote the reports differs from this one; empty where there are none."""
+    if not folder.owns(RESULTS):
+        return []
+    content = json.loads((folder.path / RESULTS).read_bytes())
+    found = {**content["settings"], "benchmark": content["benchmark"], "fingerprint": content["fingerprint"]}
+    settings = {**run_settings(config), "benchmark": benchmark, "fingerprint": config.fingerprint}
+    compared = [name for name in settings if name not in _CHOICES]
+    if config.fingerprint == UNKNOWN:
+        compared.remove("fingerprint")
+    return [
+        f"{name} is {found.get(name)!r} there and {settings[name]!r} now"
+        for name in compared
+        if _comparable(name, found.get(name)) != _comparable(name, settings[name])
+    ]
+
+
+def _comparable(name: str, value: Any) -> Any:
+    """The same folder is the same, however it is spelled."""
+    return Path(value).expanduser().resolve() if name in _PATHS and value else value

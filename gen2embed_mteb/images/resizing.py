@@ -1,0 +1,149 @@
+"""The size in which the processor gets a picture: one rule for every input, and its twin for sizes alone.
+
+`fitted` resizes by a policy and then enlarges what is too small for a patch-based processor; `fitted_size` says the
+resulting size without touching a pixel, so that lengths in tokens are known before anything is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PIL import Image
+
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.images.decoding import MAX_PIXELS, Size
+from gen2embed_mteb.images.errors import ImageError
+
+MAX_ASPECT_RATIO = 200
+"""The aspect ratio above which the Qwen processors raise (`smart_resize`)."""
+
+
+def ensure_min_side(image: Image.Image, min_side: int = 28) -> Image.Image:
+    """Enlarges an image until a patch-based processor accepts it; see `min_side_size`.
+
+    Args:
+        image: Any PIL image.
+        min_side: The least side in pixels; 0 switches the guard off.
+
+    Returns:
+        The same image, or an enlarged one (bicubic).
+
+    Raises:
+        ValueError: `min_side` is negative.
+    """
+    size = min_side_size(image.size, min_side)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def min_side_size(size: Size, min_side: int = 28) -> Size:
+    """The size to which `ensure_min_side` enlarges an image.
+
+    Qwen's processors raise when a side is shorter than one merged patch (28 pixels; 32 in Qwen3-VL) or when the sides
+    differ by more than 200 to 1. Both occur in MMEB. The shorter side is first stretched to a 200th of the longer,
+    then the whole is scaled up in proportion until the shorter side reaches `min_side`.
+
+    Args:
+        size: Width and height in pixels.
+        min_side: The least side in pixels; 0 switches the guard off.
+
+    Raises:
+        ValueError: `min_side` is negative.
+    """
+    if min_side < 0:
+        raise Gen2EmbedError(f"min_side is {min_side}; pass a number of pixels, or 0 to switch the guard off")
+    if min_side == 0:
+        return size
+    least = -(-max(size) // MAX_ASPECT_RATIO)
+    width, height = (max(side, least) for side in size)
+    short = min(width, height)
+    if short < min_side:
+        # Integer arithmetic, rounded to the nearest: the shorter side lands on min_side exactly.
+        width, height = ((2 * side * min_side + short) // (2 * short) for side in (width, height))
+    return width, height
+
+
+def _official_size(size: Size) -> Size:
+    """Inference sizes of the official Gen2Embed code (method: shorter side at least half the longer, 336 to 992)."""
+    width: float
+    height: float
+    width, height = size
+    if max(width, height) > 2 * min(width, height):
+        width, height = (width, width / 2) if width > height else (height / 2, height)
+    scale = 1.0
+    if max(width, height) > 992:
+        scale = 992 / max(width, height)
+    if min(width, height) < 336:  # the second rule wins
+        scale = 336 / min(width, height)
+    return int(width * scale), int(height * scale)
+
+
+RESIZE_POLICIES: dict[str, Callable[[Size], Size]] = {
+    "processor": lambda size: size,
+    "official": _official_size,
+    "square-448": lambda _: (448, 448),
+}
+"""How images are resized before the model's processor sees them: `processor` (default) leaves all to the processor,
+as MMEB's V2 loader does; `official` is Gen2Embed's rule at inference; `square-448` its rule in training."""
+
+
+def resize(image: Image.Image, policy: str = "processor") -> Image.Image:
+    """Applies a resize policy by name: `official` with Lanczos, as the official code, the others bicubic.
+
+    Args:
+        image: Any PIL image.
+        policy: A key of `RESIZE_POLICIES`.
+
+    Returns:
+        The resized image; `processor` returns it as it is.
+
+    Raises:
+        ValueError: The policy is unknown; the message lists the known ones.
+    """
+    size = resized_size(image.size, policy)
+    if policy == "processor":
+        return image
+    return image.resize(size, Image.Resampling.LANCZOS if policy == "official" else Image.Resampling.BICUBIC)
+
+
+def resized_size(size: Size, policy: str = "processor") -> Size:
+    """The size to which `resize` brings an image.
+
+    Args:
+        size: Width and height in pixels.
+        policy: A key of `RESIZE_POLICIES`.
+
+    Raises:
+        ValueError: The policy is unknown; the message lists the known ones.
+    """
+    if policy not in RESIZE_POLICIES:
+        raise Gen2EmbedError(f"unknown resize policy {policy!r}; known: {', '.join(RESIZE_POLICIES)}")
+    return RESIZE_POLICIES[policy](size)
+
+
+def fitted(image: Image.Image, policy: str, min_side: int, name: str = "<PIL image>") -> Image.Image:
+    """Brings an image to the size in which the processor gets it: the one rule for all inputs, wherever they come from.
+
+    Args:
+        image: Any PIL image.
+        policy: A key of `RESIZE_POLICIES`, applied first.
+        min_side: The least side in pixels, reached last; see `ensure_min_side`.
+        name: What to call the image in errors.
+
+    Raises:
+        ImageError: It would have to be enlarged beyond `MAX_PIXELS`.
+        ValueError: The policy is unknown, or `min_side` negative.
+    """
+    fitted_size(image.size, policy, min_side, name)
+    return ensure_min_side(resize(image, policy), min_side)
+
+
+def fitted_size(size: Size, policy: str, min_side: int, name: str = "<PIL image>") -> Size:
+    """The size to which `fitted` brings an image; same arguments and errors."""
+    width, height = min_side_size(resized_size(size, policy), min_side)
+    if width * height > max(MAX_PIXELS, size[0] * size[1]):
+        raise ImageError(
+            name,
+            f"{size[0]}x{size[1]} pixels, which must be enlarged to {width}x{height}, more than {MAX_PIXELS}",
+            "cut it into pieces, or drop the row",
+        )
+    return width, height

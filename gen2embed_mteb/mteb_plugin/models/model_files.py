@@ -1,0 +1,49 @@
+"""What the files of a model's directory tell about it, without loading it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb.embedder.model_folder import checks as model_folder
+from gen2embed_mteb.errors import Gen2EmbedError
+
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+def facts_of(directory: Path) -> dict[str, Any]:
+    """Reads sizes from the headers of a model's weights, the rest from its configuration.
+
+    Args:
+        directory: A base model, an exported one, or an adapter.
+
+    Returns:
+        Fields of `models.Model`: parameters (without the output layer), bytes each, longest input, dimensions; of an
+        adapter the model it is for, and nothing else.
+
+    Raises:
+        ValueError: The directory is not a model's; the message names it and the remedy.
+    """
+    try:
+        source = model_folder.Source(str(directory), directory, None)
+        if (directory / model_folder.ADAPTER_FILE).is_file():
+            model_folder.check_adapter_folder(directory)
+            return {"adapted_from": model_folder.base_of_adapter(source)[0]}  # type: ignore[index]
+        tensors = model_folder.check(source)
+        config = model_folder.read_settings(directory / "config.json")
+        sizes = {name: tensor.size for name, tensor in tensors.items() if not name.startswith("lm_head.")}
+        text = config.get("text_config", config)
+        return {
+            "num_parameters": sum(sizes.values()),
+            "num_embedding_parameters": sum(
+                size for name, size in sizes.items() if name.endswith("embed_tokens.weight")
+            ),
+            "parameter_bytes": max((_BYTES[tensors[name].dtype] for name in sizes), default=4),
+            "max_tokens": text.get("max_position_embeddings"),
+            "dimensions": text.get("hidden_size"),
+        }
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise Gen2EmbedError(
+            f"{directory}: not a model that Gen2Embed can load ({type(error).__name__}: {error}); point "
+            "GEN2EMBED_MODEL at an exported model, a base model, an adapter or a hub id"
+        ) from error

@@ -1,0 +1,108 @@
+"""The models as mteb lists them: its record made of each row of the table in `models.py`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+from gen2embed_mteb.embedder.fingerprint import fingerprint
+from gen2embed_mteb.mteb_plugin.models.model_table import COMMITS, HUB_MODELS, ORGANISATION, Model, mini
+from gen2embed_mteb.mteb_plugin.models.revisions import inputs_digest, revision_of
+
+if TYPE_CHECKING:
+    from gen2embed_mteb.embedder.model import Gen2Embed
+
+CITATION = """@article{ju2025generator,
+  author = {Ju, Yeong-Joon and Lee, Seong-Whan},
+  journal = {arXiv preprint arXiv:2508.00955},
+  title = {From Generator to Embedder: Harnessing Innate Abilities of Multimodal LLMs via Building Zero-Shot
+Discriminative Embedding Model},
+  year = {2025},
+}"""
+
+
+class Gen2EmbedMeta(ModelMeta):
+    """mteb's record of a model, whose revision is found when it is first asked for.
+
+    It takes reading the weights, which importing mteb must not wait for.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        """Finds the revision on first use; a field of pydantic cannot be a property."""
+        if name == "revision":
+            fields = super().__getattribute__("__dict__")
+            if fields.get("revision") is None:
+                options = fields["loader_kwargs"]
+                commit = COMMITS.get(options["source"])
+                fields["revision"] = revision_of(options["source"], options["layout"], commit)
+        return super().__getattribute__(name)
+
+    def model_dump(self, **kwargs: Any) -> dict[str, Any]:
+        """As in pydantic, with the revision found."""
+        _ = self.revision
+        return dict(super().model_dump(**kwargs))
+
+    def _resolve_extras_groups(self) -> list[str]:
+        """Of mteb's extras none is needed: images go through Pillow where torchvision is absent."""
+        return []
+
+
+def as_meta(model: Model) -> Gen2EmbedMeta:
+    """Makes mteb's record of a model of the table."""
+    size = None if model.num_parameters is None else round(model.num_parameters * model.parameter_bytes / 2**20)
+    on_hub = not Path(model.source).is_dir()
+    return Gen2EmbedMeta(
+        loader=load_gen2embed,
+        loader_kwargs={"source": model.source, "layout": model.layout},
+        name=model.name,
+        revision=None,
+        release_date=model.released,
+        languages=["eng-Latn"],  # the language of the prompt, and the one that the model cards state
+        n_parameters=model.num_parameters,
+        n_embedding_parameters=model.num_embedding_parameters,
+        memory_usage_mb=size,
+        max_tokens=model.max_tokens,
+        embed_dim=model.dimensions,
+        license=model.license,
+        open_weights=True,
+        public_training_code=model.training_code,
+        public_training_data=model.training_data,
+        framework=["Sentence Transformers", "PyTorch", "Transformers", "safetensors"],
+        reference=f"https://huggingface.co/{model.source}" if on_hub else None,
+        similarity_fn_name=ScoringFunction.COSINE,
+        use_instructions=True,
+        training_datasets=None if model.training_datasets is None else set(model.training_datasets),
+        adapted_from=model.adapted_from,
+        modalities=["text", "image"],
+        model_type=["dense"],
+        citation=CITATION if model.has_article else None,
+    )
+
+
+def meta_of(model: Gen2Embed) -> Gen2EmbedMeta:
+    """Makes mteb's record of a loaded model, whose revision follows from all that decides its vectors.
+
+    Args:
+        model: The model; its weights are read for the revision, about a second a gigabyte.
+    """
+    known = next((row for row in (*HUB_MODELS, mini()) if row.source == model.source), None)
+    row = known or Model(f"{ORGANISATION}/{Path(model.source).resolve().name}", (), model.source, has_article=False)
+    row = replace(
+        row,
+        layout=model.layout,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        max_tokens=model.max_seq_length,
+        dimensions=model.get_embedding_dimension(),
+    )
+    revision = f"{fingerprint(model)[:32]}-{inputs_digest(model.layout)}"
+    return as_meta(row).model_copy(update={"revision": revision})
+
+
+def load_gen2embed(name: str, revision: str | None = None, **kwargs: Any) -> Any:
+    """Loads a model for mteb; see `encoder.load`, which is imported when it is needed."""
+    from gen2embed_mteb.mteb_plugin.models.encoder import load
+
+    return load(name, revision, **kwargs)

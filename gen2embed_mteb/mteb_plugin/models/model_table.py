@@ -1,0 +1,240 @@
+"""The models that mteb is told of: a table of what is known of each.
+
+Figures describe the model as it is loaded: without the output layer, which embeddings do not need. Parameters were
+counted on models built from the published configurations, commits are those of the weights on the hub.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gen2embed_mteb.embedder.short_names import DEFAULT, MINI, resolve
+from gen2embed_mteb.mini import model_dir
+from gen2embed_mteb.mmeb.datasets import MMEB
+from gen2embed_mteb.mteb_plugin.models.model_files import facts_of
+from gen2embed_mteb.mteb_plugin.names import task_name
+
+ORGANISATION = "Gen2Embed"
+MMEB_TRAIN = "https://huggingface.co/datasets/TIGER-Lab/MMEB-train"
+
+# mteb's own tasks on data that MMEB-train draws from, besides ours on its 20 in-domain datasets.
+_OVERLAPS = {
+    "CIRRIT2IRetrieval",
+    "HatefulMemesI2TRetrieval",
+    "HatefulMemesT2IRetrieval",
+    "Imagenet1k",
+    "Imagenet1kZeroShot",
+    "JinaVDRChartQARetrieval",
+    "JinaVDRDocVQARetrieval",
+    "JinaVDRInfovqaRetrieval",
+    "MSCOCOI2TRetrieval",
+    "MSCOCOT2IRetrieval",
+    "NIGHTSI2IRetrieval",
+    "OKVQAIT2TRetrieval",
+    "SUN397",
+    "SUN397ZeroShot",
+    "VOC2007",
+    "VidoreDocVQARetrieval",
+    "VidoreInfoVQARetrieval",
+    "VisRAGRetChartQA",
+    "VisRAGRetInfoVQA",
+    "VisualNewsI2TRetrieval",
+    "VisualNewsT2IRetrieval",
+    "WebQAT2ITRetrieval",
+    "WebQAT2TRetrieval",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of a model; None where it is not.
+
+    Attributes:
+        name: Its name in mteb, `organisation/name`.
+        aliases: Other names under which mteb finds it.
+        source: Hub id or directory of its weights.
+        released: The day from which on this model could be had: weights and method.
+        num_parameters: All parameters, as loaded.
+        num_embedding_parameters: Those of the token embedding.
+        parameter_bytes: Bytes a parameter, in the published file's type.
+        max_tokens: The longest input.
+        dimensions: Of an embedding.
+        license: mteb's name of the licence, or its address.
+        adapted_from: The model it was made of.
+        layout: How images are laid out in the prompt.
+        training_datasets: Tasks of mteb on whose data it was trained; None where its makers do not say.
+        training_code: Where the code is that trained it.
+        training_data: Where the data is that it was trained on.
+        has_article: Whether the paper describes it.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    source: str
+    released: str | None = None
+    num_parameters: int | None = None
+    num_embedding_parameters: int | None = None
+    parameter_bytes: int = 2
+    max_tokens: int | None = None
+    dimensions: int | None = None
+    license: str | None = None
+    adapted_from: str | None = None
+    layout: str = "native"
+    training_datasets: frozenset[str] | None = None
+    training_code: str | None = None
+    training_data: str | None = None
+    has_article: bool = True
+
+
+COMMITS = {
+    "Qwen/Qwen2-VL-2B-Instruct": "895c3a49bc3fa70a340399125c650a463535e71c",
+    "Qwen/Qwen2-VL-7B-Instruct": "eed13092ef92e448dd6875b2a00151bd3f7db0ac",
+    "Qwen/Qwen2.5-VL-3B-Instruct": "66285546d2b821cf421d4f5eb2576359d3770cd3",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "cc594898137f460bfe9f0759e9844b3ce807cfb5",
+    "Qwen/Qwen3-VL-2B-Instruct": "89644892e4d85e24eaac8bacfd4f463576704203",
+    "Qwen/Qwen3-VL-4B-Instruct": "ebb281ec70b05090aa6165b016eac8ec08e71b17",
+    "Qwen/Qwen3-VL-8B-Instruct": "0c351dd01ed87e9c1b53cbc748cba10e6187ff3b",
+    "llava-hf/llava-v1.6-mistral-7b-hf": "52320fb52229c8d942b1dcb8b63b3dc8087bc83b",
+}
+"""The commits that are loaded. The released SaHa checkpoints are not listed: theirs is asked of the hub."""
+
+
+_PAPER = "2025-08-01"
+"""The paper's day: weights that are older became this model on it."""
+
+
+def _zero_shot(
+    source: str,
+    alias: str,
+    parameters: tuple[int, int],
+    *,
+    max_tokens: int,
+    dimensions: int,
+    released: str = _PAPER,
+    license: str = "apache-2.0",
+) -> Model:
+    return Model(
+        name=f"{ORGANISATION}/{source.partition('/')[2]}",
+        aliases=(alias,),
+        source=source,
+        released=released,
+        num_parameters=parameters[0],
+        num_embedding_parameters=parameters[1],
+        max_tokens=max_tokens,
+        dimensions=dimensions,
+        license=license,
+        adapted_from=source,
+    )
+
+
+def _released(size: str, parameters: tuple[int, int], dimensions: int) -> Model:
+    source = f"Y-J-Ju/SaHa-Qwen2-VL-{size}-Instruct"
+    in_domain = {task_name("MMEB", dataset) for dataset in MMEB.datasets if dataset.in_domain}
+    return Model(
+        name=source,
+        aliases=(f"gen2embed-saha-qwen2-vl-{size.lower()}",),
+        source=source,
+        released="2025-08-01",
+        num_parameters=parameters[0],
+        num_embedding_parameters=parameters[1],
+        max_tokens=32768,
+        dimensions=dimensions,
+        adapted_from=f"Qwen/Qwen2-VL-{size}-Instruct",
+        layout="official",
+        training_datasets=frozenset(in_domain | _OVERLAPS),
+        training_code="https://github.com/yeongjoonJu/Gen2Embed",
+        training_data=MMEB_TRAIN,
+    )
+
+
+HUB_MODELS = (
+    _zero_shot(
+        "Qwen/Qwen2-VL-2B-Instruct", "gen2embed-qwen2-vl-2b", (2208985600, 233373696), max_tokens=32768, dimensions=1536
+    ),
+    _zero_shot(
+        "Qwen/Qwen2-VL-7B-Instruct", "gen2embed-qwen2-vl-7b", (7746378240, 544997376), max_tokens=32768, dimensions=3584
+    ),
+    _zero_shot(
+        "Qwen/Qwen2.5-VL-3B-Instruct",
+        "gen2embed-qwen2.5-vl-3b",
+        (3754622976, 311164928),
+        max_tokens=128000,
+        dimensions=2048,
+        license="https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct/blob/main/LICENSE",
+    ),
+    _zero_shot(
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        "gen2embed-qwen2.5-vl-7b",
+        (7747169280, 544997376),
+        max_tokens=128000,
+        dimensions=3584,
+    ),
+    _zero_shot(
+        "Qwen/Qwen3-VL-2B-Instruct",
+        "gen2embed-qwen3-vl-2b",
+        (2127532032, 311164928),
+        max_tokens=262144,
+        dimensions=2048,
+        released="2025-10-21",
+    ),
+    _zero_shot(
+        "Qwen/Qwen3-VL-4B-Instruct",
+        "gen2embed-qwen3-vl-4b",
+        (4437815808, 388956160),
+        max_tokens=262144,
+        dimensions=2560,
+        released="2025-10-15",
+    ),
+    _zero_shot(
+        "Qwen/Qwen3-VL-8B-Instruct",
+        "gen2embed-qwen3-vl-8b",
+        (8144793840, 622329856),
+        max_tokens=262144,
+        dimensions=4096,
+        released="2025-10-15",
+    ),
+    _zero_shot(
+        "llava-hf/llava-v1.6-mistral-7b-hf",
+        "gen2embed-llava-next-7b",
+        (7435413504, 131334144),
+        max_tokens=32768,
+        dimensions=4096,
+    ),
+    _released("2B", (2208985600, 233373696), 1536),
+    _released("7B", (7746378240, 544997376), 3584),
+)
+"""Every model of the hub: zero-shot by prompt, and the checkpoints that the paper's authors released."""
+
+
+def mini() -> Model:
+    """The embedded model; it saw none of mteb's data, MMEB-mini's training pairs included."""
+    source = model_dir()
+    facts = facts_of(source)
+    return Model(
+        name=f"{ORGANISATION}/{MINI}",
+        aliases=(MINI,),
+        source=str(source),
+        released="2026-11-21",
+        license="apache-2.0",
+        training_datasets=frozenset(),
+        has_article=False,
+        **facts,
+    )
+
+
+def chosen() -> Model:
+    """What `gen2embed` stands for: Qwen2-VL-2B-Instruct, or what GEN2EMBED_MODEL names.
+
+    Raises:
+        FileNotFoundError: GEN2EMBED_MODEL is a path, and there is no directory there.
+        ValueError: The directory there is not a model's.
+    """
+    source = resolve(DEFAULT) or DEFAULT  # a folder of that name wins, as everywhere
+    known = next((model for model in (*HUB_MODELS, mini()) if model.source == source), None)
+    if known is not None:
+        return known
+    directory = Path(source)
+    facts = facts_of(directory) if directory.is_dir() else {}
+    name = directory.resolve().name if directory.is_dir() else source.rpartition("/")[2]
+    return Model(f"{ORGANISATION}/{name}", (), source, has_article=False, **facts)

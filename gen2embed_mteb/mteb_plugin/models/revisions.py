@@ -1,0 +1,106 @@
+"""The revision of a model in mteb: what the weights are, and how inputs are presented to them.
+
+mteb files results under a model's revision and takes them for done where one is found. So the revision is
+`WEIGHTS-INPUTS`: the commit on the hub or a digest of the files in a directory, then a digest of prompt, chat templates
+and layout. Results of other weights or of another prompt never mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+from gen2embed_mteb.embedder import families
+from gen2embed_mteb.embedder.model_folder import checks as model_folder
+from gen2embed_mteb.embedder.prompts import DEFAULT, strategy
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.storage.files import LEDGER
+
+INPUTS_VERSION = 1
+"""Changes with how mteb's batches become inputs (`inputs.py`) or images are prepared."""
+
+_DECISIVE = (".safetensors", ".json", ".jinja", ".txt", ".model", ".bin")
+
+
+def inputs_digest(layout: str) -> str:
+    """Digests what decides vectors besides the weights.
+
+    Args:
+        layout: How images are laid out in the prompt.
+
+    Returns:
+        8 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for template in sorted((Path(families.__file__).parent / "templates").glob("*.jinja")):
+        digest.update(template.read_bytes())
+    settings = {"prompt": asdict(strategy(DEFAULT)), "layout": layout, "version": INPUTS_VERSION}
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()[:8]
+
+
+def directory_digest(directory: Path) -> str:
+    """Digests the files of a model that decide its vectors: weights, configurations, templates, tokenizer.
+
+    Of an adapter the model that it is for counts as well: its files, or the commit of it that would be loaded.
+
+    Args:
+        directory: The model; reading its weights takes about a second a gigabyte.
+
+    Returns:
+        40 hexadecimal digits, as many as a commit has.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.suffix in _DECISIVE and path.name != LEDGER:
+            digest.update(f"{path.relative_to(directory).as_posix()} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    named = model_folder.base_of_adapter(model_folder.Source(str(directory), directory, None))
+    if named is not None:
+        base = Path(named[0]).expanduser()
+        if (base / model_folder.ADAPTER_FILE).is_file():
+            raise Gen2EmbedError(f"{directory / model_folder.ADAPTER_FILE} names {base} as base model, an adapter")
+        digest.update((directory_digest(base) if base.is_dir() else hub_commit(named[0]) or "").encode())
+    return digest.hexdigest()[:40]
+
+
+@cache
+def hub_commit(hub_id: str) -> str | None:
+    """Finds the commit that loading a hub id would give: the one in the local cache, or else the hub's newest.
+
+    Args:
+        hub_id: The repository.
+
+    Returns:
+        40 hexadecimal digits; None where neither is to be had. The answer is kept for the life of the process.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        for name in ("config.json", "adapter_config.json"):
+            cached = try_to_load_from_cache(hub_id, name)
+            if isinstance(cached, str):
+                return Path(cached).parent.name
+        return str(HfApi().model_info(hub_id, timeout=10).sha)
+    except Exception:  # offline, unknown, gated, no hub id: loading the model says which, in its own words
+        return None
+
+
+def revision_of(source: str, layout: str, commit: str | None = None) -> str | None:
+    """The revision of a model.
+
+    Args:
+        source: Hub id or directory of its weights.
+        layout: How images are laid out in the prompt.
+        commit: The commit on the hub, where it is known.
+
+    Returns:
+        `WEIGHTS-INPUTS`; None where the weights cannot be identified, and not be loaded either.
+    """
+    directory = Path(source)
+    weights = directory_digest(directory) if directory.is_dir() else commit or hub_commit(source)
+    return None if weights is None else f"{weights}-{inputs_digest(layout)}"

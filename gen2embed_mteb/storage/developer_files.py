@@ -1,0 +1,47 @@
+"""Writing the results of developers' tools: benchmarks and pretraining.
+
+These commands replace the file that their `--output` names, in a checkout that git watches over. Commands for users
+write through `files.py`, which replaces only what is proved to be ours.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb.storage.files import json_bytes
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old content or the new one, whatever happens in between.
+
+    Args:
+        path: The file; its folder must exist.
+        data: The whole content.
+    """
+    # A name of its own: two processes may write the same file at once.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, keys in the order given.
+
+    Args:
+        path: The file; its folder must exist.
+        value: Anything that JSON can hold; NaN is refused.
+
+    Raises:
+        ValueError: The value holds NaN or an infinity, which are no JSON.
+    """
+    write_atomic(path, json_bytes(value))

@@ -1,0 +1,1 @@
+"""SugarCrepe and SugarCrepe++: which of several captions fits an image."""

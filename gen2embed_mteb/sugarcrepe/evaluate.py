@@ -1,0 +1,236 @@
+"""SugarCrepe and SugarCrepe++: does a small change of the caption's meaning move the vector enough?
+
+Sides as in the official Gen2Embed code: captions are queries with the prefix `Find me an image that matches the given
+caption: `, images are candidates without text. A caption is encoded once, however many comparisons it is part of.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb.bulk.encoder import BulkEncoder
+from gen2embed_mteb.bulk.types import Encoder, Item
+from gen2embed_mteb.data_files.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded, unique_keys
+from gen2embed_mteb.data_files.shards import DataError, require_regular
+from gen2embed_mteb.errors import Gen2EmbedError, one_line
+from gen2embed_mteb.evaluation.run import (
+    EvaluationConfig,
+    RowError,
+    errors_bytes,
+    image_source,
+    is_first_process,
+    open_bulk_encoder,
+)
+from gen2embed_mteb.evaluation.run_folder import RESULTS, begin_reports, check_reports
+from gen2embed_mteb.mmeb.datasets import lookup
+from gen2embed_mteb.sugarcrepe.report import markdown, results_json, text_table
+from gen2embed_mteb.sugarcrepe.scoring import (
+    SUGARCREPE_BENCHMARK,
+    SUGARCREPE_PLUS_BENCHMARK,
+    CaptionBenchmark,
+    CompositionalityResult,
+    SetScore,
+    score_record,
+)
+
+__all__ = [
+    "SUGARCREPE_BENCHMARK",
+    "SUGARCREPE_PLUS_BENCHMARK",
+    "CaptionBenchmark",
+    "CompositionalityResult",
+    "evaluate_captions",
+    "text_table",
+]
+
+logger = logging.getLogger(__name__)
+
+CAPTION_PREFIX = "Find me an image that matches the given caption: "
+MAX_SET_BYTES = 256 * 2**20
+"""The largest file of a set; the originals have less than a megabyte."""
+
+
+def evaluate_captions(
+    encoder: Encoder, benchmark: CaptionBenchmark, config: EvaluationConfig
+) -> CompositionalityResult:
+    """Runs a compositionality benchmark and writes its reports into `config.output_dir`.
+
+    Args:
+        encoder: The model.
+        benchmark: `SUGARCREPE_BENCHMARK` or `SUGARCREPE_PLUS_BENCHMARK`.
+        config: The run's settings; `data_dir` holds the JSON files, `image_dir` the COCO images that they name.
+
+    Returns:
+        The result; look at `too_many_errors`.
+
+    Raises:
+        DataError: A file is missing or not in the original form, or a field is missing throughout.
+        FileNotFoundError: The images are nowhere.
+        ForeignFileError: The output folder holds files that we did not write, where ours would go.
+        StoreMismatchError: The output folder belongs to another model, prompt or run.
+        ValueError: A set is unknown, or meta-tasks were asked for.
+    """
+    start = time.monotonic()
+    if config.meta_tasks:
+        raise Gen2EmbedError(
+            f"{benchmark.title} has no meta-tasks; choose sets with --subsets {' '.join(benchmark.sets)}"
+        )
+    aliases = {alias: name for name, file in benchmark.sets.items() for alias in (name, file)}
+    wanted = {lookup(name, aliases, "set", benchmark.sets) for name in config.subsets} or set(benchmark.sets)
+    names = [name for name in benchmark.sets if name in wanted]
+    check_reports(config, benchmark.name)
+    files = {name: set_file(Path(config.data_dir), benchmark, name) for name in names}
+    records = {name: read_records(files[name], benchmark, config.limit) for name in names}
+    images, folder = image_source(config), config.embedding_dir
+    bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint)
+    scores: list[SetScore] = []
+    errors: list[RowError] = []
+    for name in names:
+        score, rejected = _evaluate_set(bulk, benchmark, name, (files[name], records[name]), config)
+        scores.append(score)
+        errors.extend(rejected)
+        _warn_about_ties(score)
+    result = CompositionalityResult(
+        benchmark=benchmark,
+        scores=tuple(scores),
+        num_scored=sum(score.num_scored for score in scores),
+        errors=tuple(errors),
+        seconds=time.monotonic() - start,
+        max_error_rate=config.max_error_rate,
+    )
+    output_dir = Path(config.output_dir)
+    if is_first_process():
+        reports = begin_reports(config, benchmark.name)
+        reports.write("errors.jsonl", errors_bytes(errors))
+        reports.write("results.md", markdown(result, config).encode("utf-8", "backslashreplace"))
+        reports.write_json(RESULTS, results_json(result, config))
+    if errors:
+        logger.warning("%d records were set aside; see %s", len(errors), output_dir / "errors.jsonl")
+    return result
+
+
+def set_file(data_dir: Path, benchmark: CaptionBenchmark, name: str) -> Path:
+    """Finds the file of one set.
+
+    Args:
+        data_dir: The folder that holds the files, or a clone of the original repository (files in `data`).
+        benchmark: The benchmark.
+        name: The set's name.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: It is missing.
+    """
+    names = dict.fromkeys((benchmark.sets[name], name))
+    for folder in (data_dir.expanduser(), data_dir.expanduser() / "data"):
+        for stem in names:
+            if (folder / f"{stem}.json").is_file():
+                return folder / f"{stem}.json"
+    raise DataError(
+        f"{data_dir}: no {benchmark.sets[name]}.json; pass the folder of {benchmark.title}'s JSON files as --data_dir, "
+        "or leave the set out with --subsets"
+    )
+
+
+def read_records(path: Path, benchmark: CaptionBenchmark, limit: int | None = None) -> list[Any]:
+    """Reads the records of one set, in either of the original forms (a list, or a dict by running number).
+
+    Args:
+        path: The file.
+        benchmark: The benchmark.
+        limit: Keep this many records, from the first.
+
+    Returns:
+        The records as they are.
+
+    Raises:
+        DataError: The file is not of that form, too large, or a field is missing from every record.
+    """
+    size = require_regular(path).stat().st_size
+    if size > MAX_SET_BYTES:
+        raise DataError(f"{path}: {size} bytes are no set of {benchmark.title}; download it again")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({one_line(error)}); download it again") from error
+    records = list(content.values()) if isinstance(content, dict) else content
+    if not isinstance(records, list):
+        raise DataError(f"{path}: expected a list or a dict of records; download {benchmark.title}'s original files")
+    present = {key for record in records if isinstance(record, dict) for key in record}
+    missing = [field for field in ("filename", *benchmark.captions) if field not in present]
+    if missing:
+        raise DataError(
+            f"{path}: no field {', '.join(missing)}; it has {', '.join(sorted(present)) or 'no records'}. "
+            f"Pass {benchmark.title}'s original files"
+        )
+    return records[:limit]
+
+
+def record_items(record: Any, benchmark: CaptionBenchmark, limits: RowLimits | None = None) -> tuple[Item, list[Item]]:
+    """Returns the image and the captions of a record as items.
+
+    Args:
+        record: What stands in the file.
+        benchmark: The benchmark.
+        limits: How long a text may be; None: as the defaults say.
+
+    Raises:
+        RowFault: The record cannot be used.
+    """
+    values: list[str] = []
+    for field in ("filename", *benchmark.captions):
+        value = record.get(field) if isinstance(record, dict) else None
+        if not isinstance(value, str) or not value:
+            raise RowFault(f"{field} is missing, empty or not a string")
+        values.append((checked_path if field == "filename" else checked_text)(value, field, limits or RowLimits()))
+    return Item("", (values[0],)), [Item(CAPTION_PREFIX + caption) for caption in values[1:]]
+
+
+def _evaluate_set(
+    bulk: BulkEncoder, benchmark: CaptionBenchmark, name: str, source: tuple[Path, list[Any]], limits: RowLimits
+) -> tuple[SetScore, list[RowError]]:
+    path, records = source
+    rows: list[tuple[int, Item, list[Item]]] = []
+    rejected: list[RowError] = []
+
+    def make(index: int, record: Any) -> tuple[int, Item, list[Item]]:
+        return (index, *record_items(record, benchmark, limits))
+
+    for row in guarded(records, lambda _: str(path), make):
+        if isinstance(row, BadRow):
+            rejected.append(RowError(name, row.index, row.file, row.reason))
+        else:
+            rows.append(row)
+    bulk.add("query", [caption for _, _, captions in rows for caption in captions], f"{name} captions")
+    bulk.add("document", [image for _, image, _ in rows], f"{name} images")
+    hits: dict[str, list[bool]] = {task: [] for task in benchmark.tasks}
+    ties: dict[str, list[bool]] = {task: [] for task in benchmark.tasks}
+    for index, image, captions in rows:
+        faults = [bulk.fault("document", image), *(bulk.fault("query", caption) for caption in captions)]
+        fault = next((found for found in faults if found), None)
+        if fault:
+            rejected.append(RowError(name, index, fault.file or str(path), fault.reason))
+            continue
+        outcomes = score_record(bulk.vectors("document", [image])[0], bulk.vectors("query", captions))
+        for task, (hit, tie) in zip(benchmark.tasks, outcomes, strict=True):
+            hits[task].append(hit)
+            ties[task].append(tie)
+    rejected.sort(key=lambda error: error.row)
+    return SetScore(name, hits, ties, len(rejected)), rejected
+
+
+def _warn_about_ties(score: SetScore) -> None:
+    for task, flags in score.ties.items():
+        if any(flags):
+            logger.warning(
+                "%s, %s: %d of %d records are ties, which count as wrong; check the model if there are many",
+                score.name,
+                task.upper(),
+                sum(flags),
+                len(flags),
+            )

@@ -1,0 +1,82 @@
+"""The reports of a run on SugarCrepe or SugarCrepe++: `results.json`, and a table with the paper's figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gen2embed_mteb.evaluation.paper import SUGARCREPE, SUGARCREPE_PLUS
+from gen2embed_mteb.evaluation.run import EvaluationConfig, installed_versions
+from gen2embed_mteb.evaluation.run_folder import run_settings
+from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
+from gen2embed_mteb.sugarcrepe.scoring import CompositionalityResult
+
+
+def results_json(result: CompositionalityResult, config: EvaluationConfig) -> dict[str, Any]:
+    """Builds the content of `results.json`, in the spirit of MMEB's.
+
+    Args:
+        result: The run's outcome.
+        config: Its settings.
+
+    Returns:
+        By set and overall `accuracy_itt` (and `accuracy_tot`) in [0, 1] by the official rule, ties being wrong;
+        `…_ties_right` is the same with ties counted as right.
+    """
+    tasks = result.benchmark.tasks
+    return {
+        "model": config.model_name,
+        "revision": config.revision,
+        "prompt_mode": config.prompt_mode,
+        "benchmark": result.benchmark.name,
+        "settings": run_settings(config),
+        "datasets": {
+            score.name: {
+                **{f"accuracy_{task}": score.accuracy(task) for task in tasks},
+                **{f"accuracy_{task}_ties_right": score.accuracy(task, ties_count=True) for task in tasks},
+                "num_queries": score.num_scored,
+                "num_errors": score.num_errors,
+            }
+            for score in result.scores
+        },
+        "overall": {f"accuracy_{task}": result.overall(task) for task in tasks},
+        "fingerprint": config.fingerprint,
+        "versions": installed_versions(),
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
+    """Builds `results.md`: our figures above the paper's, in percent; ends in a newline."""
+    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
+    note = f"Accuracy in percent, a tie is wrong. {result.num_scored} scored, {len(result.errors)} set aside."
+    if config.limit is not None:
+        note += f" Only the first {config.limit} records of each set."
+    return "\n\n".join([title, note, as_markdown(_table(result))]) + "\n"
+
+
+def text_table(result: CompositionalityResult) -> str:
+    """Builds the table of `results.md` for a terminal, turned so that it is narrow; no newline at the end."""
+    turned = [list(column) for column in zip(*_table(result), strict=True)]
+    methods = turned[0][2:]
+    turned[0] = ["", "ours", *(f"[{number}]" for number in range(1, 1 + len(methods)))]
+    legend = [f"[{number}] {method}" for number, method in enumerate(methods, start=1)]
+    return "\n".join([as_text(turned), "", *legend])
+
+
+def _table(result: CompositionalityResult) -> Table:
+    """Rows are methods, columns are sets, as in the paper's Table VI."""
+    tasks = result.benchmark.tasks
+    ours = [percent(score.accuracy(task)) for score in result.scores for task in tasks]
+    head = [
+        f"{score.name} {task.upper()}" if len(tasks) > 1 else score.name for score in result.scores for task in tasks
+    ]
+    averages = [percent(result.overall(task)) for task in tasks]
+    names = ["Avg. " + task.upper() for task in tasks] if len(tasks) > 1 else ["Avg."]
+    table: Table = [["", *head, *names], ["ours", *ours, *averages]]
+    if len(tasks) == 1:
+        table += [[f"paper, VI: {label}", *["–"] * len(head), f"{mean:.1f}"] for label, mean in SUGARCREPE.items()]
+        return table
+    for label, figures in SUGARCREPE_PLUS.items():
+        cells = [f"{cell:.1f}" for score in result.scores for cell in figures[score.name]]
+        table.append([f"paper, VI: {label}", *cells, *["–"] * len(names)])
+    return table

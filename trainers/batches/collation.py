@@ -1,0 +1,83 @@
+"""What stands in a column of training data, opened and made into model features.
+
+A cell is what `Gen2Embed` takes, by the same rule (`inputs.content_of`): a text (a string is always text), a PIL image,
+a `pathlib.Path`, a dict of "text" and "image" (or "images"), either key missing or None, or `{"bytes", "path"}` as
+`datasets` stores an image.
+
+Images are opened when their batch is made, in the data loader's workers where there are any, and resized before the
+model's processor sees them. Rows are padded on the right: the cached loss then cuts every sub-batch to its own width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gen2embed_mteb.embedder.inputs import Content, content_of
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.images.resizing import RESIZE_POLICIES
+from gen2embed_mteb.images.source import ImageSource
+from trainers.data.cells import read_cell
+
+if TYPE_CHECKING:
+    from gen2embed_mteb.embedder.model import Gen2Embed
+
+
+class CellReader:
+    """Makes features of a column's cells; what a data collator calls as its `preprocess_fn`.
+
+    Args:
+        model: Renders and tokenizes.
+        images: Opens images by path; None: as the model does, under its `image_root` if it has one.
+        resize: A name of `images.RESIZE_POLICIES`.
+        min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+        max_length: Longest input in tokens, where the model allows as much; None: as long as it allows.
+
+    Raises:
+        ValueError: The resize policy is unknown.
+    """
+
+    def __init__(
+        self,
+        model: Gen2Embed,
+        images: ImageSource | None = None,
+        resize: str = "square-448",
+        min_side: int = 28,
+        max_length: int | None = None,
+    ) -> None:
+        """Checks the policy; opens nothing yet."""
+        if resize not in RESIZE_POLICIES:
+            raise Gen2EmbedError(f"resize is {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+        self._model = model
+        self._images = images
+        self._resize = resize
+        self._min_side = min_side
+        # Not the model's own setting: that is saved with it, and inference takes larger images than training.
+        known = [length for length in (max_length, model.max_seq_length) if length is not None]
+        self._limit = {"max_length": min(known)} if known else {}
+
+    def __call__(self, cells: list[Any], prompt: str | None = None, task: str | None = None) -> dict[str, Any]:
+        """Opens, renders and tokenizes n cells.
+
+        Args:
+            cells: n cells of one column.
+            prompt: A system prompt in place of the strategy's.
+            task: `query` or `document`.
+
+        Returns:
+            The model's features, n rows, padded on the right.
+
+        Raises:
+            ImageError: An image cannot be opened.
+            TypeError: A cell is of another kind.
+            ValueError: A cell is empty, or cannot be made to fit into the model's length.
+        """
+        contents = [self.content(cell) for cell in cells]
+        padding = {"text": {"padding_side": "right"}}
+        return self._model.preprocess(contents, prompt=prompt, task=task, processing_kwargs=padding, **self._limit)
+
+    def content(self, cell: Any) -> Content:
+        """Opens one cell."""
+        if isinstance(cell, dict) and "role" not in cell:
+            text, images = read_cell(cell)
+            cell = {"text": text, "image": list(images)}
+        return content_of(cell, self._model.image_root, self._resize, self._min_side, source=self._images)

@@ -1,0 +1,66 @@
+"""Columns of training data: the first holds queries, the others candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from gen2embed_mteb.embedder.prompts import HierarchicalPrompt, Role
+from gen2embed_mteb.errors import Gen2EmbedError
+
+
+def roles_of(
+    columns: Sequence[str], prompt: HierarchicalPrompt, *, query_prompt_in_training: bool = True
+) -> dict[str, Role]:
+    """The role of every column, as sentence-transformers' `router_mapping` takes it.
+
+    Args:
+        columns: The columns in order; the first holds the queries.
+        prompt: The prompt in use.
+        query_prompt_in_training: False leaves the representation prompt off the queries, as the official code did.
+
+    Raises:
+        ValueError: Without the representation prompt a query would still not read as a candidate does, so there is no
+            role that says it.
+    """
+    query: Role = "query"
+    if not query_prompt_in_training:
+        same = replace(prompt, query_text=prompt.document_text, query_image=prompt.document_image)
+        if same.query_system != same.document_system or prompt.document_text or prompt.document_image:
+            raise Gen2EmbedError(
+                f"query_prompt_in_training=False with the prompt {prompt.name!r}: its queries differ from candidates "
+                "in more than the representation prompt; use prompt_mode hierarchical, or leave the switch on"
+            )
+        query = "document"
+    return {column: "document" if number else query for number, column in enumerate(columns)}
+
+
+def columns_of(dataset: Any) -> list[str]:
+    """Return the names of a dataset's columns, of the first one in a dictionary of datasets.
+
+    Args:
+        dataset: A dataset, a dictionary of them, or None.
+    """
+    if dataset is None:
+        return []
+    names = next(iter(dataset.values())).column_names if isinstance(dataset, dict) else dataset.column_names
+    return list(names)
+
+
+def refuse_colliding(columns: Sequence[str]) -> None:
+    """Refuse columns whose features sentence-transformers would mix up: it tells them apart by `COLUMN_` before them.
+
+    Args:
+        columns: The columns.
+
+    Raises:
+        Gen2EmbedError: One begins with another and an underscore.
+    """
+    for column in columns:
+        for other in columns:
+            if other.startswith(f"{column}_"):
+                raise Gen2EmbedError(
+                    f"columns {column!r} and {other!r} would be mixed up, as one begins with the other and '_'; "
+                    "rename one (dataset.rename_column)"
+                )

@@ -1,0 +1,137 @@
+"""Sampling files as `gen2embed train` takes them: found, compared with one another, and the data that they are of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from gen2embed_mteb.embedder.model import Gen2Embed
+from gen2embed_mteb.mmeb.datasets import matches
+from trainers.data.training_data import DataConfig, TrainingData, open_training_data
+from trainers.sampling.files import Sampling, SamplingError, read_sampling
+
+logger = logging.getLogger(__name__)
+
+
+def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: int | None = None) -> list[Sampling]:
+    """Reads sampling files.
+
+    Args:
+        path: A folder that `gen2embed sample` wrote, or one of its files.
+        subsets: The subsets wanted; empty: all.
+        num_hard_negatives: The k that they must have; None: any.
+
+    Returns:
+        One a subset, by name.
+
+    Raises:
+        SamplingError: There is none, a subset was not sampled, or k differs.
+    """
+    given = Path(path).expanduser()
+    if given.is_dir():
+        found = (file for file in given.glob("*.parquet") if not file.name.startswith("."))  # macOS makes ._NAME twins
+        files = sorted(file for file in found if file.with_suffix(".json").is_file())
+    else:
+        files = [given]
+    if not files:
+        raise SamplingError(f"{path}: no sampling files there; pass the --output_dir of gen2embed sample")
+    known = {file.stem: file.stem for file in files}
+    wanted: set[str] = set()
+    for name in subsets:
+        meant = matches(name, known)
+        if not meant:
+            raise SamplingError(f"{path}: subset {name!r} was not sampled, only {', '.join(known)}; see --subsets")
+        if len(meant) > 1:
+            raise SamplingError(
+                f"{path}: subset {name!r} can mean {' or '.join(meant)}; write the one you mean exactly"
+            )
+        wanted.add(meant[0])
+    samplings = [read_sampling(file) for file in files if not wanted or file.stem in wanted]
+    for sampling in samplings:
+        k = sampling.record["settings"]["num_hard_negatives"]
+        if num_hard_negatives not in (None, k):
+            raise SamplingError(
+                f"{sampling.path}: sampled with k = {k}, not --num_hard_negatives {num_hard_negatives}; leave the flag "
+                "out, or sample again"
+            )
+    return samplings
+
+
+def open_sampled_data(
+    samplings: Sequence[Sampling], data_dir: str = "", image_dir: str = "", *, follow_links: bool = False
+) -> TrainingData:
+    """Opens the training data that was sampled.
+
+    Args:
+        samplings: Sampling files of one run.
+        data_dir: The data, where it is not where the files say.
+        image_dir: Its images, likewise.
+        follow_links: Whether links in the image folder may lead out of it.
+
+    Raises:
+        DataError: The data is not there.
+        FileNotFoundError: The images are nowhere.
+        SamplingError: The files are of different data.
+    """
+    first = samplings[0].record["data"]
+    keys = ("data_dir", "image_dir", "split", "columns", "image_columns", "limit", "row_limits")
+    settings = {key: first.get(key) for key in keys}
+    for sampling in samplings:
+        for key, value in settings.items():
+            own = sampling.record["data"].get(key)
+            if own != value:
+                raise SamplingError(
+                    f"{sampling.path}: sampled with {key} {own!r}, {samplings[0].path} with {value!r}; train on files "
+                    "of one run"
+                )
+    config = DataConfig(
+        data_dir=data_dir or settings["data_dir"],
+        # Images that were named beside the old place of the data are looked for beside the new one.
+        image_dir=image_dir or ("" if data_dir else settings["image_dir"]),
+        follow_links=follow_links,
+        split=settings["split"],
+        subsets=tuple(sampling.record["subset"] for sampling in samplings),
+        columns=tuple(settings["columns"]),
+        image_columns=tuple(settings["image_columns"]),
+        limit=settings["limit"],
+        **(settings["row_limits"] or {}),
+    )
+    return open_training_data(config, samplings[0].path.parent / "images-cache")
+
+
+def warn_of_other_model(samplings: Sequence[Sampling], model: Gen2Embed, model_name: str) -> None:
+    """Warn where another model than the one to be trained was asked which negatives are hard (Sec. III-C).
+
+    Args:
+        samplings: Sampling files.
+        model: The model to be trained.
+        model_name: What it was loaded as.
+    """
+    for sampling in samplings:
+        sampled = sampling.record["model"]
+        if sampled["fingerprint"] and (sampled["name"], sampled["prompt_mode"]) != (
+            model_name,
+            model.prompt_mode,
+        ):
+            logger.warning(
+                "%s: sampled by %s with prompt %s, to train %s with %s; gen2embed sample with the model to be trained",
+                sampling.path,
+                sampled["name"],
+                sampled["prompt_mode"],
+                model_name,
+                model.prompt_mode,
+            )
+            return
+
+
+def data_name(samplings: Sequence[Sampling]) -> str:
+    """Return how the model card calls the training data.
+
+    Args:
+        samplings: Sampling files.
+    """
+    data = samplings[0].record["data"]
+    names = [sampling.record["subset"] for sampling in samplings]
+    what = names[0] if len(names) == 1 else f"{len(names)} subsets"
+    return f"{Path(data['data_dir']).name} ({data['split']}, {what})"

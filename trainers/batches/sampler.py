@@ -1,0 +1,211 @@
+"""`SahaBatchSampler`: batches of whole clusters, all of one size, for sentence-transformers' trainers.
+
+    SentenceTransformerTrainingArguments(
+        ..., per_device_train_batch_size=256 * 8, batch_sampler=partial(SahaBatchSampler, sampling=sampling)
+    )
+
+An epoch is planned in steps; a step is one batch for each process, since negatives are gathered across processes:
+
+1. The clusters are shuffled, all together or each subset on its own, and cut into steps. The last step is filled with
+   clusters from the front of the same shuffle: none is lost, no batch is short, no cluster is twice in a step. (Unequal
+   batches, or a number of batches that the processes cannot share evenly, would be dropped under data parallelism, or
+   would leave processes waiting for each other.)
+2. The steps are shuffled.
+3. Within a batch, clusters of one subset stand side by side, so that sub-batches are of like length.
+4. Clusters that sampling left short are topped up with further pairs of their subset, preferably such as have neither
+   row nor positive in common with the step.
+
+Everything follows from the seed and the epoch, in every process alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.util import get_world_size
+
+from gen2embed_mteb.errors import Gen2EmbedError
+from trainers.batches.dataset import DatasetClusters
+from trainers.sampling.files import Sampling
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+LOOK_AHEAD = 4096
+"""Rows among which a filler is chosen; the first that conflicts least is taken."""
+
+
+class SahaBatchSampler(DefaultBatchSampler):
+    """Batches of whole clusters.
+
+    Usable as `batch_sampler=functools.partial(SahaBatchSampler, sampling=…)`; the trainer passes what comes before
+    `sampling`. A lambda would do as well, but cannot be saved with the arguments.
+
+    Args:
+        dataset: The training data; its rows are those that `sampling` names.
+        batch_size: Rows a batch on one process, a multiple of the cluster's k + 1.
+        drop_last: Without effect: every batch is full.
+        valid_label_columns: Without effect: clusters need no labels.
+        generator: Without effect: batches follow from seed and epoch.
+        seed: Of the shuffles.
+        sampling: What `read_sampling` returned, once or several times, for a dataset of the very rows that were
+            sampled, one subset behind the other; or clusters in rows of the dataset (`training_dataset`).
+        mix_subsets: Whether a batch mixes clusters of several subsets.
+        num_processes: Processes that take batches in turn; None asks torch.distributed.
+
+    Attributes:
+        epoch: The epoch, set by the trainer.
+
+    Raises:
+        SamplingError: The files do not give clusters of pairs; see `DatasetClusters.of`.
+        ValueError: The dataset is not the one that was sampled, `batch_size` is no multiple of k + 1, or a subset is
+            smaller than a cluster or, where it must fill a step on its own, smaller than a step.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        drop_last: bool = False,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+        sampling: DatasetClusters | Sampling | Sequence[Sampling],
+        mix_subsets: bool = True,
+        num_processes: int | None = None,
+    ) -> None:
+        super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
+        clusters = sampling if isinstance(sampling, DatasetClusters) else DatasetClusters.of(sampling)
+        self.clusters, self.mix_subsets = clusters, mix_subsets
+        self.num_processes = get_world_size() if num_processes is None else num_processes
+        if len(dataset) != clusters.num_rows:
+            raise Gen2EmbedError(
+                f"the dataset has {len(dataset)} rows, the sampling files are of {clusters.num_rows}; pass the dataset "
+                "that was sampled. Evaluation data needs a batch sampler of its own"
+            )
+        if batch_size % clusters.width:
+            above = clusters.width * (batch_size // clusters.width + 1)
+            raise Gen2EmbedError(
+                f"batch_size is {batch_size}, but a cluster has {clusters.width} rows (k + 1); pass a multiple of it, "
+                f"such as {above}"
+            )
+        self._per_step = self.num_processes * batch_size // clusters.width
+        subsets = range(len(clusters.names))
+        self._groups = [np.flatnonzero(clusters.subsets == subset) for subset in subsets]
+        if mix_subsets:
+            self._groups = [np.arange(len(clusters))]
+        self._usable = [np.unique(clusters.rows[clusters.subsets == subset]) for subset in subsets]
+        self._usable = [rows[rows >= 0] for rows in self._usable]
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        names, width = self.clusters.names, self.clusters.width
+        for name, rows in zip(names, self._usable, strict=True):
+            if len(rows) < width:
+                raise Gen2EmbedError(f"subset {name} has {len(rows)} rows, a cluster takes {width}; leave it out")
+        for name, group in zip(("all together",) if self.mix_subsets else names, self._groups, strict=True):
+            if len(group) < self._per_step:
+                raise Gen2EmbedError(
+                    f"{name}: {len(group)} clusters, but a step takes {self._per_step} ({self.num_processes} x "
+                    f"{self.batch_size} rows, {width} a cluster); lower the batch size"
+                    + ("" if self.mix_subsets else ", mix subsets, or leave this one out")
+                )
+
+    @property
+    def num_fillers(self) -> int:
+        """Rows of this epoch that top up short clusters."""
+        return int((self.clusters.rows[self._plan(self._rng())] < 0).sum())
+
+    @property
+    def num_repeated(self) -> int:
+        """Clusters that come a second time in an epoch, so that the last steps are full."""
+        return len(self) * self.batch_size // self.clusters.width - len(self.clusters)
+
+    def __len__(self) -> int:
+        """Batches an epoch, of all processes together; the same in every epoch."""
+        return self.num_processes * sum(-(-len(group) // self._per_step) for group in self._groups)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = self._rng()
+        plan = self._plan(rng)
+        fillers = _Fillers(self.clusters, [rng.permutation(rows) for rows in self._usable])
+        for step in map(self._neighbourly, plan):
+            rows = self.clusters.rows[step]
+            fillers.fill(rows, self.clusters.subsets[step])
+            for batch in rows.reshape(self.num_processes, self.batch_size):
+                yield batch.tolist()
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.epoch))
+
+    def _plan(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """The epoch's clusters, (steps, clusters a step)."""
+        # `resize` begins again at the front; a step is no longer than the group, so nothing is in it twice.
+        steps = [
+            np.resize(rng.permutation(group), (-(-len(group) // self._per_step), self._per_step))
+            for group in self._groups
+        ]
+        return rng.permutation(np.concatenate(steps))
+
+    def _neighbourly(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """A step with each batch's clusters of one subset side by side.
+
+        The loss does not know an order, but a sub-batch is as wide as its longest row: images apart from labels.
+        """
+        batches = step.reshape(self.num_processes, -1)
+        order = np.argsort(self.clusters.subsets[batches], axis=1, kind="stable")
+        return np.take_along_axis(batches, order, axis=1).ravel()
+
+
+class _Fillers:
+    """Deals rows to short clusters, from one shuffled deck a subset."""
+
+    def __init__(self, clusters: DatasetClusters, decks: list[npt.NDArray[np.int64]]) -> None:
+        self._decks, self._next = decks, [0] * len(decks)
+        rows = np.arange(clusters.num_rows)
+        # Where positives are not known, they are taken to differ.
+        self._positives = rows if clusters.positives is None else clusters.positives
+        self._row_taken = np.zeros(clusters.num_rows, dtype=bool)
+        self._positive_taken = np.zeros(int(self._positives.max(initial=-1)) + 1, dtype=bool)
+
+    def fill(self, rows: npt.NDArray[np.int64], subsets: npt.NDArray[np.int64]) -> None:
+        """Tops up the clusters of one step in place.
+
+        Args:
+            rows: (clusters a step, k + 1) rows, -1 where one is missing.
+            subsets: (clusters a step,) the subset of each.
+        """
+        short = np.flatnonzero((rows < 0).any(axis=1))
+        if not len(short):
+            return
+        present = rows[rows >= 0]
+        self._mark(present, True)
+        for cluster in short:
+            for place in np.flatnonzero(rows[cluster] < 0):
+                own = rows[cluster][rows[cluster] >= 0]
+                rows[cluster, place] = self._deal(int(subsets[cluster]), own)
+                self._mark(rows[cluster, [place]], True)
+        self._mark(rows.ravel(), False)
+
+    def _mark(self, rows: npt.NDArray[np.int64], taken: bool) -> None:
+        self._row_taken[rows] = taken
+        self._positive_taken[self._positives[rows]] = taken
+
+    def _deal(self, subset: int, own: npt.NDArray[np.int64]) -> int:
+        deck = self._decks[subset]
+        places = (self._next[subset] + np.arange(min(len(deck), LOOK_AHEAD))) % len(deck)
+        cards = deck[places]
+        positives = self._positives[cards]
+        # In order of what matters: a row twice in the cluster, which never happens, as a subset has more rows than a
+        # cluster; twice in the step; its positive in the cluster; its positive in the step.
+        conflicts = 8 * np.isin(cards, own) + 4 * self._row_taken[cards]
+        conflicts = conflicts + 2 * np.isin(positives, self._positives[own]) + self._positive_taken[positives]
+        chosen = int(conflicts.argmin())
+        self._next[subset] = int(places[chosen]) + 1
+        return int(cards[chosen])

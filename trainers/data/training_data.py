@@ -1,0 +1,389 @@
+"""Training pairs, from MMEB-train's form or from any table of two columns, read row by row.
+
+What `data_dir` may be:
+
+    a folder or Hub id in MMEB-train's form      a subset is a folder with the split's Parquet files (`mmeb/tables.py`)
+    `mmeb-mini`                                  the embedded benchmark's training sets, drawn on first use
+    a .parquet or .jsonl file, a folder of them  a subset is a file, or the shards `NAME-00000-of-00004` of one
+    a folder of `datasets.save_to_disk`          one subset
+    any other Hub id                             a subset is a configuration
+
+All but the first two hold a query and its positive in two columns, as sentence-transformers has it. A cell is a text,
+an image as `datasets` stores it (`{"bytes", "path"}`), both (`{"text", "image"}`), or, in the columns that
+`image_columns` names, the path of an image. Text that looks like a path stays text.
+
+Images that are embedded in a table are written once each, under their SHA-256, into a cache folder, since the threads
+that open images work from paths. Images that the data names by path stay where they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from gen2embed_mteb.data_files.json_lines import JsonLines
+from gen2embed_mteb.data_files.rows import RowLimits, guarded
+from gen2embed_mteb.data_files.shards import (
+    by_table,
+    canonical_split,
+    is_utf8,
+    of_split,
+    require_regular,
+    split_files,
+    split_of,
+    table_name,
+    whole_table,
+)
+from gen2embed_mteb.errors import Gen2EmbedError, one_line
+from gen2embed_mteb.evaluation.run import find_images, setting
+from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
+from gen2embed_mteb.mmeb.datasets import lookup
+from gen2embed_mteb.mmeb.readers import NEGATIVE_COLUMNS, TRAIN_COLUMNS, BadRow, TrainRow, read_train_rows
+from gen2embed_mteb.mmeb.tables import DataError, SubsetTable, open_files, open_subsets
+from trainers.data.cached_images import EMBEDDED, CachedImages
+from trainers.data.pairs import PairSubset, Table
+
+__all__ = [
+    "EMBEDDED",
+    "CachedImages",
+    "DataConfig",
+    "JsonLines",
+    "MmebSubset",
+    "PairSubset",
+    "TrainingData",
+    "TrainingSubset",
+    "open_training_data",
+]
+
+logger = logging.getLogger(__name__)
+
+MINI = "mmeb-mini"
+SPLITS = ("original", "diverse_instruction")
+PAIR_COLUMNS = (("anchor", "positive"), ("query", "positive"))
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(RowLimits):
+    """Which training pairs to read."""
+
+    data_dir: str = setting("folder, file or Hub id of the training pairs, or mmeb-mini")
+    split: str = setting("split; empty: `original` in MMEB-train's form, `train` elsewhere", default="")
+    subsets: tuple[str, ...] = setting("subsets to read; empty: all", default=())
+    image_dir: str = setting("folder or .zip archive that image paths are relative to; empty: beside it", default="")
+    follow_links: bool = setting("follow links that lead out of the image folder", default=False)
+    columns: tuple[str, ...] = setting("names of the two columns; empty: anchor or query, and positive", default=())
+    image_columns: tuple[str, ...] = setting("those of the two whose strings are paths of images", default=())
+    limit: int | None = setting("rows a subset, from the first; None: all", default=None)
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ValueError: A value is out of its range; the message names it and the remedy.
+        """
+        RowLimits.__post_init__(self)
+        if not self.data_dir:
+            raise Gen2EmbedError("data_dir is empty; pass a folder, a file, a Hub id, or mmeb-mini")
+        if self.limit is not None and self.limit < 1:
+            raise Gen2EmbedError(f"limit is {self.limit}; pass 1 or more")
+        if len(self.columns) not in (0, 2) or len(set(self.columns)) != len(self.columns):
+            raise Gen2EmbedError(f"columns is {self.columns}; pass two names, the query's and its positive's")
+
+
+class TrainingSubset(Protocol):
+    """Training pairs that are sampled together: opened, and read as often as needed."""
+
+    @property
+    def name(self) -> str:
+        """The name of its files and in reports."""
+
+    @property
+    def source(self) -> str:
+        """The file or Hub id, for messages."""
+
+    def rows(self) -> Iterator[TrainRow | BadRow]:
+        """Reads the pairs in order."""
+
+
+@dataclass(frozen=True)
+class MmebSubset:
+    """A subset in MMEB-train's form.
+
+    Attributes:
+        name: Its name in the training data (`ImageNet_1K`).
+        table: Its table.
+        limit: Read this many rows.
+        limits: How large a row may be.
+    """
+
+    name: str
+    table: SubsetTable
+    limit: int | None = None
+    limits: RowLimits = field(default_factory=RowLimits)
+
+    @property
+    def source(self) -> str:
+        """The file or Hub id, for messages."""
+        return self.table.source
+
+    def rows(self) -> Iterator[TrainRow | BadRow]:
+        """Reads the pairs in order.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        return read_train_rows(self.table, self.limit, self.limits)
+
+    def columns(self) -> Iterator[dict[str, Any]]:
+        """Reads the rows as they are, MMEB-train's columns by name; all None in a row that cannot be read.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        columns = (*TRAIN_COLUMNS, *(column for column in NEGATIVE_COLUMNS if column in self.table.columns))
+        rows = self.table.rows(columns, self.limit, self.limits)
+        for row in guarded(rows, self.table.file_of, lambda _, row: dict(row)):
+            yield dict.fromkeys(columns) if isinstance(row, BadRow) else row
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Opened training data.
+
+    Attributes:
+        subsets: The subsets, in order.
+        images: Opens the images of all of them.
+        split: The split that was opened.
+    """
+
+    subsets: tuple[TrainingSubset, ...]
+    images: CachedImages
+    split: str
+
+
+def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
+    """Opens every subset and checks its columns; reads no rows.
+
+    Args:
+        config: Which data.
+        cache: Folder for images that the tables embed; made if it is needed.
+
+    Returns:
+        The data.
+
+    Raises:
+        DataError: A folder, subset, split or column is missing, or a file is damaged.
+        FileNotFoundError: The images are nowhere.
+        ValueError: A subset is unknown.
+    """
+    if config.data_dir == MINI:
+        from gen2embed_mteb.mini.benchmark import MMEB_MINI, ensure
+
+        root = ensure("train") / "MMEB-train"
+        return _open_mmeb(config, root, cache, _training_sets(MMEB_MINI, config.subsets, ()))
+    path = Path(config.data_dir).expanduser()
+    if path.is_dir():
+        found = _mmeb_folders(path, config.split or SPLITS[0])
+        if found:
+            return _open_mmeb(config, path, cache, _training_sets(_benchmark_of(found), config.subsets, found))
+    if not path.exists() and not _HUB_ID.fullmatch(config.data_dir):
+        raise DataError(f"{config.data_dir}: no such folder or file; pass an existing --data_dir, or OWNER/NAME")
+    if path.exists():
+        files, split = _local_tables(path, config.split)
+        chosen = _chosen(config.subsets, list(files))
+        tables = {name: _open_table(name, files[name], whole=not path.is_file()) for name in chosen}
+        return _open_pairs(config, tables, path, cache, split)
+    names = _hub_names(config.data_dir)
+    if {folder for dataset in MMEB.datasets for folder in dataset.folders} & set(names):
+        return _open_mmeb(config, config.data_dir, cache, _training_sets(MMEB, config.subsets, ()))
+    split = config.split or "train"
+    return _open_pairs(config, _hub_tables(config, names, split), path, cache, split)
+
+
+def _training_sets(benchmark: Benchmark, subsets: Sequence[str], found: Sequence[str]) -> list[DatasetInfo]:
+    """The subsets that were asked for, or all: the benchmark's training sets, then folders of its form beside them."""
+    with_training = [dataset for dataset in benchmark.datasets if dataset.in_domain]
+    names = {folder for dataset in with_training for folder in dataset.folders}
+    # Only its name and its folder are used of such a record.
+    own = [DatasetInfo(name, "Retrieval", True, "label") for name in found if name not in names]
+    known = with_training + own if names & set(found) or not own else own
+    if not subsets:
+        return known
+    by_name = {dataset.name: dataset for dataset in known}
+    aliases = {folder: dataset.name for dataset in known for folder in dataset.folders}
+    chosen = {lookup(name, aliases, "subset", by_name) for name in subsets}
+    return [dataset for dataset in known if dataset.name in chosen]
+
+
+def _benchmark_of(found: Sequence[str]) -> Benchmark:
+    from gen2embed_mteb.mini.benchmark import MMEB_MINI
+
+    return MMEB_MINI if set(found) & set(MMEB_MINI.names) else MMEB
+
+
+def _mmeb_folders(root: Path, split: str) -> list[str]:
+    """The folders with files of the split in MMEB-train's form, by name."""
+    inside = [path for parent in (root, root / "data") if parent.is_dir() for path in parent.iterdir()]
+    names = {path.name for path in inside if path != root / "data" and is_utf8(path.name) and split_files(path, split)}
+    return sorted(names)
+
+
+def _hub_names(hub_id: str) -> list[str]:
+    import datasets
+
+    try:
+        return list(datasets.get_dataset_config_names(hub_id))
+    except Exception as error:  # the Hub's client raises a dozen kinds, most without a common base
+        raise DataError(f"{hub_id}: cannot be looked up ({error}); pass a local folder, or check the name") from error
+
+
+def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: list[DatasetInfo]) -> TrainingData:
+    split = config.split or SPLITS[0]
+    tables = open_subsets(data_dir, chosen, split)
+    for _, table in tables:
+        table.require(TRAIN_COLUMNS)
+    found = find_images(str(data_dir), config.image_dir, follow_links=config.follow_links)
+    images = CachedImages(found.path, cache, follow_links=found.follow_links)
+    subsets = [MmebSubset(dataset.folders[-1], table, config.limit, config) for dataset, table in tables]
+    return TrainingData(tuple(subsets), images, split)
+
+
+def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cache: Path, split: str) -> TrainingData:
+    root = path.parent if path.is_file() else path
+    named = config.image_dir or root.is_dir()
+    found = find_images(str(root), config.image_dir, follow_links=config.follow_links) if named else None
+    root_of_images = None if found is None else found.path
+    images = CachedImages(root_of_images, cache, follow_links=found is not None and found.follow_links)
+    subsets = [
+        PairSubset(name, table, _two_columns(table, config.columns), images, config.image_columns, config.limit, config)
+        for name, table in tables.items()
+    ]
+    for subset in subsets:
+        if not set(config.image_columns) <= set(subset.columns):
+            raise DataError(f"{subset.source}: image_columns {config.image_columns} are not among {subset.columns}")
+        subset.require_usable()
+    return TrainingData(tuple(subsets), images, split)
+
+
+def _two_columns(table: Table, wanted: tuple[str, ...]) -> tuple[str, str]:
+    for query, positive in (wanted,) if wanted else PAIR_COLUMNS:
+        if query in table.columns and positive in table.columns:
+            return query, positive
+    names = f"columns {' and '.join(wanted)}" if wanted else "columns anchor (or query) and positive"
+    raise DataError(
+        f"{table.source}: no {names}; it has {', '.join(table.columns) or 'none'}. Name two of them with --columns"
+    )
+
+
+def _local_tables(path: Path, split: str) -> tuple[dict[str, list[Path]], str]:
+    """The files of each table of a local file or folder, by subset name, and the split that they are of.
+
+    Raises:
+        DataError: There are none, or none of that split, or it is not clear which are.
+    """
+    if (path / "dataset_dict.json").is_file():
+        path, split = path / (split or "train"), split or "train"
+        if not path.is_dir():
+            raise DataError(f"{path}: no such split; pass another --split")
+        return {path.resolve().name: [path]}, split
+    if (path / "dataset_info.json").is_file():
+        return {path.resolve().name: [path]}, _saved_split(path, split)
+    if path.is_file():
+        own = split_of(path)
+        if split and own and canonical_split(split) != own:
+            raise DataError(f"{path}: its name says split {own!r}, not {split!r}; leave --split out to use it so")
+        if table_name(path) != path.stem:
+            logger.warning("%s is one shard of several; pass its folder as --data_dir to use all", path)
+        return {table_name(path): [path]}, split or own or "train"
+    if not path.is_dir():
+        require_regular(path)  # a named pipe, a device
+    folders = [folder for folder in (path, path / "data") if folder.is_dir()]
+    found = [[file for file in sorted(folder.iterdir()) if _is_table(file)] for folder in folders]
+    files = next((files for files in found if files), [])
+    if not files:
+        raise DataError(
+            f"{path}: neither MMEB-train's form (SUBSET/original-00000-of-00001.parquet) nor .parquet or .jsonl files "
+            "nor a folder of datasets.save_to_disk; check --data_dir and --split"
+        )
+    tables = by_table(of_split(files, split or "train"))
+    for name in tables:
+        if not is_utf8(name):
+            raise DataError(f"{path}: the name of {name!r} is not UTF-8; rename the file")
+    return tables, split or "train"
+
+
+def _is_table(file: Path) -> bool:
+    return file.suffix in (".parquet", ".jsonl") and not file.name.startswith(".") and not file.is_dir()
+
+
+def _saved_split(path: Path, split: str) -> str:
+    """The split of a folder of `save_to_disk`; it knows its own."""
+    try:
+        saved = str(json.loads(require_regular(path / "state.json").read_bytes())["_split"] or "")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        saved = ""
+    own = re.split(r"[\[+]", saved)[0]
+    if split and own and canonical_split(split) != canonical_split(own):
+        raise DataError(f"{path}: holds split {own!r}, not {split!r}; leave --split out to use it")
+    return split or own or "train"
+
+
+def _open_table(name: str, files: Sequence[Path], *, whole: bool) -> Table:
+    """Opens a table; `whole` demands all its shards."""
+    import datasets
+
+    if files[0].is_dir():
+        for file in files[0].iterdir():
+            require_regular(file)
+        try:
+            loaded = datasets.load_from_disk(str(files[0]))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # no shards at all: an IndexError
+            what = f"no rows, or no folder of datasets.save_to_disk ({type(error).__name__}: {one_line(error)})"
+            raise DataError(f"{files[0]}: the table has {what}; save it again") from error
+        return _loaded(loaded, str(files[0]))
+    ordered = whole_table(files) if whole else tuple(files)
+    if ordered[0].suffix == ".parquet":
+        return open_files(ordered)
+    if len(ordered) > 1:
+        raise DataError(f"{ordered[0]}: {name} lies here as several files; join them into one")
+    table = JsonLines(ordered[0])
+    table.require_rows()
+    return table
+
+
+def _hub_tables(config: DataConfig, names: Sequence[str], split: str) -> dict[str, Table]:
+    import datasets
+
+    tables: dict[str, Table] = {}
+    for name in _chosen(config.subsets, names):
+        try:
+            loaded = datasets.load_dataset(config.data_dir, name, split=split)
+        except (ValueError, OSError) as error:
+            raise DataError(f"{config.data_dir}: cannot load {name}, split {split!r} ({error}); see --split") from error
+        tables[name] = _loaded(loaded, f"{config.data_dir}/{name}")
+    return tables
+
+
+def _chosen(subsets: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names that were asked for, or all, in the order of all."""
+    chosen = {lookup(name, {known: known for known in names}, "subset", names) for name in subsets}
+    return [name for name in names if not subsets or name in chosen]
+
+
+def _loaded(dataset: Any, source: str) -> SubsetTable:
+    import datasets
+
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            # Images are opened later and by `ImageSource`, which limits what is decoded.
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    if not len(dataset):
+        raise DataError(f"{source}: the table has no rows; check --data_dir and --split")
+    return SubsetTable(source, tuple(dataset.column_names), len(dataset), loaded=dataset)

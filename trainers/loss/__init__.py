@@ -1,0 +1,1 @@
+"""The contrastive loss in sub-batches, and what it computes only once."""

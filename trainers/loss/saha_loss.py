@@ -1,0 +1,256 @@
+"""`SahaLoss`: sentence-transformers' cached InfoNCE at the paper's temperature, equal positives masked.
+
+Negatives of a query are all other candidates of the batch, on all devices. Clusters hold no positive twice, but two
+clusters of a batch may: with labels ("dog", "dog") that is the rule, and each such pair would be pushed apart. Here a
+candidate that equals a query's own positive is not its negative. The stock losses cannot say so: they know vectors
+only, and vectors do not tell, since padding and batch change their last bits.
+
+Whether candidates are equal is read off the features, as the model gets them: the token ids and the pixels of each row,
+as one number. That needs no column in the data, survives gathering, and finds the same image under two paths.
+
+The two passes of the cached loss share what a frozen vision tower computes (`vision.py`); the rows of a mini-batch may
+share what they begin with (`shared_prefix.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses.gradcache import _create_minibatch
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from sentence_transformers.util import all_gather, cos_sim, get_rank, get_world_size
+from torch import Tensor
+
+from gen2embed_mteb.errors import Gen2EmbedError
+from trainers.loss.image_reuse import has_frozen_vision, reusing_image_features
+from trainers.loss.prefix_sharing import can_share_prefix, gains_from_sharing, sharing_prefix
+
+TEMPERATURE = 0.02
+"""The paper's τ (Sec. IV-A); the loss multiplies by its inverse, `scale`."""
+
+_FOLD = 1024
+_MIX = 0x2545F4914F6CDD1D
+_IMAGE_KEYS = ("pixel_values", "image_grid_thw", "image_sizes")
+
+
+def float32_cosine(queries: Tensor, candidates: Tensor) -> Tensor:
+    """Cosine similarities in float32, whatever the vectors and the autocast context are.
+
+    bfloat16 has steps of 2^-8 just below 1: at a scale of 50, an error of 0.1 in the exponent.
+
+    Args:
+        queries: (n, d).
+        candidates: (m, d).
+
+    Returns:
+        (n, m) float32.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        return cos_sim(queries.float(), candidates.float())
+
+
+class SahaLoss(CachedMultipleNegativesRankingLoss):
+    """InfoNCE over whole batches with cached gradients (paper, Eq. 2 in Sec. III-C).
+
+    Takes (query, positive) and (query, positive, negative_1, …, negative_k).
+
+    Args:
+        model: The model that is trained.
+        scale: 1 / τ.
+        mini_batch_size: Inputs whose activations are kept at a time.
+        mini_batch_num_tokens: If set, mini-batches are packed by tokens instead.
+        gather_across_devices: Whether candidates of all processes are negatives; without effect on one.
+        mask_equal_positives: Whether candidates that equal a query's positive are left out of its negatives.
+        reuse_image_features: Whether the second pass takes image tokens from the first, where the vision tower is
+            frozen. They grow with the batch: for Qwen2-VL-2B in bfloat16 by a sixth of the pixels that it holds.
+        share_prefix: Whether tokens that all rows of a mini-batch begin with are run once, where the model allows it;
+            None: on a CPU, without dropout.
+        show_progress_bar: Show one a step.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        scale: float = 1 / TEMPERATURE,
+        mini_batch_size: int = 16,
+        mini_batch_num_tokens: int | None = None,
+        gather_across_devices: bool = True,
+        mask_equal_positives: bool = True,
+        reuse_image_features: bool = True,
+        share_prefix: bool | None = None,
+        show_progress_bar: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            scale=scale,
+            similarity_fct=float32_cosine,
+            mini_batch_size=mini_batch_size,
+            mini_batch_num_tokens=mini_batch_num_tokens,
+            gather_across_devices=gather_across_devices,
+            show_progress_bar=show_progress_bar,
+        )
+        self.mask_equal_positives = mask_equal_positives
+        self.reuse_image_features = reuse_image_features
+        self.share_prefix = share_prefix
+
+    @property
+    def gather_across_devices(self) -> bool:
+        """Whether candidates of several processes are gathered."""
+        return self.loss.gather_across_devices and get_world_size() > 1
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            sentence_features: One dict of features a column, B rows each.
+            labels: Not used.
+
+        Returns:
+            A scalar; its backward pass runs the model again, mini-batch by mini-batch.
+        """
+        inner = getattr(extract_model_from_parallel(self.model)[0], "model", None)
+        features = list(sentence_features)
+        if inner is not None:
+            savings = {
+                "frozen_vision": self.reuse_image_features and has_frozen_vision(inner),
+                "prefix": self._shares_prefix(inner),
+            }
+            features = [_Column(column, inner, **savings) for column in features]
+        # The base class hands labels through to `calculate_loss` and has no other use for them.
+        digests = None
+        if self.mask_equal_positives:
+            digests = torch.stack([content_digests(column) for column in features[1:]], dim=1)
+        return super().forward(features, digests)
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """The loss from embeddings; called by the base class.
+
+        Args:
+            reps: For each column its embeddings, mini-batch by mini-batch.
+            labels: (B, columns without the query) digests of this process's candidates; None masks nothing.
+            with_backward: Whether gradients are to be propagated to `reps`.
+        """
+        if labels is None:
+            return super().calculate_loss(reps, with_backward=with_backward)
+        gathered = all_gather(labels) if self.gather_across_devices else labels
+        candidates = gathered.T.flatten()  # all positives, then all first negatives, …, as the base class has them
+        first = get_rank() * len(labels) if self.gather_across_devices else 0
+        chunks = iter(torch.arange(first, first + len(labels), device=labels.device).split(self.mini_batch_size))
+        stock = self.loss.similarity_fct  # the wrapped loss holds the settings
+
+        def masked(queries: Tensor, documents: Tensor) -> Tensor:
+            """Called once for each chunk of queries, in order."""
+            rows = next(chunks)
+            equal = candidates[rows, None] == candidates
+            equal[torch.arange(len(rows), device=rows.device), rows] = False
+            return stock(queries, documents).masked_fill(equal, -torch.inf)
+
+        self.loss.similarity_fct = masked
+        try:
+            return super().calculate_loss(reps, with_backward=with_backward)
+        finally:
+            self.loss.similarity_fct = stock
+
+    def embed_minibatch(
+        self, sentence_feature: dict[str, Any], begin: int, end: int, with_grad: bool, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
+        """Embeds rows `begin` to `end` of a column; called by the base class, twice where gradients are wanted."""
+        keep = torch.is_grad_enabled() and not with_grad
+        column = sentence_feature if isinstance(sentence_feature, _Column) else None
+        with column.saving_work(begin, keep=keep) if column is not None else nullcontext():
+            return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
+
+    def _shares_prefix(self, model: torch.nn.Module) -> bool:
+        if self.share_prefix is False or not can_share_prefix(model):
+            return False
+        return bool(self.share_prefix) or gains_from_sharing(model)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, for model cards."""
+        return {**super().get_config_dict(), "mask_equal_positives": self.mask_equal_positives}
+
+
+class _Column(dict[str, Any]):
+    """The features of a column, and how its mini-batches save work; it lives as long as its batch."""
+
+    def __init__(self, features: dict[str, Any], model: torch.nn.Module, *, frozen_vision: bool, prefix: bool) -> None:
+        """Keeps what `forward` found out about the model, once a step."""
+        super().__init__(features)
+        self._model, self._frozen_vision, self._prefix = model, frozen_vision, prefix
+        self._image_features: dict[int, Any] = {}
+
+    @contextmanager
+    def saving_work(self, begin: int, *, keep: bool) -> Iterator[None]:
+        """For one pass of the mini-batch that begins with row `begin`; `keep` if another will follow."""
+        with ExitStack() as stack:
+            if self._frozen_vision:
+                stack.enter_context(reusing_image_features(self._model, self._image_features, begin, keep=keep))
+            if self._prefix:
+                stack.enter_context(sharing_prefix(self._model))
+            yield
+
+
+def content_digests(features: dict[str, Any]) -> Tensor:
+    """Numbers the rows of a column by content: its tokens, and its images as the processor left them.
+
+    Args:
+        features: What `preprocess` returned for B inputs.
+
+    Returns:
+        (B,) int64, equal for equal rows whatever the padding; different rows agree with a probability of about 2^-60.
+
+    Raises:
+        ValueError: The rows are not padded token ids: the model flattens its batches, or has no tokens.
+    """
+    if not {"input_ids", "attention_mask"} <= features.keys():
+        raise Gen2EmbedError(
+            f"equal positives are told by input_ids and attention_mask, but there are {', '.join(features)}; load the "
+            "model with unpad_inputs=False, or pass mask_equal_positives=False"
+        )
+    tokens, mask = features["input_ids"], features["attention_mask"].bool()
+    keys = torch.randint(-(2**63), 2**63 - 1, (_FOLD,), generator=torch.Generator().manual_seed(0)) | 1
+    keys = keys.to(tokens.device)
+    # Moved to the left end, so that padding is trailing zeros; token id 0 is a token.
+    moved = torch.zeros_like(tokens)
+    rows, _ = mask.nonzero(as_tuple=True)
+    moved[rows, (mask.cumsum(dim=1) - 1)[mask]] = tokens[mask] + 1
+    parts = [_fold(moved, keys)]
+    for key in _IMAGE_KEYS:
+        if key in features:
+            cuts = [_create_minibatch(features, row, row + 1).get(key) for row in range(len(tokens))]
+            nothing = torch.zeros_like(keys[0])
+            parts.append(torch.stack([nothing if cut is None else _fold(_bits(cut), keys) for cut in cuts]))
+    return _fold(torch.stack(parts, dim=1), keys)
+
+
+def _bits(values: Tensor) -> Tensor:
+    """The bit patterns of a tensor, flat, as integers."""
+    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    return values.contiguous().view(width).flatten()
+
+
+def _fold(values: Tensor, keys: Tensor) -> Tensor:
+    """Hashes the last axis of integers, at most 2^30 of them: three keyed sums modulo 2^64, mixed after each.
+
+    Trailing zeros do not count: some processors pad a batch's images with zeros to the largest.
+
+    Args:
+        values: (…, n) integers.
+        keys: (`_FOLD`,) int64, odd.
+
+    Returns:
+        (…) int64.
+    """
+    for _ in range(3):
+        values = torch.nn.functional.pad(values, (0, -values.shape[-1] % _FOLD)).unflatten(-1, (-1, _FOLD))
+        values = (values * keys).sum(dim=-1)
+        values = (values ^ (values >> 29 & 2**35 - 1)) * _MIX
+    return values[..., 0]

@@ -1,0 +1,64 @@
+"""The model card's section on data: what was sampled, how, by which model, and from where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gen2embed_mteb.evaluation.tables import Table, as_markdown
+from gen2embed_mteb.storage.files import write_in_scratch
+from trainers.batches.dataset import TrainingSet
+from trainers.sampling.files import MEANING, Sampling
+
+_CARD_SECTION_BEFORE = "\n### Framework Versions"
+
+
+def data_section(samplings: Sequence[Sampling], training_set: TrainingSet, base_model: str) -> str:
+    """Says in Markdown where the training batches came from.
+
+    Args:
+        samplings: The sampling files.
+        training_set: What was made of them.
+        base_model: The model that was trained.
+
+    Returns:
+        The section, heading included.
+    """
+    first = samplings[0].record
+    method, data, model = first["method"], first["data"], first["model"]
+    settings = {name: value for name, value in first["settings"].items() if value not in (None, False)}
+    lines = [
+        "### Hard Negatives",
+        "",
+        f"- Method: `{method}`; {MEANING[method]}",
+        f"- Settings: {', '.join(f'`{name}` {value}' for name, value in settings.items())}",
+        f"- Data: `{data['data_dir']}`, split `{data['split']}`",
+        f"- Trained from: `{base_model}`",
+    ]
+    if model["fingerprint"]:
+        by = " ".join(filter(None, (model["name"], model["revision"])))
+        lines.append(
+            f"- Sampled by `{by}` with the prompt `{model['prompt_mode']}`, fingerprint `{model['fingerprint']}`"
+        )
+    if training_set.num_drawn:
+        lines.append(f"- Negatives drawn at random, for queries with too few of their own: {training_set.num_drawn:,}")
+    table: Table = [["Subset", "Sampling file", "Rows", "Clusters", "SHA-256 of the file"]]
+    for sampling in samplings:
+        record = sampling.record
+        counts = [f"{record['data']['num_rows']:,}", f"{record['counts']['clusters']:,}"]
+        table.append([record["subset"], f"`{record['file']}`", *counts, f"`{record['sha256']}`"])
+    return "\n".join([*lines, "", as_markdown(table)])
+
+
+def add_to_card(path: Path, section: str) -> None:
+    """Put a section before the versions, or at the end of a card without them.
+
+    Args:
+        path: The card, in a temporary folder of ours; where there is none, or no section, nothing is done.
+        section: Markdown.
+    """
+    if not section or not path.is_file():
+        return
+    card = path.read_text(encoding="utf-8")
+    before, mark, after = card.partition(_CARD_SECTION_BEFORE)
+    write_in_scratch(path, f"{before.rstrip()}\n\n{section.strip()}\n{mark}{after}".encode())

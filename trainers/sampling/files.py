@@ -1,0 +1,390 @@
+"""What `gen2embed sample` writes and training reads, a subset at a time.
+
+`<subset>.parquet` has one row a cluster, in the order in which the clusters were formed:
+
+| column         | type          |                                                                                   |
+|----------------|---------------|-----------------------------------------------------------------------------------|
+| `anchor`       | int64         | the anchor's row id                                                               |
+| `members`      | list<int64>   | row ids, in the order of the method; a short cluster has a shorter list           |
+| `phase`        | int8          | 1 or 2 (Algorithm 1); 1 for the other methods                                     |
+| `similarities` | list<float32> | one a member: of the anchor's query to what `MEANING` says                        |
+
+A row id is the number of a row in the split of the training data, from 0. Nothing is copied out of that data;
+training reads the rows from where they are.
+
+`<subset>.json`, the record, names the data (with a digest of its rows), the model (with its fingerprint), every
+setting, the counts and the Parquet file's checksum. It is written last: a subset is finished when its record is there.
+
+`<subset>_hard_negatives.json` is the official code's form, for programs that read it: a list of training rows, each
+with its members' rows under `neg_samples`, or, for plain hard negatives, with lists as `neg_text` and `neg_image_path`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
+from gen2embed_mteb.storage.files import OwnedFolder
+from trainers.sampling.records import (
+    AGAIN,
+    ANEW,
+    FORMAT,
+    MAX_HARD_NEGATIVES,
+    METHODS,
+    OFFICIAL_SUFFIX,
+    SamplingError,
+    read_record,
+    require_record,
+)
+
+__all__ = [
+    "MEANING",
+    "METHODS",
+    "OFFICIAL_SUFFIX",
+    "WRITER",
+    "RowsDigest",
+    "SampledClusters",
+    "Sampling",
+    "SamplingError",
+    "read_official",
+    "read_record",
+    "read_sampling",
+    "subset_files",
+    "write_official",
+    "write_sampling",
+]
+
+WRITER = "sample"
+"""Who owns the files of a sampling folder; see `gen2embed_mteb.storage.files`."""
+_ONLY_POSITIVE = (
+    "of a member only its positive is meant, a hard negative of the anchor; similarity of query and negative"
+)
+MEANING = {
+    "saha": "members are whole pairs: every query of a cluster meets every positive of it; similarity of the queries",
+    "hn": _ONLY_POSITIVE,
+    "hn-beta": _ONLY_POSITIVE,
+    "in-batch": "every row is alone; its negatives are what else is in the batch",
+}
+
+
+@dataclass(frozen=True)
+class SampledClusters:
+    """Clusters in row ids of the training data.
+
+    Attributes:
+        anchors: (C,) int64.
+        members: (C, k) int64, -1 where a cluster is short; k is 0 for `in-batch`.
+        phase: (C,) int64, 1 or 2.
+        similarities: (C, k) float32, NaN where a member is -1 or its similarity is not known.
+    """
+
+    anchors: npt.NDArray[np.int64]
+    members: npt.NDArray[np.int64]
+    phase: npt.NDArray[np.int64]
+    similarities: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A subset's clusters, and how they came about.
+
+    Attributes:
+        path: The record.
+        record: Its content.
+        clusters: The clusters.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    clusters: SampledClusters
+
+    def require_data(self, digest: str) -> None:
+        """Checks that row ids refer to the data at hand.
+
+        Args:
+            digest: `RowsDigest` of its rows.
+
+        Raises:
+            SamplingError: The clusters were made with other rows.
+        """
+        if self.record["data"]["digest"] != digest:
+            data = self.record["data"]
+            raise SamplingError(
+                f"{self.path}: made with other rows than these; it used {data['source']}, split {data['split']!r}, "
+                f"limit {data['limit']}. Pass that data, or {AGAIN} on this"
+            )
+
+
+class RowsDigest:
+    """Digests training rows in order: row numbers, texts, image paths."""
+
+    def __init__(self) -> None:
+        """Begins."""
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, row: TrainRow | BadRow) -> None:
+        """Takes the next row."""
+        content = [row.index, row.query, row.positive] if isinstance(row, TrainRow) else [row.index]
+        self._digest.update(json.dumps(content).encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits."""
+        return self._digest.hexdigest()
+
+
+def subset_files(subset: str) -> tuple[str, str, str]:
+    """Return the names of a subset's files: its clusters, its record, and the official form.
+
+    Args:
+        subset: The subset's name.
+    """
+    return f"{subset}.parquet", f"{subset}.json", subset + OFFICIAL_SUFFIX
+
+
+def write_sampling(directory: Path, record: Mapping[str, Any], clusters: SampledClusters) -> None:
+    """Write a subset's Parquet file, then its record; equal clusters are equal bytes.
+
+    Args:
+        directory: The folder; made if missing.
+        record: The record's content, with every field of `records.REQUIRED` but `file` and `sha256`.
+        clusters: The clusters.
+
+    Raises:
+        ForeignFileError: A file of one of these names is there that `gen2embed sample` did not write, or that was
+            changed since; nothing was written then.
+        ValueError: The record has a field missing or out of its range.
+    """
+    data = _as_parquet(clusters)
+    clusters_file, record_file, official_file = subset_files(record["subset"])
+    head = {"format": FORMAT, "subset": record["subset"], "method": record["method"]}
+    head |= {"meaning": MEANING[record["method"]], "file": clusters_file, "sha256": hashlib.sha256(data).hexdigest()}
+    whole = {**head, **record}
+    require_record(whole)
+    folder = OwnedFolder(directory, WRITER)
+    folder.check((clusters_file, record_file))
+    # A kill between two writes leaves a subset that is not finished, never one that looks damaged.
+    folder.remove(record_file)
+    if folder.owns(official_file):
+        folder.remove(official_file)  # it holds the clusters that are replaced
+    folder.write(clusters_file, data)
+    folder.write_json(record_file, whole)
+
+
+def _as_parquet(clusters: SampledClusters) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    real = clusters.members >= 0
+    offsets = np.concatenate([[0], np.cumsum(real.sum(axis=1))]).astype(np.int32)
+    table = pa.table(
+        {
+            "anchor": pa.array(clusters.anchors, pa.int64()),
+            "members": pa.ListArray.from_arrays(offsets, pa.array(clusters.members[real], pa.int64())),
+            "phase": pa.array(clusters.phase.astype(np.int8), pa.int8()),
+            "similarities": pa.ListArray.from_arrays(offsets, pa.array(clusters.similarities[real], pa.float32())),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_sampling(path: str | Path, methods: Sequence[str] = METHODS) -> Sampling:
+    """Reads a subset's clusters and its record.
+
+    Args:
+        path: `<subset>.parquet` or `<subset>.json`; the other is expected beside it.
+        methods: The methods that will do.
+
+    Returns:
+        Both, checked: every row id is a row of the data, and no cluster names a row twice.
+
+    Raises:
+        SamplingError: A file is missing, damaged, of an unknown format or of another method.
+    """
+    given = Path(path).expanduser()
+    record_path = given.with_suffix(".json")
+    record = read_record(record_path)
+    if record["method"] not in methods:
+        needed = " or ".join(methods)
+        raise SamplingError(f"{record_path}: sampled with --method {record['method']}, needed is {needed}; {AGAIN}")
+    parquet = record_path.with_name(record["file"])
+    try:
+        if parquet.exists() and not parquet.is_file():
+            raise SamplingError(f"{parquet}: no regular file; {ANEW}")
+        data = parquet.read_bytes()
+    except OSError as error:
+        raise SamplingError(f"{parquet}: cannot be read ({error}); {AGAIN}") from error
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise SamplingError(
+            f"{parquet}: damaged, its checksum differs from {record_path}; move both away, then {AGAIN}"
+        )
+    clusters = _from_parquet(parquet, data, record)
+    _check(parquet, clusters, record["data"]["num_rows"])
+    return Sampling(record_path, record, clusters)
+
+
+def _from_parquet(path: Path, data: bytes, record: Mapping[str, Any]) -> SampledClusters:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Not `read_table`: its read-ahead threads may let go of `data` only after the interpreter is gone, and abort.
+        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+        table = file.read(["anchor", "members", "phase", "similarities"], use_threads=False)
+        anchors = _numbers(table["anchor"], np.int64)
+        phase = _numbers(table["phase"], np.int64)
+        lists = {name: table[name].combine_chunks() for name in ("members", "similarities")}
+        lengths = {name: np.diff(np.asarray(column.offsets)) for name, column in lists.items()}
+        if any(column.null_count for column in lists.values()):
+            raise Gen2EmbedError("a list is null")
+        members_in = _numbers(lists["members"].flatten(), np.int64)
+        similarities_in = _numbers(lists["similarities"].flatten(), np.float32)
+    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SamplingError(f"{path}: not a file of clusters ({error}); {ANEW}") from error
+    width = record["settings"]["num_hard_negatives"]
+    if not np.array_equal(lengths["members"], lengths["similarities"]) or lengths["members"].max(initial=0) > width:
+        raise SamplingError(f"{path}: members and similarities do not match; {ANEW}")
+    # Compared before the table is made: a wrong k in the record would make it as wide as memory allows.
+    found = {"clusters": len(anchors), "short": int((lengths["members"] < width).sum())}
+    for name, count in found.items():
+        if record["counts"][name] != count:
+            raise SamplingError(
+                f"{path}: {count:,} {name} with k = {width}, but its record says {record['counts'][name]:,}; "
+                f"move both away, then {AGAIN}"
+            )
+    width = width if len(members_in) else 0
+    real = np.arange(width) < lengths["members"][:, None]
+    members = np.full(real.shape, -1, dtype=np.int64)
+    similarities = np.full(real.shape, np.nan, dtype=np.float32)
+    members[real], similarities[real] = members_in, similarities_in
+    return SampledClusters(anchors, members, phase, similarities)
+
+
+def _numbers(column: Any, dtype: Any) -> npt.NDArray[Any]:
+    """A column's values; a null or a text among them is an error, not a number."""
+    if column.null_count:
+        raise Gen2EmbedError("a value is null")
+    values = column.to_numpy(zero_copy_only=False) if not hasattr(column, "chunks") else column.to_numpy()
+    if values.dtype.kind not in ("iu" if np.issubdtype(dtype, np.integer) else "f"):
+        raise Gen2EmbedError(f"{values.dtype} where {np.dtype(dtype)} is expected")
+    return np.asarray(values.astype(dtype))
+
+
+def _check(path: Path, clusters: SampledClusters, num_rows: int) -> None:
+    rows = np.column_stack([clusters.anchors, clusters.members])
+    real = np.column_stack([np.ones(len(rows), dtype=bool), clusters.members != -1])
+    wrong = real & ((rows < 0) | (rows >= num_rows))
+    if wrong.any():
+        cluster, place = np.argwhere(wrong)[0]
+        raise SamplingError(
+            f"{path}: cluster {cluster} names row {rows[cluster, place]}, but the data has {num_rows} rows; {AGAIN}"
+        )
+    ordered = np.sort(rows, axis=1)
+    twice = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
+    if twice.any():
+        raise SamplingError(f"{path}: cluster {np.flatnonzero(twice)[0]} names a row twice; {AGAIN}")
+    if not np.isin(clusters.phase, (1, 2)).all():
+        raise SamplingError(f"{path}: a phase is neither 1 nor 2; {AGAIN}")
+
+
+def write_official(path: Path, clusters: SampledClusters, rows: Iterable[Mapping[str, Any]], method: str) -> None:
+    """Writes the official code's JSON.
+
+    Args:
+        path: `<subset>_hard_negatives.json`.
+        clusters: The clusters.
+        rows: The training rows in order, in MMEB-train's columns.
+        method: One of `METHODS`, but `in-batch`.
+
+    Raises:
+        ValueError: The method is `in-batch`, which that form has no place for.
+    """
+    if method == "in-batch":
+        raise Gen2EmbedError("the official form holds hard negatives; pass --format parquet with --method in-batch")
+    table = [dict(row) for row in rows]
+    entries = []
+    for anchor, members in zip(clusters.anchors.tolist(), clusters.members.tolist(), strict=True):
+        chosen = [table[member] for member in members if member >= 0]
+        if method == "saha":
+            entries.append({**table[anchor], "neg_samples": chosen})
+        else:
+            texts, images = [row["pos_text"] for row in chosen], [row["pos_image_path"] for row in chosen]
+            entries.append({**table[anchor], "neg_text": texts, "neg_image_path": images})
+    data = (json.dumps(entries, indent=4, ensure_ascii=False) + "\n").encode()
+    OwnedFolder(path.parent, WRITER).write(path.name, data)
+
+
+def read_official(path: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[str, SampledClusters]:
+    """Reads the official code's JSON, whoever wrote it.
+
+    Args:
+        path: `<subset>_hard_negatives.json`.
+        rows: The training rows in order, in MMEB-train's columns.
+
+    Returns:
+        The method, `saha` or `hn` (which `hn-beta` looks like), and the clusters. Of rows that are equal, the last is
+        taken, as in the official code; of positives, the first row that has them. Similarities are not in the file
+        (NaN), and phases neither: they are taken to be 1 until the first cluster that repeats a row, and 2 from there.
+
+    Raises:
+        SamplingError: The file is damaged, or a row of it is not in the training data.
+    """
+    by_row: dict[tuple[str, ...], int] = {}
+    by_positive: dict[tuple[str, ...], int] = {}
+    for number, row in enumerate(rows):
+        by_row[_row_key(row)] = number
+        by_positive.setdefault((row["pos_text"], row["pos_image_path"]), number)
+    method = "saha"
+    anchors: list[int] = []
+    lists: list[list[int]] = []
+    try:
+        if path.exists() and not path.is_file():
+            raise Gen2EmbedError("no regular file")
+        entries = json.loads(path.read_bytes())
+        for entry in entries:
+            anchors.append(by_row[_row_key(entry)])
+            if "neg_samples" in entry:
+                lists.append([by_row[_row_key(row)] for row in entry["neg_samples"]])
+            else:
+                method = "hn"
+                negatives = zip(entry["neg_text"], entry["neg_image_path"], strict=True)
+                lists.append([by_positive[negative] for negative in negatives])
+            if len(lists[-1]) > MAX_HARD_NEGATIVES:
+                raise Gen2EmbedError(f"entry {len(lists) - 1} has more than {MAX_HARD_NEGATIVES:,} negatives")
+    except KeyError as error:
+        raise SamplingError(
+            f"{path}: entry {len(lists)}: {error} is not in this training data; pass --data_dir"
+        ) from error
+    except RecursionError as error:
+        raise SamplingError(f"{path}: not in the official form (nested too deeply); {ANEW}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise SamplingError(f"{path}: not in the official form ({error}); {AGAIN} with --format official") from error
+    members = np.full((len(lists), max(map(len, lists), default=0)), -1, dtype=np.int64)
+    phase = np.ones(len(lists), dtype=np.int64)
+    seen: set[int] = set()
+    for number, (anchor, chosen) in enumerate(zip(anchors, lists, strict=True)):
+        members[number, : len(chosen)] = chosen
+        if method == "saha" and not seen.isdisjoint({anchor, *chosen}):
+            phase[number:] = 2
+        seen.update((anchor, *chosen))
+    similarities = np.full(members.shape, np.nan, dtype=np.float32)
+    return method, SampledClusters(np.array(anchors, dtype=np.int64), members, phase, similarities)
+
+
+def _row_key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    columns = ("qry", "qry_image_path", "pos_text", "pos_image_path")
+    missing = [column for column in columns if column not in row]
+    if missing:
+        raise Gen2EmbedError(f"a row has no {missing[0]}")
+    return tuple(row[column] for column in columns)

@@ -1,0 +1,155 @@
+"""Sampling training data, subset by subset: read, encode both sides, choose negatives, write.
+
+1. A subset whose record is there, made from the same rows with the same settings by the same model, is finished and
+   left alone, unless rows of it were set aside: those are tried again. One that was made otherwise is refused, or
+   replaced with `overwrite`.
+2. Queries and distinct candidates are encoded (`encoding.py`), each subset on its own: were vectors shared between
+   subsets, the batches of one would depend on which others are finished, and with them the last bits of its vectors.
+3. Rows whose query or positive has no vector are set aside, counted and reported; the rest is mined.
+4. The Parquet file is written, then the record.
+
+Several processes (`torchrun`) share the second step; the first of them does the rest. A run that is killed at any
+moment and started again ends in the same Parquet files, to the byte.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gen2embed_mteb.bulk.types import Encoder
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.evaluation.run import RunSummary, is_first_process
+from gen2embed_mteb.evaluation.tables import as_text
+from gen2embed_mteb.storage.files import OwnedFolder, remove_stale
+from trainers.data.training_data import MmebSubset, TrainingData, TrainingSubset
+from trainers.sampling.config import ModelRecord, SampleConfig
+from trainers.sampling.files import WRITER, read_sampling, write_sampling
+from trainers.sampling.outputs import ERRORS, check_outputs, known_errors, write_known_errors
+from trainers.sampling.subset import SubsetRun
+
+__all__ = ["ModelRecord", "SampleConfig", "SampleResult", "sample", "text_table"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleResult(RunSummary):
+    """A finished run.
+
+    Attributes:
+        records: One record a subset, in order, as `files.py` describes them.
+        made: The names of the subsets that this run made; the others were finished before.
+    """
+
+    records: tuple[dict[str, Any], ...]
+    made: tuple[str, ...]
+
+
+def sample(encoder: Encoder | None, model: ModelRecord, data: TrainingData, config: SampleConfig) -> SampleResult:
+    """Samples every subset and writes its files into `config.output_dir`.
+
+    Args:
+        encoder: The model; None will do for `in-batch`.
+        model: What the records say of it.
+        data: The opened training data (`open_training_data`).
+        config: The run's settings.
+
+    Returns:
+        The result; look at `too_many_errors`.
+
+    Raises:
+        DataError: A table is damaged.
+        ForeignFileError: A file is in the way that an earlier run of `sample` did not write, or that was changed since.
+        SamplingError: A subset's files were made with other settings, data or model, or are damaged.
+        StoreMismatchError: The vectors belong to another model or image policy.
+        ValueError: There is no encoder, and the method needs one; or the official form is asked for other data than
+            MMEB-train's.
+    """
+    start = time.monotonic()
+    if config.method != "in-batch" and (encoder is None or not model.fingerprint):
+        raise Gen2EmbedError(f"method {config.method} needs an encoder and its fingerprint")
+    if config.method == "in-batch":
+        model = ModelRecord()  # whichever it is, the rows are the same
+    if config.file_format == "official":
+        _official_subsets(data.subsets)
+    if is_first_process():
+        check_outputs(data, config)
+    output_dir = config.folder
+    output_dir.mkdir(parents=True, exist_ok=True)
+    runs = [SubsetRun(subset, data, model, config) for subset in data.subsets]
+    # All are compared before the first is made: a refusal after hours would be late.
+    finished = {run.subset.name: found for run in runs if (found := run.finished()) is not None}
+    if not is_first_process():
+        return _encode_share(encoder, [run for run in runs if run.subset.name not in finished], config, start)
+    others = {run.subset.name for run in runs} - finished.keys()
+    folder = OwnedFolder(output_dir, WRITER)
+    check_outputs(data, config, others)
+    remove_stale(output_dir)
+    errors = {name: listed for name, listed in known_errors(output_dir).items() if name not in others}
+    for run in runs:
+        name = run.subset.name
+        if name not in finished:
+            record, clusters, rejected = run.make(encoder)
+            errors[name] = rejected
+            # The record comes last: with it the subset counts as finished, and its errors must be kept by then.
+            write_known_errors(folder, errors)
+            write_sampling(output_dir, record, clusters)
+        if config.file_format == "official":
+            run.write_official()
+    if others or not (output_dir / ERRORS).exists():
+        write_known_errors(folder, errors)
+    records = tuple(read_sampling(output_dir / f"{run.subset.name}.json").record for run in runs)
+    return SampleResult(
+        num_scored=sum(record["counts"]["queries"] for record in records),
+        errors=tuple(error for run in runs for error in errors.get(run.subset.name, [])),
+        seconds=time.monotonic() - start,
+        max_error_rate=config.max_error_rate,
+        records=records,
+        made=tuple(run.subset.name for run in runs if run.subset.name not in finished),
+    )
+
+
+def _encode_share(
+    encoder: Encoder | None, runs: Sequence[SubsetRun], config: SampleConfig, start: float
+) -> SampleResult:
+    """What every process but the first does; it has nothing to report."""
+    if encoder is not None and config.method != "in-batch":
+        for run in runs:
+            run.encode_share(encoder)
+    seconds = time.monotonic() - start
+    return SampleResult(
+        num_scored=0, errors=(), seconds=seconds, max_error_rate=config.max_error_rate, records=(), made=()
+    )
+
+
+def _official_subsets(subsets: Sequence[TrainingSubset]) -> None:
+    for subset in subsets:
+        if not isinstance(subset, MmebSubset):
+            raise Gen2EmbedError(
+                f"{subset.source}: the official form holds rows of MMEB-train's; pass --format parquet for other data"
+            )
+
+
+def text_table(result: SampleResult) -> str:
+    """The run as a table for the terminal.
+
+    Args:
+        result: The run's outcome.
+
+    Returns:
+        One line a subset, and their sum where there are several.
+    """
+    columns = ("rows", "queries", "candidates", "phase_1", "phase_2", "short", "reused", "errors")
+    rows = []
+    for record in result.records:
+        figures: list[float] = [record["counts"][name] for name in columns]
+        rows.append((record["subset"], [*figures, record["seconds"]["encode"], record["seconds"]["mine"]]))
+    if len(rows) > 1:
+        rows.append(("total", [sum(column) for column in zip(*(figures for _, figures in rows), strict=True)]))
+    header = ["subset", *(name.replace("_", " ") for name in columns), "encode s", "mine s"]
+    return as_text([header, *([name, *map(_figure, figures)] for name, figures in rows)])
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}"

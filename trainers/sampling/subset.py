@@ -1,0 +1,240 @@
+"""One subset of a sampling run: its rows are read, encoded and mined, and its record is put together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gen2embed_mteb.bulk.encoder import BulkEncoder
+from gen2embed_mteb.bulk.types import Encoder, Fault, Item
+from gen2embed_mteb.evaluation.run import RowError, installed_versions, open_bulk_encoder
+from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
+from trainers.data.training_data import MmebSubset, TrainingData, TrainingSubset
+from trainers.saha.clusters import mine_clusters
+from trainers.saha.hard_negatives import hard_negatives
+from trainers.sampling.config import ModelRecord, SampleConfig
+from trainers.sampling.files import (
+    OFFICIAL_SUFFIX,
+    RowsDigest,
+    SampledClusters,
+    SamplingError,
+    read_sampling,
+    write_official,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class _Read(NamedTuple):
+    """A subset's rows: the usable ones, the others, how many there are and were collapsed, and their digest."""
+
+    rows: list[TrainRow]
+    rejected: list[BadRow]
+    num_rows: int
+    num_collapsed: int
+    digest: str
+
+
+class SubsetRun:
+    """One subset of a run: its rows, and what is made of them."""
+
+    def __init__(self, subset: TrainingSubset, data: TrainingData, model: ModelRecord, config: SampleConfig) -> None:
+        """Keeps the parts; nothing is read yet."""
+        self.subset = subset
+        self._data, self._model, self._config = data, model, config
+        self._path = config.folder / f"{subset.name}.json"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The record of this subset if it is done; None if it is to be made.
+
+        Raises:
+            SamplingError: It was made otherwise, and may not be replaced.
+        """
+        if not self._path.exists():
+            return None
+        try:
+            record = read_sampling(self._path).record
+        except SamplingError:
+            if not self._config.overwrite:
+                raise
+            return None
+        digest = RowsDigest()
+        for row in self.subset.rows():
+            digest.add(row)
+        now = {
+            "method": self._config.method,
+            **self._config.decisive(self.subset.name),
+            "data": digest.hexdigest(),
+            "model": self._model.fingerprint,
+        }
+        then = {
+            "method": record["method"],
+            **record["settings"],
+            "data": record["data"]["digest"],
+            "model": record["model"]["fingerprint"],
+        }
+        differing = [
+            f"{name} was {then.get(name)!r}, now {value!r}" for name, value in now.items() if then.get(name) != value
+        ]
+        if not differing:
+            # An image that could not be opened may have been repaired since; if not, the vectors are all there.
+            return None if record["counts"]["errors"] else record
+        if not self._config.overwrite:
+            raise SamplingError(
+                f"{self._path}: made by another run ({'; '.join(differing)}); pass another --output_dir, or --overwrite"
+            )
+        logger.warning("%s: replaced, as it was made by another run (%s)", self._path, "; ".join(differing))
+        return None
+
+    def encode_share(self, encoder: Encoder) -> None:
+        """Makes this process's share of the vectors."""
+        self._encode(encoder, self._read().rows)
+
+    def make(self, encoder: Encoder | None) -> tuple[dict[str, Any], SampledClusters, list[RowError]]:
+        """Encodes and mines."""
+        start = time.monotonic()
+        read = self._read()
+        faults: dict[int, Fault] = {}
+        bulk = None
+        if encoder is not None and self._config.method != "in-batch":
+            bulk = self._encode(encoder, read.rows)
+            for row in read.rows:
+                fault = bulk.fault("query", row.query) or bulk.fault("document", row.positive)
+                if fault:
+                    faults[row.index] = fault
+        rows = [row for row in read.rows if row.index not in faults]
+        encoded = time.monotonic()
+        clusters, num_candidates = self._mine(bulk, rows)
+        mined = time.monotonic()
+        rejected = [RowError(self.subset.name, bad.index, bad.file, bad.reason) for bad in read.rejected]
+        rejected += [
+            RowError(self.subset.name, index, fault.file or self.subset.source, fault.reason)
+            for index, fault in faults.items()
+        ]
+        rejected.sort(key=lambda error: error.row)
+        seconds = {"encode": round(encoded - start, 2), "mine": round(mined - encoded, 2)}
+        counts = {
+            "rows": read.num_rows,
+            "queries": len(rows),
+            "candidates": num_candidates,
+            "collapsed": read.num_collapsed,
+            "errors": len(rejected),
+            **_counts(clusters, self._config.method),
+        }
+        return self._record(read, counts, seconds), clusters, rejected
+
+    def _read(self) -> _Read:
+        digest = RowsDigest()
+        rows: list[TrainRow] = []
+        rejected: list[BadRow] = []
+        for row in self.subset.rows():
+            digest.add(row)
+            if isinstance(row, BadRow):
+                rejected.append(row)
+            else:
+                rows.append(row)
+        kept = rows
+        if self._config.method == "saha" and self._config.variant == "official":
+            # A query keeps its first place and its last row, as there.
+            kept = list({row.query: row for row in rows}.values())
+        return _Read(kept, rejected, len(rows) + len(rejected), len(rows) - len(kept), digest.hexdigest())
+
+    def _record(self, read: _Read, counts: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+        config = self._config
+        return {
+            "subset": self.subset.name,
+            "method": config.method,
+            "settings": config.decisive(self.subset.name),
+            "data": {
+                "data_dir": config.data_dir,
+                "image_dir": config.image_dir,
+                "source": self.subset.source,
+                "split": self._data.split,
+                "columns": list(config.columns),
+                "image_columns": list(config.image_columns),
+                "limit": config.limit,
+                "row_limits": config.row_limits(),
+                "num_rows": read.num_rows,
+                "digest": read.digest,
+            },
+            "model": vars(self._model),
+            "counts": counts,
+            "versions": installed_versions(),
+            "seconds": seconds,
+        }
+
+    def _encode(self, encoder: Encoder, rows: list[TrainRow]) -> BulkEncoder:
+        config, name = self._config, self.subset.name
+        folder = Path(config.embedding_dir).expanduser() if config.embedding_dir else config.folder / "embeddings"
+        bulk = open_bulk_encoder(encoder, config, self._data.images, folder=folder, fingerprint=self._model.fingerprint)
+        bulk.add("query", [row.query for row in rows], f"{name} queries")
+        bulk.add("document", [row.positive for row in rows], f"{name} candidates")
+        return bulk
+
+    def _mine(self, bulk: BulkEncoder | None, rows: list[TrainRow]) -> tuple[SampledClusters, int]:
+        """Chooses negatives; returns them in row ids, and the number of distinct candidates."""
+        config = self._config
+        numbers: dict[Item, int] = {}
+        firsts: dict[Hashable, Item] = {}
+        # Copies of one picture under several names are one candidate: else a query's negative could be its positive.
+        kept = [firsts.setdefault(bulk.content(row.positive) if bulk else row.positive, row.positive) for row in rows]
+        positives = np.array([numbers.setdefault(item, len(numbers)) for item in kept], dtype=np.int64)
+        ids = np.array([row.index for row in rows], dtype=np.int64)
+        first_phase = np.ones(len(rows), dtype=np.int64)
+        if bulk is None or not rows:
+            nobody = np.zeros((len(rows), 0), dtype=np.int64)
+            return SampledClusters(ids, nobody, first_phase, nobody.astype(np.float32)), len(numbers)
+        queries = bulk.vectors("query", [row.query for row in rows])
+        candidates = bulk.vectors("document", list(numbers))
+        if config.method == "saha":
+            mined = mine_clusters(
+                queries,
+                candidates,
+                positives,
+                num_hard_negatives=config.num_hard_negatives,
+                pool_multiplier=config.pool_multiplier,
+                variant=config.variant,
+                labelled=config.decisive(self.subset.name)["labelled"],
+            )
+            members = _as_ids(mined.members, ids)
+            return SampledClusters(ids[mined.anchors], members, mined.phase, mined.similarities), len(numbers)
+        beta = config.beta if config.method == "hn-beta" else None
+        found = hard_negatives(queries, candidates, positives, config.num_hard_negatives, beta)
+        # The first row that has a candidate stands for it.
+        owners = np.zeros(len(numbers), dtype=np.int64)
+        owners[positives[::-1]] = ids[::-1]
+        return SampledClusters(ids, _as_ids(found.candidates, owners), first_phase, found.similarities), len(numbers)
+
+    def write_official(self) -> None:
+        """Writes the official code's form of a finished subset."""
+        if not isinstance(self.subset, MmebSubset):
+            raise TypeError(f"{self.subset.source}: not in MMEB-train's form")
+        sampling = read_sampling(self._path)
+        path = self._path.with_name(self.subset.name + OFFICIAL_SUFFIX)
+        write_official(path, sampling.clusters, self.subset.columns(), self._config.method)
+
+
+def _as_ids(members: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.where(members >= 0, ids[members], -1)
+
+
+def _counts(clusters: SampledClusters, method: str) -> dict[str, int]:
+    real = clusters.members >= 0
+    if method == "saha":
+        rows = np.concatenate([clusters.anchors, clusters.members[real]])
+        reused = int((np.unique(rows, return_counts=True)[1] > 1).sum())
+    else:
+        reused = 0  # queries of the baselines are anchors only
+    return {
+        "clusters": len(clusters.anchors),
+        "phase_1": int((clusters.phase == 1).sum()),
+        "phase_2": int((clusters.phase == 2).sum()),
+        "short": int((real.sum(axis=1) < clusters.members.shape[1]).sum()),
+        "reused": reused,
+    }
