@@ -1,6 +1,6 @@
 """Fixtures shared by the tests: tiny random models of every family, written once, and kept once loaded.
 
-Also makes the helper modules beside the tests importable (pytest's importlib mode leaves `sys.path` alone).
+Also makes the modules of `helpers/` importable (pytest's importlib mode leaves `sys.path` alone).
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini import benchmark
-from gen2embed_mteb.storage.files import OwnedFolder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.data.training_data import open_training_data
 from trainers.output.figures import TIMING_FILE
 from trainers.recipe import SahaTrainingArguments

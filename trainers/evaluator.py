@@ -17,7 +17,7 @@ from gen2embed_mteb.evaluation.run_folder import WRITER
 from gen2embed_mteb.mmeb.datasets import Benchmark
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.scoring import average
-from gen2embed_mteb.storage.files import OwnedFolder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 if TYPE_CHECKING:
     from gen2embed_mteb.embedder.model import Gen2Embed

@@ -40,7 +40,8 @@ from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import EvaluationConfig, find_images, installed_versions
 from gen2embed_mteb.mmeb.tables import open_subsets
-from gen2embed_mteb.storage.files import OwnedFolder, remove_stale
+from gen2embed_mteb.storage.atomic import remove_stale
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from gen2embed_mteb.storage.paths import expand_home
 from trainers.batches.dataset import training_dataset
 from trainers.batches.sampled import data_name, open_sampled_data, read_samplings, warn_of_other_model

@@ -37,7 +37,9 @@ from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.model_folder.adapters import has_adapter, reload_adapter, save_adapter
 from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
 from gen2embed_mteb.images.source import ImageSource
-from gen2embed_mteb.storage.files import OwnedFolder, new_folder, new_token, temporary_of
+from gen2embed_mteb.storage.atomic import new_token, temporary_of
+from gen2embed_mteb.storage.new_folder import new_folder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.batches.collation import CellReader
 from trainers.batches.columns import columns_of, refuse_colliding, roles_of
 from trainers.loss.saha_loss import SahaLoss

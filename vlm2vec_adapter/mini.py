@@ -20,7 +20,8 @@ from pathlib import Path
 
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, WRITER, ensure
 from gen2embed_mteb.mmeb import DatasetInfo
-from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder
+from gen2embed_mteb.storage.atomic import ForeignFileError
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 V2_NAME = "ziyjiang/MMEB_Test_Instruct"
 V2_PARSERS = {

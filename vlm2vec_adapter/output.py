@@ -4,7 +4,7 @@ VLM2Vec takes a file of vectors that is there for one that is right, and unpickl
 says what its vectors were made with and the SHA-256 of every file of them; every later run is compared with it before
 anything is read.
 
-1. The record itself is proved by the folder's ledger (`storage.files`): a copied or edited one proves nothing.
+1. The record itself is proved by the folder's ledger (`storage.owned_folder`): a copied or edited one proves nothing.
 2. The record names the files of a run before VLM2Vec writes the first of them. A file of a dataset of the run that the
    record does not name is another's, and the folder is refused.
 3. A file that the record names, of another digest, is half written or was changed. It is renamed, never deleted, and
@@ -25,7 +25,8 @@ from filelock import FileLock, Timeout
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import installed_versions
-from gen2embed_mteb.storage.files import OwnedFolder, set_aside, sha256_of
+from gen2embed_mteb.storage.atomic import set_aside, sha256_of
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from vlm2vec_adapter.vector_files import VECTORS, FileEntry
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percen
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.report import LEADERBOARD_METADATA, averages_table, leaderboard_entry
 from gen2embed_mteb.mmeb.scoring import RANKING_METRICS, average_figures
-from gen2embed_mteb.storage.files import OwnedFolder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from vlm2vec_adapter.datasets import known_datasets
 from vlm2vec_adapter.output import WRITER, read_record
 

@@ -88,7 +88,7 @@ def enable() -> Path:
             f"{__package__} is not installed in {sys.prefix}: run pip install in Gen2Embed's checkout first"
         )
     path = _path()
-    from gen2embed_mteb.storage.files import write_atomic
+    from gen2embed_mteb.storage.atomic import write_atomic
 
     try:
         write_atomic(path, LINES.encode())
@@ -108,7 +108,7 @@ def disable() -> Path | None:
     """
     import hashlib
 
-    from gen2embed_mteb.storage.files import ForeignFileError, remove_proved
+    from gen2embed_mteb.storage.atomic import ForeignFileError, remove_proved
 
     path = _path()
     if not os.path.lexists(path):

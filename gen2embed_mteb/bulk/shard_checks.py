@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.storage.files import MADE_BY
+from gen2embed_mteb.storage.owned_folder import MADE_BY
 
 FORMAT = 3
 NORM_TOLERANCE = 1e-2

@@ -43,8 +43,7 @@ from gen2embed_mteb.bulk.shard_checks import (
     read_regular,
 )
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.storage.files import (
-    MADE_BY,
+from gen2embed_mteb.storage.atomic import (
     ForeignFileError,
     json_bytes,
     remove_proved,
@@ -52,7 +51,8 @@ from gen2embed_mteb.storage.files import (
     set_aside,
     sha256_of,
 )
-from gen2embed_mteb.storage.files import write_atomic as write_new
+from gen2embed_mteb.storage.atomic import write_atomic as write_new
+from gen2embed_mteb.storage.owned_folder import MADE_BY
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.readers import EvalRow, read_eval_rows
 from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average
 from gen2embed_mteb.mmeb.tables import open_subset
-from gen2embed_mteb.storage.files import OwnedFolder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 MODES = ("none", "hierarchical")
 TUNED, TUNED_FOLDER = "hierarchical + SaHa", "tuned"

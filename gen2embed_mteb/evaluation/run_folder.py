@@ -16,7 +16,8 @@ from typing import Any
 from gen2embed_mteb.bulk.store import EmbeddingStore, StoreMismatchError
 from gen2embed_mteb.data_files.rows import RowLimits
 from gen2embed_mteb.evaluation.run import EvaluationConfig
-from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder
+from gen2embed_mteb.storage.atomic import ForeignFileError
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 WRITER = "evaluate"
 RESULTS = "results.json"

@@ -31,7 +31,8 @@ from gen2embed_mteb.mini.digits import test_digits, train_digits
 from gen2embed_mteb.mini.tasks import MiniTask, Pair, Target, tasks
 from gen2embed_mteb.mmeb.datasets import Benchmark
 from gen2embed_mteb.mmeb.row_text import compose_candidates, compose_query
-from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder, remove_stale, write_atomic
+from gen2embed_mteb.storage.atomic import ForeignFileError, remove_stale, write_atomic
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 Part = Literal["eval", "train", "crepe"]
 SEED = 7

@@ -16,7 +16,7 @@ from PIL import Image
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini import language
 from gen2embed_mteb.mini.world import COLORS, SHAPES, Scene, Thing, draw, random_scene
-from gen2embed_mteb.storage.files import write_atomic
+from gen2embed_mteb.storage.atomic import write_atomic
 from gen2embed_mteb.sugarcrepe.scoring import SUGARCREPE_BENCHMARK, SUGARCREPE_PLUS_BENCHMARK
 
 NUM_RECORDS = 150

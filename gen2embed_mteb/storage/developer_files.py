@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from gen2embed_mteb.storage.files import json_bytes
+from gen2embed_mteb.storage.atomic import json_bytes
 
 
 def write_atomic(path: Path, data: bytes) -> None:

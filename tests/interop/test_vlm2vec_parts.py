@@ -26,7 +26,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb import MMEB
-from gen2embed_mteb.storage.files import ForeignFileError
+from gen2embed_mteb.storage.atomic import ForeignFileError
 from vlm2vec_adapter import output, startup
 from vlm2vec_adapter.__main__ import main
 from vlm2vec_adapter.datasets import candidates_are_queries

@@ -9,7 +9,8 @@ import pytest
 
 from gen2embed_mteb import cli
 from gen2embed_mteb.mini import benchmark
-from gen2embed_mteb.storage.files import LEDGER, ForeignFileError
+from gen2embed_mteb.storage.atomic import ForeignFileError
+from gen2embed_mteb.storage.owned_folder import LEDGER
 
 
 @pytest.fixture

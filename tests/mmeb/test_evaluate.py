@@ -23,7 +23,7 @@ from gen2embed_mteb.mmeb import MMEB, Benchmark
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.report import markdown, text_table
 from gen2embed_mteb.mmeb.tables import DataError
-from gen2embed_mteb.storage.files import LEDGER
+from gen2embed_mteb.storage.owned_folder import LEDGER
 
 NAMES = list(COLOURS)
 
@@ -186,7 +186,7 @@ def test_zipped_equals_unpacked(data: Path, tmp_path: Path) -> None:
 
 
 def test_killed_at_random_it_ends_in_the_same_bytes(data: Path, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("run_evaluation.py")
+    script = Path(__file__).parents[1] / "helpers" / "run_evaluation.py"
 
     def start(output: Path, delay: float) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, script, str(data), str(output), str(delay)], stderr=subprocess.DEVNULL)

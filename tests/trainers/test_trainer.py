@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 
 import datasets
+import kills
 import numpy as np
 import pytest
 import torch
@@ -21,16 +21,13 @@ from tiny_models import FAMILIES
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-sys.path.insert(0, str(Path(__file__).parent))
-import kills
-
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.families import FAMILIES as RECORDS
 from gen2embed_mteb.embedder.model_folder.adapters import has_adapter, new_adapter
 from gen2embed_mteb.embedder.prompts import REPRESENT_IMAGE, REPRESENT_TEXT, SYSTEM, strategy
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.source import ImageSource
-from gen2embed_mteb.storage.files import ForeignFileError
+from gen2embed_mteb.storage.atomic import ForeignFileError
 from trainers.batches.collation import CellReader
 from trainers.batches.dataset import DatasetClusters
 from trainers.batches.sampler import SahaBatchSampler

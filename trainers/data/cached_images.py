@@ -13,7 +13,7 @@ from gen2embed_mteb.images.decoding import ImageFacts, decode, facts_of
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.files import read_file
 from gen2embed_mteb.images.source import ImageSource
-from gen2embed_mteb.storage.files import ForeignFileError, write_atomic
+from gen2embed_mteb.storage.atomic import ForeignFileError, write_atomic
 
 EMBEDDED = "embedded:"
 """What the path of an image begins with that was embedded in a table; the rest is its SHA-256."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gen2embed_mteb.evaluation.tables import Table, as_markdown
-from gen2embed_mteb.storage.files import write_in_scratch
+from gen2embed_mteb.storage.atomic import write_in_scratch
 from trainers.batches.dataset import TrainingSet
 from trainers.sampling.files import MEANING, Sampling
 

@@ -15,7 +15,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder, damage, set_aside
+from gen2embed_mteb.storage.atomic import ForeignFileError, set_aside
+from gen2embed_mteb.storage.new_folder import damage
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 logger = logging.getLogger(__name__)
 

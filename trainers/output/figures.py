@@ -19,7 +19,8 @@ import torch
 from sentence_transformers.base.evaluation import SequentialEvaluator
 from transformers import TrainerCallback
 
-from gen2embed_mteb.storage.files import OwnedFolder, write_in_scratch
+from gen2embed_mteb.storage.atomic import write_in_scratch
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.output.checkpoints import WRITER
 
 if TYPE_CHECKING:

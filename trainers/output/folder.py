@@ -16,7 +16,9 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder, damage
+from gen2embed_mteb.storage.atomic import ForeignFileError
+from gen2embed_mteb.storage.new_folder import damage
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.output.checkpoints import WRITER, checkpoints, newest_whole, require_whole
 from trainers.recipe import SahaTrainingArguments
 

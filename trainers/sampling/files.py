@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
-from gen2embed_mteb.storage.files import OwnedFolder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.sampling.records import (
     AGAIN,
     ANEW,
@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 WRITER = "sample"
-"""Who owns the files of a sampling folder; see `gen2embed_mteb.storage.files`."""
+"""Who owns the files of a sampling folder; see `gen2embed_mteb.storage.owned_folder`."""
 _ONLY_POSITIVE = (
     "of a member only its positive is meant, a hard negative of the anchor; similarity of query and negative"
 )

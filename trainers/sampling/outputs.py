@@ -4,7 +4,7 @@ All of it is checked before a model is loaded, and no `--overwrite` lifts it.
 
 1. The output folder is not the folder of the training data: the next command would read the clusters as data.
 2. Every file that is written is new, or is one that `gen2embed sample` wrote and nobody changed since
-   (`gen2embed_mteb.storage.files`).
+   (`gen2embed_mteb.storage.owned_folder`).
 3. Every subset has a name that can stand in front of `.parquet`, `.json` and `_hard_negatives.json`.
 
 A folder that was sampled before digests were kept can be read, but nothing in it is replaced.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import RowError
-from gen2embed_mteb.storage.files import LEDGER, OwnedFolder
+from gen2embed_mteb.storage.owned_folder import LEDGER, OwnedFolder
 from trainers.data.training_data import SPLITS, MmebSubset, TrainingData
 from trainers.sampling.config import SampleConfig
 from trainers.sampling.files import WRITER, SamplingError, read_sampling, subset_files

@@ -23,7 +23,8 @@ from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import RunSummary, is_first_process
 from gen2embed_mteb.evaluation.tables import as_text
-from gen2embed_mteb.storage.files import OwnedFolder, remove_stale
+from gen2embed_mteb.storage.atomic import remove_stale
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.data.training_data import MmebSubset, TrainingData, TrainingSubset
 from trainers.sampling.config import ModelRecord, SampleConfig
 from trainers.sampling.files import WRITER, read_sampling, write_sampling

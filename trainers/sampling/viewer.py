@@ -17,7 +17,7 @@ from gen2embed_mteb.evaluation.tables import Table
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb.readers import TrainRow
-from gen2embed_mteb.storage.files import OwnedFolder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.data.training_data import DataConfig, MmebSubset, TrainingData, open_training_data
 from trainers.sampling.files import (
     OFFICIAL_SUFFIX,

@@ -23,7 +23,9 @@ import torch
 from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model_folder import adapters, compat
 from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
-from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder, new_folder, write_in_scratch
+from gen2embed_mteb.storage.atomic import ForeignFileError, write_in_scratch
+from gen2embed_mteb.storage.new_folder import new_folder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,7 +17,7 @@ from gen2embed_mteb.embedder import families
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.prompts import DEFAULT, strategy
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.storage.files import LEDGER
+from gen2embed_mteb.storage.owned_folder import LEDGER
 
 INPUTS_VERSION = 1
 """Changes with how mteb's batches become inputs (`inputs.py`) or images are prepared."""

@@ -17,7 +17,7 @@ from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.evaluation.run import EvaluationConfig
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.evaluate import evaluate
-from gen2embed_mteb.storage.files import ForeignFileError
+from gen2embed_mteb.storage.atomic import ForeignFileError
 from gen2embed_mteb.sugarcrepe.evaluate import SUGARCREPE_BENCHMARK, evaluate_captions
 from vlm2vec_adapter import report
 
@@ -205,9 +205,9 @@ def test_killed_while_reports_are_replaced_nothing_is_mixed(data: Path, tmp_path
     run(data, out)
     code = f"""
 import os, pathlib, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1] / "helpers")!r})
 from gen2embed_mteb import run_folder
-from gen2embed_mteb.storage.files import OwnedFolder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 left = {writes}
 def dying(stock):
     def call(*args):
@@ -222,7 +222,7 @@ from pathlib import Path
 import test_run_folder
 test_run_folder.run(Path({str(data)!r}), Path({str(out)!r}), "GQA", limit=1, overwrite=True)
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     killed = subprocess.run([sys.executable, "-c", code], check=False, env=environment)
     assert killed.returncode == 9
     if any(out.glob("*_score.json")):

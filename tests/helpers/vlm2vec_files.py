@@ -22,7 +22,7 @@ NUM_ROWS, NUM_CANDIDATES = 9, 5
 SUBSETS = ("VOC2007", "OK-VQA", "WebQA", "NIGHTS", "RefCOCO-Matching")
 MODES = ("RGB", "L", "RGBA", "P", "RGB")
 SIZES = ((90, 60), (40, 100), (64, 64), (150, 12), (28, 56), (9, 9))  # the fourth and the last below a patch of 28
-STANDINS = Path(__file__).parent / "interop"
+STANDINS = Path(__file__).parents[1] / "interop"
 
 
 def write_data(root: Path) -> Path:

@@ -12,7 +12,8 @@ import pytest
 
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
-from gen2embed_mteb.storage.files import ForeignFileError, OwnedFolder
+from gen2embed_mteb.storage.atomic import ForeignFileError
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.sampling.files import (
     RowsDigest,
     SampledClusters,

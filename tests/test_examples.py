@@ -12,7 +12,7 @@ from gen2embed_mteb import cli
 from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.mini.tasks import tasks
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")

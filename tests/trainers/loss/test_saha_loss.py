@@ -125,10 +125,10 @@ def test_two_processes_equal_one_on_the_joint_batch(tiny_dir, model, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    root = Path(__file__).parents[1]
+    tests = Path(__file__).parents[2]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root.parent)}
-    command = [sys.executable, str(root / "run_loss.py"), str(tiny_dir("qwen2_vl")), str(tmp_path)]
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parent)}
+    command = [sys.executable, str(tests / "helpers" / "run_loss.py"), str(tiny_dir("qwen2_vl")), str(tmp_path)]
     processes = [
         subprocess.Popen(command, env={**environment, "RANK": rank}, stderr=subprocess.PIPE) for rank in ("0", "1")
     ]

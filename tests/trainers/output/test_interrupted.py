@@ -11,14 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import kills
+import pytest
 
 from gen2embed_mteb import cli
 from gen2embed_mteb.launcher import ORPHANED, end_with_launcher
-from gen2embed_mteb.storage.files import OwnedFolder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 KILLS = Path(kills.__file__)
 COLOURS = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
@@ -205,7 +203,7 @@ def test_two_runs_in_one_folder(tmp_path):
     holder = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import sys, time\nfrom gen2embed_mteb.storage.files import OwnedFolder\n"
+            "import sys, time\nfrom gen2embed_mteb.storage.owned_folder import OwnedFolder\n"
             f"with OwnedFolder({str(folder.path)!r}, 'train').exclusive():\n print(1, flush=True); time.sleep(600)",
         ],
         stdout=subprocess.PIPE,

@@ -20,7 +20,8 @@ from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.cli import main
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb.tables import DataError
-from gen2embed_mteb.storage.files import LEDGER, ForeignFileError, OwnedFolder
+from gen2embed_mteb.storage.atomic import ForeignFileError
+from gen2embed_mteb.storage.owned_folder import LEDGER, OwnedFolder
 from trainers.data.training_data import open_training_data
 from trainers.saha.clusters import mine_clusters
 from trainers.sampling.files import SamplingError, read_official, read_sampling

@@ -11,21 +11,19 @@ from pathlib import Path
 import pytest
 
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.storage import files
-from gen2embed_mteb.storage.files import (
-    LEDGER,
+from gen2embed_mteb.storage import atomic
+from gen2embed_mteb.storage.atomic import (
     ForeignFileError,
-    OwnedFolder,
-    damage,
-    new_folder,
     new_token,
     remove_stale,
     temporary_of,
     write_atomic,
     write_in_scratch,
 )
+from gen2embed_mteb.storage.new_folder import damage, is_whole, new_folder
+from gen2embed_mteb.storage.owned_folder import LEDGER, LOCK, OwnedFolder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("gen2embed_mteb", "trainers", "vlm2vec_adapter")
 
 
@@ -33,7 +31,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (LEDGER, files.LOCK)
+        if path.is_file() and path.name not in (LEDGER, LOCK)
     }
 
 
@@ -146,7 +144,7 @@ def dying(stock):
     return call
 os.fsync = dying(os.fsync)
 pathlib.Path.replace = dying(pathlib.Path.replace)
-from gen2embed_mteb.storage.files import OwnedFolder
+from gen2embed_mteb.storage.owned_folder import OwnedFolder
 OwnedFolder({str(tmp_path)!r}, "sample").write("a", b"new")
 """
     killed = subprocess.run([sys.executable, "-c", code], check=False)
@@ -165,9 +163,9 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "a").write_bytes(b"whole")
         assert not (tmp_path / "f").exists()
     assert _tree(tmp_path / "f") == {"a": b"whole"}
-    assert files.is_whole(tmp_path / "f", "export")
+    assert is_whole(tmp_path / "f", "export")
     (tmp_path / "f" / "a").write_bytes(b"cut")
-    assert not files.is_whole(tmp_path / "f", "export")
+    assert not is_whole(tmp_path / "f", "export")
     with pytest.raises(ForeignFileError), new_folder(tmp_path / "f", "export"):
         pass
 
@@ -210,8 +208,8 @@ def test_a_tree_is_checked_without_a_change_and_each_ledger_is_read_once(
     for number in range(20):
         folder.write(f"images/{number}.png", b"x")
     reads: list[Path] = []
-    stock = OwnedFolder._read
-    monkeypatch.setattr(OwnedFolder, "_read", lambda self: (reads.append(self.path), stock(self))[1])
+    stock = OwnedFolder.read_ledger
+    monkeypatch.setattr(OwnedFolder, "read_ledger", lambda self: (reads.append(self.path), stock(self))[1])
     folder.check_tree("images")
     assert sorted(reads) == [tmp_path]
     folder.check_tree("there is none")
@@ -239,7 +237,7 @@ def test_changed_names_what_the_ledger_knows_otherwise(tmp_path: Path) -> None:
 def test_setting_aside_keeps_everything(tmp_path: Path) -> None:
     for content in (b"one", b"two"):
         (tmp_path / "a.npy").write_bytes(content)
-        files.set_aside(tmp_path / "a.npy")
+        atomic.set_aside(tmp_path / "a.npy")
     assert sorted(path.read_bytes() for path in tmp_path.glob("a.npy.set-aside-*")) == [b"one", b"two"]
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -247,13 +245,13 @@ def test_setting_aside_keeps_everything(tmp_path: Path) -> None:
 def test_only_what_the_digest_proves_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"abc")
-    assert not files.remove_proved(path, "0" * 64)
+    assert not atomic.remove_proved(path, "0" * 64)
     (tmp_path / "link").symlink_to(path)
-    assert not files.remove_proved(tmp_path / "link", files.sha256_of(path))
+    assert not atomic.remove_proved(tmp_path / "link", atomic.sha256_of(path))
     assert path.exists()
-    assert files.remove_proved(path, files.sha256_of(path))
+    assert atomic.remove_proved(path, atomic.sha256_of(path))
     assert not path.exists()
-    assert not files.remove_proved(path, "0" * 64)
+    assert not atomic.remove_proved(path, "0" * 64)
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "字" * 85])
@@ -268,15 +266,16 @@ def test_stale_temporary_files_of_ours_alone_are_removed(tmp_path: Path) -> None
         (tmp_path / name).write_bytes(b"")
         os.utime(tmp_path / name, (0, 0))
     (tmp_path / ".b.0123456789ab.gen2embed-tmp").write_bytes(b"")  # of a process at work
-    files.remove_stale(tmp_path)
+    atomic.remove_stale(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], ".b.0123456789ab.gen2embed-tmp"])
 
 
 DELETING = {"rmtree", "unlink", "rmdir", "removedirs", "rename", "renames", "move", "copyfile", "copytree"}
 WRITING = {"write_text", "write_bytes"}
+OWNERS = [f"gen2embed_mteb/storage/{name}.py" for name in ("atomic", "new_folder", "owned_folder")]
 ALLOWED = {
     "gen2embed_mteb/storage/developer_files.py": "replaces what a benchmark's --output names",
-    # What each of these may do beside `files.py`, and why.
+    # What each of these may do beside the three above, and why.
     "gen2embed_mteb/mini/pretrain.py": "a developers' tool that writes the embedded model",
 }
 
@@ -378,7 +377,7 @@ def test_nothing_else_deletes_or_replaces() -> None:
     found = [
         place
         for path in walked
-        if (name := path.relative_to(ROOT).as_posix()) != "gen2embed_mteb/storage/files.py" and name not in ALLOWED
+        if path.relative_to(ROOT).as_posix() not in {*OWNERS, *ALLOWED}
         for place in _forbidden(path)
     ]
     assert found == []

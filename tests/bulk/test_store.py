@@ -22,8 +22,8 @@ from gen2embed_mteb.bulk.store import EmbeddingStore, Shard, StoreMismatchError
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.errors import is_of_the_system
 from gen2embed_mteb.images.source import ImageSource
-from gen2embed_mteb.storage import files
-from gen2embed_mteb.storage.files import ForeignFileError
+from gen2embed_mteb.storage import owned_folder
+from gen2embed_mteb.storage.atomic import ForeignFileError
 
 VECTORS = np.array([[0.6, 0.8], [0.0, 1.0], [1.0, 0.0]], np.float32)
 OTHERS = VECTORS[::-1].copy()
@@ -365,7 +365,7 @@ for _ in range(2):
     assert len(os.listdir("/proc/self/fd")) == before
     print(bulk.num_encoded, bulk.num_reused)
 """
-    arguments = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
+    arguments = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parents[1] / "helpers")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
     assert done.stdout.split("\n") == ["300 0", "0 300", ""], done.stderr
     assert len(list(tmp_path.glob("*.npy"))) == 300
@@ -418,7 +418,7 @@ def test_a_whole_store_is_read_where_nothing_can_be_written(tmp_path: Path, monk
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("filelock.FileLock.acquire", refused)
-    monkeypatch.setattr(files, "_put", refused)
+    monkeypatch.setattr(owned_folder, "put", refused)
     shard = EmbeddingStore(tmp_path, {"fingerprint": "m"}, overwrite=True).get(KEY)
     assert np.array_equal(shard.vectors, VECTORS)
 

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ("GEN2EMBED_", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
 
 

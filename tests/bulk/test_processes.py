@@ -21,7 +21,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.source import ImageSource
 
 ITEMS = [Item(f"text {number:03}") for number in range(8 * BATCHES_PER_SHARD)]
-WORKER = Path(__file__).parent / "run_encoding.py"
+WORKER = Path(__file__).parents[1] / "helpers" / "run_encoding.py"
 
 
 def start(folder: Path, rank: int, world_size: int, *arguments: str) -> subprocess.Popen:

@@ -23,5 +23,5 @@ def main(data_dir: str, output_dir: str, delay: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     sys.exit(main(*sys.argv[1:]))

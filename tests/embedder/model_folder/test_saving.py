@@ -23,7 +23,8 @@ import gen2embed_mteb
 from gen2embed_mteb import Gen2Embed, cli
 from gen2embed_mteb.embedder.export import export
 from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
-from gen2embed_mteb.storage.files import LEDGER, LOCK, ForeignFileError
+from gen2embed_mteb.storage.atomic import ForeignFileError
+from gen2embed_mteb.storage.owned_folder import LEDGER, LOCK
 
 ROOT = Path(gen2embed_mteb.__file__).parents[1]
 TEXTS = ["a red circle, b c d", "which of the two is larger?", "x"]

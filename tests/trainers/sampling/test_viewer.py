@@ -11,7 +11,7 @@ from plain_encoder import PlainEncoder
 
 from gen2embed_mteb.cli import main
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.storage.files import ForeignFileError
+from gen2embed_mteb.storage.atomic import ForeignFileError
 from trainers.data.training_data import open_training_data
 from trainers.sampling.files import SamplingError, read_sampling
 from trainers.sampling.sample import ModelRecord, SampleConfig, sample

@@ -20,7 +20,7 @@ from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.datasets import lookup, matches
 from gen2embed_mteb.mmeb.tables import DataError
-from gen2embed_mteb.storage.files import ForeignFileError
+from gen2embed_mteb.storage.atomic import ForeignFileError
 from trainers.batches.collation import CellReader
 from trainers.batches.dataset import OpenInputs
 from trainers.data.cached_images import CachedImages

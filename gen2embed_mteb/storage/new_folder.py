@@ -1,0 +1,81 @@
+"""A folder that appears whole: made under a temporary name beside its place, and renamed once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from gen2embed_mteb.storage.atomic import new_token, require_vacant, sha256_of, temporary_of
+from gen2embed_mteb.storage.owned_folder import LEDGER, LOCK, OwnedFolder
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, writer: str, token: str | None = None) -> Iterator[Path]:
+    """Make a folder that appears whole: filled under a temporary name beside its place, then renamed once.
+
+    The folder gets a ledger of all its files. Left by an exception, it is deleted, and `target` is as it was.
+
+    Args:
+        target: The folder; nothing may be there yet, but for an empty folder.
+        writer: The command that writes, as in `OwnedFolder`.
+        token: Of `new_token`, so that other processes find the temporary folder by `temporary_of` and write into it.
+
+    Yields:
+        The temporary folder, empty.
+
+    Raises:
+        ForeignFileError: Something is at `target`, before or at the end.
+    """
+    require_vacant(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_of(target, token or new_token())
+    folder.mkdir()
+    try:
+        yield folder
+        _write_ledger(folder, writer)
+        require_vacant(target)
+        folder.replace(target)  # onto an empty folder too; onto any other it fails
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def is_whole(folder: Path, writer: str) -> bool:
+    """Say whether a folder of `new_folder` still holds every file that was written, unchanged in size and digest.
+
+    Args:
+        folder: The folder.
+        writer: Who wrote it.
+    """
+    return damage(folder, writer) is None
+
+
+def damage(folder: Path, writer: str) -> str | None:
+    """Return what is wrong with a folder of `new_folder`, or None where every file is as it was written.
+
+    Args:
+        folder: The folder.
+        writer: Who wrote it.
+
+    Returns:
+        Such as "optimizer.pt is missing"; the first fault by name.
+    """
+    owned = OwnedFolder(folder, writer)
+    names = owned.known()
+    if not names:
+        return f"it has no ledger of gen2embed {writer}"
+    for name in names:
+        if not os.path.lexists(folder / name):
+            return f"{name} is missing"
+        if fault := owned.fault(name):
+            return f"{name} {fault}"
+    return None
+
+
+def _write_ledger(folder: Path, writer: str) -> None:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    owned = OwnedFolder(folder, writer)
+    owned.record({name: [sha256_of(folder / name)] for name in names if name not in (LEDGER, LOCK)})
