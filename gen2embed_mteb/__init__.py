@@ -9,12 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import _gen2embed_hook
+from gen2embed_mteb.version import __version__
 
 if TYPE_CHECKING:
     from .embedder.model import Gen2Embed
     from .embedder.prompts import HierarchicalPrompt
-
-__version__ = "0.1.0"
 
 __all__ = ["Gen2Embed", "HierarchicalPrompt", "__version__"]
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gen2embed_mteb import __version__
 from gen2embed_mteb.errors import GO_ON, Gen2EmbedError, run_command
 from gen2embed_mteb.launcher import end_with_launcher
 from gen2embed_mteb.storage.paths import expand_home
+from gen2embed_mteb.version import __version__
 
 BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
 DEFAULT_MODEL = "gen2embed"

@@ -33,7 +33,6 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from gen2embed_mteb import __version__
 from gen2embed_mteb.bulk.shard_checks import (
     FORMAT,
     DamagedError,
@@ -53,6 +52,7 @@ from gen2embed_mteb.storage.atomic import (
 )
 from gen2embed_mteb.storage.atomic import write_atomic as write_new
 from gen2embed_mteb.storage.owned_folder import MADE_BY
+from gen2embed_mteb.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -15,15 +15,14 @@ from gen2embed_mteb.errors import Gen2EmbedError
 
 if TYPE_CHECKING:
     import torch
-
-    from gen2embed_mteb.embedder.model import Gen2Embed
+    from sentence_transformers import SentenceTransformer
 
 KNOWN = ("Dense", "Dropout", "LayerNorm", "Normalize", "Router")
 """Modules that compute a vector of a vector."""
 
 
 def run_modules(
-    model: Gen2Embed, parts: list[tuple[str, torch.nn.Module]], features: dict[str, Any], **kwargs: Any
+    model: SentenceTransformer, parts: list[tuple[str, torch.nn.Module]], features: dict[str, Any], **kwargs: Any
 ) -> dict[str, Any]:
     """Run modules in order, as sentence-transformers does, but normalise in float32: bfloat16 rows drift 1e-3.
 
@@ -45,7 +44,7 @@ def run_modules(
     return features
 
 
-def finish(model: Gen2Embed, vectors: torch.Tensor, task: str | None) -> torch.Tensor:
+def finish(model: SentenceTransformer, vectors: torch.Tensor, task: str | None) -> torch.Tensor:
     """Make of pooled vectors what `encode` makes of them: all modules behind pooling are run, and the result is cut.
 
     Args:
@@ -62,7 +61,7 @@ def finish(model: Gen2Embed, vectors: torch.Tensor, task: str | None) -> torch.T
     return embedding.float()[:, : model.truncate_dim]
 
 
-def require_known_modules(model: Gen2Embed) -> None:
+def require_known_modules(model: SentenceTransformer) -> None:
     """Refuse modules that `finish` cannot run on a pooled vector alone.
 
     Args:

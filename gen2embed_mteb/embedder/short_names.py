@@ -17,6 +17,8 @@ DEFAULT = "gen2embed"
 MINI = "gen2embed-mini"
 DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 MODEL_VARIABLE = "GEN2EMBED_MODEL"
+MINI_FOLDER = Path(__file__).parents[1] / "mini" / "model"
+"""The embedded default, in the layout of a hub repository."""
 
 
 def resolve(name: object) -> str | None:
@@ -36,9 +38,7 @@ def resolve(name: object) -> str | None:
         return None
     chosen = os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL
     if MINI in (name, chosen):
-        from gen2embed_mteb.mini import model_dir
-
-        return str(model_dir())
+        return str(MINI_FOLDER)
     if chosen == DEFAULT:  # pointing the name at itself means the default
         return DEFAULT_MODEL
     if chosen.startswith((".", "~", os.sep)):

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from gen2embed_mteb.embedder.short_names import MINI_FOLDER
+
 
 def model_dir() -> Path:
     """The directory of `gen2embed-mini`, in the layout of a hub repository."""
-    return Path(__file__).parent / "model"
+    return MINI_FOLDER

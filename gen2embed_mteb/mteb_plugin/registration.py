@@ -95,7 +95,7 @@ def _add_objects() -> None:
     def __new__(cls: Any, model: Any = None, *args: Any, **kwargs: Any) -> Any:
         ours = sys.modules.get("gen2embed_mteb.embedder.model")  # where it was not imported, there is no object of it
         if ours is not None and isinstance(model, ours.Gen2Embed):
-            from gen2embed_mteb.mteb_plugin.models.encoder import wrap
+            from gen2embed_mteb.mteb_plugin.models.model_metas import wrap
 
             return wrap(model)
         return stock(cls)

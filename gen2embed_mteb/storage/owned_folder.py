@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.storage.atomic import ForeignFileError, is_regular, json_bytes, new_temporary, put, sha256_of
+from gen2embed_mteb.version import __version__
 
 LEDGER = ".gen2embed-files.json"
 LOCK = ".gen2embed-files.lock"
@@ -321,8 +322,6 @@ class OwnedFolder:
         Raises:
             ForeignFileError: The ledger's name is taken by a file that is no ledger of ours.
         """
-        from gen2embed_mteb import __version__
-
         path = self.path / LEDGER
         files = self.read_ledger()
         if os.path.lexists(path) and not files and not self._is_ours(path):

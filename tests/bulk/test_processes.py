@@ -20,6 +20,7 @@ from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.source import ImageSource
 
+# As `run_encoding.py` makes them in its own process.
 ITEMS = [Item(f"text {number:03}") for number in range(8 * BATCHES_PER_SHARD)]
 WORKER = Path(__file__).parents[1] / "helpers" / "run_encoding.py"
 

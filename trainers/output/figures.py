@@ -13,18 +13,15 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sentence_transformers.base.evaluation import SequentialEvaluator
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from gen2embed_mteb.storage.atomic import write_in_scratch
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.output.checkpoints import WRITER
-
-if TYPE_CHECKING:
-    from trainers.trainer import SahaTrainer
 
 FIGURES_FILE, TIMING_FILE = "figures.json", "timing.json"
 _OF_TIME = re.compile(r"_(runtime|(samples|steps|tokens)_per_second|mem_(cpu|gpu)_\w+|jit_compilation_time)$")
@@ -102,7 +99,7 @@ class Figures(TrainerCallback):
         trainer: The trainer.
     """
 
-    def __init__(self, trainer: SahaTrainer) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         """Keep the trainer; nothing is read before training begins."""
         self._trainer = trainer
         self._at_epoch_end = False

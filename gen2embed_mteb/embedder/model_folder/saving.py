@@ -28,9 +28,8 @@ from gen2embed_mteb.storage.new_folder import new_folder
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from torch import nn
-
-    from gen2embed_mteb.embedder.model import Gen2Embed
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ _DECISIVE = re.compile(
 """Files that a loader looks for by name: one that is left of another model would be mixed with the new one."""
 
 
-def save_merged(model: Gen2Embed, path: str, write: Callable[[str], None]) -> None:
+def save_merged(model: SentenceTransformer, path: str, write: Callable[[str], None]) -> None:
     """Write a whole model, its adapter merged; the model itself stays as it is.
 
     Args:
@@ -85,7 +84,7 @@ def save_merged(model: Gen2Embed, path: str, write: Callable[[str], None]) -> No
             inner._weight_conversions = conversions
 
 
-def save_checkpoint(model: Gen2Embed, path: str, write: Callable[[str], None], *, whole: bool) -> None:
+def save_checkpoint(model: SentenceTransformer, path: str, write: Callable[[str], None], *, whole: bool) -> None:
     """Write the adapter of a model beside what it takes to load it on its base model, so that training can go on.
 
     Args:

@@ -74,19 +74,6 @@ def load(
     return Gen2EmbedEncoder(model)
 
 
-def wrap(model: Gen2Embed) -> Gen2EmbedEncoder:
-    """Makes the encoder of a model that was handed to mteb as an object.
-
-    Args:
-        model: The model; its results are filed under a revision that follows from its fingerprint.
-    """
-    from gen2embed_mteb.mteb_plugin.models.model_metas import meta_of
-
-    encoder = Gen2EmbedEncoder(model)
-    encoder.mteb_model_meta = meta_of(model)
-    return encoder
-
-
 class Gen2EmbedEncoder(AbsEncoder):
     """An encoder for mteb, built on `Gen2Embed` and bulk encoding.
 

@@ -1,4 +1,4 @@
-"""The models as mteb lists them: its record made of each row of the table in `models.py`."""
+"""The models as mteb lists them: its record made of each row of the table in `model_table.py`."""
 
 from __future__ import annotations
 
@@ -106,3 +106,16 @@ def load_gen2embed(name: str, revision: str | None = None, **kwargs: Any) -> Any
     from gen2embed_mteb.mteb_plugin.models.encoder import load
 
     return load(name, revision, **kwargs)
+
+
+def wrap(model: Gen2Embed) -> Any:
+    """Make the encoder of a model that was handed to mteb as an object.
+
+    Args:
+        model: The model; its results are filed under a revision that follows from its fingerprint.
+    """
+    from gen2embed_mteb.mteb_plugin.models.encoder import Gen2EmbedEncoder
+
+    encoder = Gen2EmbedEncoder(model)
+    encoder.mteb_model_meta = meta_of(model)
+    return encoder
