@@ -51,6 +51,7 @@ from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.tables import as_markdown
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, SEED, ensure
 from gen2embed_mteb.mini.digits import train_digits
+from gen2embed_mteb.mini.places import TRAIN_TABLES
 from gen2embed_mteb.mmeb.readers import TrainRow
 from gen2embed_mteb.storage.developer_files import write_json
 from trainers.data.training_data import TrainingSubset, open_training_data
@@ -89,7 +90,7 @@ def main() -> None:
         pool = arguments.pool_multiplier if column == "pool" else 1
         output_dir = arguments.work_dir / source.name / column
         config = SampleConfig(
-            data_dir=str(source / "MMEB-train"),
+            data_dir=str(source / TRAIN_TABLES),
             output_dir=str(output_dir),
             embedding_dir=str(arguments.work_dir / "embeddings"),
             method=method,
@@ -153,7 +154,7 @@ def digits_by_multiplier(
     meaning = np.array(json.loads((digits / "truth" / f"{DIGIT_PAIRS}.json").read_text()))
     for multiplier in MULTIPLIERS:
         config = SampleConfig(
-            data_dir=str(digits / "MMEB-train"),
+            data_dir=str(digits / TRAIN_TABLES),
             output_dir=str(arguments.work_dir / digits.name / f"saha-{multiplier}"),
             embedding_dir=str(arguments.work_dir / "embeddings"),
             num_hard_negatives=arguments.num_hard_negatives,
@@ -170,7 +171,7 @@ def digits_by_multiplier(
 def write_digit_pairs(folder: Path) -> Path:
     """Writes the handwritten digits in MMEB-train's form: each scan with the next one of the same digit, in a ring."""
     images, labels = train_digits()
-    table, truth = folder / "MMEB-train" / DIGIT_PAIRS, folder / "truth" / f"{DIGIT_PAIRS}.json"
+    table, truth = folder / TRAIN_TABLES / DIGIT_PAIRS, folder / "truth" / f"{DIGIT_PAIRS}.json"
     for path in (table, table / "images", truth.parent):
         path.mkdir(parents=True, exist_ok=True)
     following = np.empty(len(labels), np.int64)
@@ -179,7 +180,7 @@ def write_digit_pairs(folder: Path) -> Path:
         following[scans] = np.roll(scans, -1)
     paths = [f"{DIGIT_PAIRS}/images/{number}.png" for number in range(len(labels))]
     for path, pixels in zip(paths, images, strict=True):
-        Image.fromarray(pixels).save(folder / "MMEB-train" / path)
+        Image.fromarray(pixels).save(folder / TRAIN_TABLES / path)
     rows = [
         {
             "qry": "<|image_1|>\nFind another picture of the same digit.\n",

@@ -13,12 +13,14 @@ import time
 from pathlib import Path
 
 from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.evaluation.paper import TABLE_IV
-from gen2embed_mteb.evaluation.run import EvaluationConfig, installed_versions
+from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.tables import as_text, percent
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, SEED, ensure
+from gen2embed_mteb.mini.places import EVAL_IMAGES, EVAL_TABLES
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.scoring import average
 from gen2embed_mteb.storage.developer_files import write_json
@@ -41,8 +43,8 @@ def main() -> None:
         started = time.monotonic()
         model = Gen2Embed(arguments.model_name, prompt_mode=row.prompt_mode)
         config = EvaluationConfig(
-            data_dir=str(root / "MMEB-eval"),
-            image_dir=str(root / "images"),
+            data_dir=str(root / EVAL_TABLES),
+            image_dir=str(root / EVAL_IMAGES),
             output_dir=str(arguments.work_dir / row.prompt_mode),
             limit=arguments.limit,
             model_name=arguments.model_name,

@@ -12,7 +12,8 @@ from typing import Any
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
 from trainers import OpenInputs, SahaBatchSampler, SahaLoss, training_dataset
-from trainers.data.training_data import DataConfig, open_training_data
+from trainers.data.config import DataConfig
+from trainers.data.training_data import open_training_data
 from trainers.sampling.files import read_sampling
 
 

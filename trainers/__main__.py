@@ -1,31 +1,6 @@
-"""`python -m trainers`, and `python -m trainers.train`: `gen2embed train` for launchers such as `torchrun`."""
+"""`python -m trainers`: `gen2embed train`; see `trainers.train`."""
 
-from __future__ import annotations
-
-import logging
-import sys
-from typing import Any
-
-from gen2embed_mteb.errors import GO_ON, run_command
-from gen2embed_mteb.launcher import end_with_launcher
-
-
-def main(prog: str) -> None:
-    """Train as the flags of the command line say, and end the process.
-
-    Args:
-        prog: The command as it was typed.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    end_with_launcher()
-
-    def run() -> Any:
-        from trainers.train import run
-
-        return run(prog=prog)
-
-    sys.exit(run_command(prog, run, go_on=f"{GO_ON} with --resume_from_checkpoint true"))
-
+from trainers.train import main
 
 if __name__ == "__main__":
     main("python -m trainers")

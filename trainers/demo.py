@@ -21,13 +21,15 @@ from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini import benchmark
+from gen2embed_mteb.mini.places import TRAIN_TABLES
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
+from trainers.config import TrainConfig
 from trainers.data.training_data import open_training_data
+from trainers.fine_tuning import train
 from trainers.output.figures import TIMING_FILE
 from trainers.recipe import SahaTrainingArguments
 from trainers.sampling.sample import ModelRecord, SampleConfig, sample
 from trainers.sampling.viewer import inspect
-from trainers.train import TrainConfig, train
 
 MODEL = "gen2embed-mini"
 PROMPT_MODE = "hierarchical"
@@ -69,7 +71,7 @@ def fine_tune(
     root = benchmark.ensure("train", data_dir)
     yield f"SaHa: encoding {rows:,} pairs a subset, choosing {NUM_HARD_NEGATIVES} hard negatives each …"
     config = SampleConfig(
-        data_dir=str(root / "MMEB-train"),
+        data_dir=str(root / TRAIN_TABLES),
         output_dir=str(sampled_dir),
         num_hard_negatives=NUM_HARD_NEGATIVES,
         pool_multiplier=POOL_MULTIPLIER,

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
@@ -18,20 +17,13 @@ from transformers.utils import is_liger_kernel_available
 
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
-from gen2embed_mteb.images.resizing import RESIZE_POLICIES
+from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.images.resizing import RESIZE_POLICIES, ImageOptions
 
 EFFECTIVE_BATCH = {"saha": 2048, "in-batch": 1024}
 """Pairs an optimizer step, over all devices (Table VII): 256 clusters of k = 7, or 128 of k = 15; 1,024 plain pairs.
 
 Plain hard negatives take in-batch's: Table VII compares them with it."""
-
-
-def option(text: str, **kwargs: Any) -> Any:
-    """A dataclass field with its help text, and other names of its flag as `aliases`."""
-    metadata = {"help": text}
-    if "aliases" in kwargs:
-        metadata["aliases"] = kwargs.pop("aliases")
-    return field(metadata=metadata, **kwargs)
 
 
 def bf16_supported() -> bool:
@@ -88,13 +80,13 @@ _FINITE = (*_LEAST, "num_train_epochs", "max_grad_norm", "adam_beta1", "adam_bet
 class SahaTrainingArguments(SentenceTransformerTrainingArguments):
     """sentence-transformers' training arguments with the recipe's defaults."""
 
-    num_train_epochs: float = option("passes over the clusters", default=1.5, aliases=["--num_epochs", "--num-epochs"])
+    num_train_epochs: float = option("passes over the clusters", default=1.5, aliases=["num_epochs"])
     learning_rate: float = option("peak learning rate of AdamW", default=5e-5)
     warmup_steps: float = option("optimizer steps of linear warm-up; below 1, their share", default=100)
     per_device_train_batch_size: int = option(
         "pairs a device and step; default: the recipe's, shared among the processes",
         default_factory=lambda: recipe_batch("saha", 8),
-        aliases=["--batch_size", "--batch-size"],
+        aliases=["batch_size"],
     )
     bf16: bool = option("compute in bfloat16; default: where a GPU supports it", default_factory=bf16_supported)
     logging_steps: float = option("optimizer steps between two logs", default=10)
@@ -119,21 +111,20 @@ class SahaTrainingArguments(SentenceTransformerTrainingArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(ImageOptions):
     """The adapter, the loss and the presentation of inputs."""
 
-    lora_rank: int = option("rank of the adapter", default=8)
-    lora_alpha: int = option("its update is scaled by alpha / rank", default=64)
+    lora_rank: int = option("rank of the adapter", default=8, least=1)
+    lora_alpha: int = option("its update is scaled by alpha / rank", default=64, least=1)
     lora_dropout: float = option("dropout on the adapter's input", default=0.1)
-    lora_targets: list[str] = field(
-        default_factory=list, metadata={"help": "names of the layers it adapts; default: the family's own"}
-    )
+    lora_targets: list[str] = option("names of the layers it adapts; default: the family's own", default_factory=list)
     dora: bool = option("train magnitudes too (DoRA)", default=True)
     temperature: float = option("of the loss", default=0.02)
-    sub_batch_size: int = option("pairs in memory at a time (16 for 2B, 4 for 7B)", default=16)
+    sub_batch_size: int = option("pairs in memory at a time (16 for 2B, 4 for 7B)", default=16, least=1)
     mask_equal_positives: bool = option("no positive counts as a negative of an equal one", default=True)
-    resize: str = option("how images are resized: square-448, official, processor", default="square-448")
-    min_side: int = option("smaller images are enlarged to this side; 0: never", default=28)
+    resize: str = option(
+        "how images are resized before the processor", default="square-448", choices=tuple(RESIZE_POLICIES)
+    )
     query_prompt_in_training: bool = option(
         "representation prompt on training queries; the official code forgot it", default=True
     )
@@ -144,14 +135,8 @@ class Recipe:
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.
         """
-        for name in ("lora_rank", "lora_alpha", "sub_batch_size"):
-            if getattr(self, name) < 1:
-                raise Gen2EmbedError(f"{name} is {getattr(self, name)}; pass 1 or more")
+        check_options(self)
         if not 0 <= self.lora_dropout < 1:
             raise Gen2EmbedError(f"lora_dropout is {self.lora_dropout}; pass a share from 0 to below 1")
         if not 0 < self.temperature < math.inf:
             raise Gen2EmbedError(f"temperature is {self.temperature}; pass a positive number, such as 0.02")
-        if self.min_side < 0:
-            raise Gen2EmbedError(f"min_side is {self.min_side}; pass 0 or more")
-        if self.resize not in RESIZE_POLICIES:
-            raise Gen2EmbedError(f"resize is {self.resize!r}; known: {', '.join(RESIZE_POLICIES)}")

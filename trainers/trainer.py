@@ -36,6 +36,7 @@ from transformers.trainer_utils import TrainOutput
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.model_folder.adapters import has_adapter, reload_adapter, save_adapter
 from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
+from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.storage.atomic import new_token, temporary_of
 from gen2embed_mteb.storage.new_folder import new_folder
@@ -65,8 +66,9 @@ class SahaTrainer(SentenceTransformerTrainer):
             `SahaBatchSampler` as their `batch_sampler`. None: the recipe's.
         train_dataset: Columns of cells as `collation.py` describes them; the first holds the queries.
         images: Opens images by path; None: as the model does, under its `image_root` if it has one.
-        resize: A name of `images.RESIZE_POLICIES`.
-        min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+        resize: A name of `resizing.RESIZE_POLICIES`.
+        min_side: The least side of an image in pixels; see `resizing.ensure_min_side`.
+        exif_orientation: Whether images are turned as their EXIF data says.
         max_length: Longest training input in tokens, where the model allows as much; None: as long as it allows.
         query_prompt_in_training: False leaves the representation prompt off training queries.
         card_section: Markdown for the model card: where the data came from.
@@ -87,13 +89,19 @@ class SahaTrainer(SentenceTransformerTrainer):
         *,
         images: ImageSource | None = None,
         resize: str = "square-448",
-        min_side: int = 28,
+        min_side: int = MIN_SIDE,
+        exif_orientation: bool = False,
         max_length: int | None = None,
         query_prompt_in_training: bool = True,
         card_section: str = "",
         **kwargs: Any,
     ) -> None:
-        self._reader = CellReader(model, images, resize, min_side, max_length)
+        self._reader = CellReader(
+            model,
+            images,
+            ImageOptions(resize=resize, min_side=min_side, exif_orientation=exif_orientation),
+            max_length,
+        )
         self._card_section = card_section
         self._saves_checkpoint = False
         columns = columns_of(train_dataset)

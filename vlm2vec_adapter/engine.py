@@ -27,7 +27,7 @@ from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder, Prepared
 from gen2embed_mteb.images.decoding import Size, decode, facts_of
 from gen2embed_mteb.images.errors import ImageError
-from gen2embed_mteb.images.resizing import fitted, fitted_size
+from gen2embed_mteb.images.resizing import ImageOptions, fitted, fitted_size
 from gen2embed_mteb.images.source import ImageSource, open_input
 from gen2embed_mteb.mmeb.row_text import drop_unmatched_markers
 
@@ -80,8 +80,7 @@ class Engine(nn.Module):
     Args:
         model: the model.
         batch_tokens: tokens a call of the model, padding included; `None`: what suits its device.
-        resize_policy: a name of `images.RESIZE_POLICIES`.
-        min_side: least image side in pixels; see `images.ensure_min_side`.
+        image_options: the size to which images are brought.
         share: which rows of every batch are this process's; the others' vectors are gathered.
     """
 
@@ -90,16 +89,14 @@ class Engine(nn.Module):
         model: Gen2Embed,
         *,
         batch_tokens: int | None,
-        resize_policy: str,
-        min_side: int,
+        image_options: ImageOptions,
         share: Share | None = None,
     ) -> None:
         """Keep the parts; the prompt's shared beginning is run once the model is where it stays."""
         super().__init__()
         self.model = model
         self._batch_tokens = batch_tokens
-        self._resize_policy = resize_policy
-        self._min_side = min_side
+        self._image_options = image_options
         self._share = share or Share()
         self._encoder = PrefixEncoder(model)
 
@@ -208,16 +205,14 @@ class Engine(nn.Module):
 
     def _open(self, sample: Sample, images: ImageSource | None) -> dict[str, Any]:
         if isinstance(sample.image, bytes):
-            image = decode(io.BytesIO(sample.image), "<bytes>")
+            image = decode(io.BytesIO(sample.image), "<bytes>", exif_orientation=self._image_options.exif_orientation)
             return {
                 "text": sample.text,
-                "image": fitted(image, self._resize_policy, self._min_side, "<bytes>"),
+                "image": fitted(image, self._image_options, "<bytes>"),
             }
         if sample.image is None:
             return {"text": sample.text}
-        return open_input(
-            _given(images, sample.image), sample.text, [sample.image], self._resize_policy, self._min_side
-        )
+        return open_input(_given(images, sample.image), sample.text, [sample.image], self._image_options)
 
     def _sizes(self, sample: Sample, images: ImageSource | None) -> _Sizes | ImageError:
         """The sizes in which a sample's images reach the processor, from their headers."""
@@ -226,10 +221,10 @@ class Engine(nn.Module):
         name = sample.image if isinstance(sample.image, str) else "<bytes>"
         try:
             if isinstance(sample.image, bytes):
-                facts = facts_of(sample.image, "<bytes>")
+                facts = facts_of(sample.image, "<bytes>", exif_orientation=self._image_options.exif_orientation)
             else:
                 facts = _given(images, sample.image).facts(sample.image)
-            final = fitted_size(facts.size, self._resize_policy, self._min_side, name)
+            final = fitted_size(facts.size, self._image_options, name)
         except ImageError as error:
             return error
         return _Sizes([final], max(math.prod(facts.size), math.prod(final)))

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, WRITER, ensure
+from gen2embed_mteb.mini.places import EVAL_TABLES, EVAL_TABLES_V2
 from gen2embed_mteb.mmeb import DatasetInfo
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
@@ -34,7 +35,7 @@ V2_PARSERS = {
 """V2's reader of a dataset, by its form."""
 
 
-TABLES = ("MMEB-eval", "MMEB-eval-V2")
+TABLES = (EVAL_TABLES, EVAL_TABLES_V2)
 
 
 def write(folder: Path) -> None:

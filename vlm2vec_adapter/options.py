@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+from gen2embed_mteb.config import LAYOUTS
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.images.resizing import ImageOptions
 from vlm2vec_adapter import BACKBONE
 
 PREFIX = "gen2embed_"
@@ -21,44 +24,38 @@ class UsageError(Gen2EmbedError):
     """A command line that cannot be used; the message names the flag and the remedy."""
 
 
-def _option(text: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ImageOptions):
     """What decides the vectors beyond VLM2Vec's own flags; each is `--gen2embed_NAME` or the variable `GEN2EMBED_NAME`.
 
     Raises:
         UsageError: a value is unknown or out of its range; the message names it and the remedy.
     """
 
-    prompt_mode: str | None = _option("prompt strategy (default: hierarchical, or an exported model's own)")
-    layout: str = _option(
-        "image layout: native, official, or auto: official for the checkpoints released with the paper",
-        "auto",
+    prompt_mode: str | None = option(
+        "prompt strategy (default: hierarchical, or an exported model's own)", default=None
     )
-    adapter: str | None = _option("LoRA or DoRA adapter: directory or hub id (or --lora True --checkpoint_path)")
-    batch_tokens: int | None = _option("tokens a call of the model, padding included (default: as suits the device)")
-    dtype: str | None = _option("float32, bfloat16, float16 (default: what the checkpoint was saved in)")
-    resize: str = _option("how images are resized before the processor: processor, official, square-448", "processor")
-    min_side: int = _option("least image side in pixels; smaller images are enlarged, 0: never", 28)
-    revision: str | None = _option("revision of the model on the hub")
+    layout: str = option(
+        "image layout; auto: official for the checkpoints released with the paper",
+        default="auto",
+        choices=("auto", *LAYOUTS),
+    )
+    adapter: str | None = option(
+        "LoRA or DoRA adapter: directory or hub id (or --lora True --checkpoint_path)", default=None
+    )
+    batch_tokens: int | None = option(
+        "tokens per call of the model, padding included (default: as suits the device)", default=None, least=1
+    )
+    dtype: str | None = option("float32, bfloat16, float16 (default: what the checkpoint was saved in)", default=None)
+    revision: str | None = option("revision of the model on the hub", default=None)
 
     def __post_init__(self) -> None:
         """Check every value, so that a run does not fail on one after the model was loaded."""
         from gen2embed_mteb.embedder.prompts import strategy
-        from gen2embed_mteb.images.resizing import RESIZE_POLICIES
 
         if self.prompt_mode is not None:
             strategy(self.prompt_mode)
-        for name, known in (("layout", ("auto", "native", "official")), ("resize", tuple(RESIZE_POLICIES))):
-            if getattr(self, name) not in known:
-                raise UsageError(f"--{PREFIX}{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise UsageError(f"--{PREFIX}batch_tokens is {self.batch_tokens}; pass 1 or more")
-        if self.min_side < 0:
-            raise UsageError(f"--{PREFIX}min_side is {self.min_side}; pass 0 or more")
+        check_options(self, UsageError, f"--{PREFIX}")
 
     def layout_for(self, *sources: str | None) -> str:
         """The image layout for a model: as asked, or by its name.
@@ -110,7 +107,11 @@ def take_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
     return Options(**values), rest
 
 
-def _parsed(name: str, text: str) -> str | int:
+def _parsed(name: str, text: str) -> str | int | bool:
+    if name == "exif_orientation":
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise UsageError(f"--{PREFIX}{name} (or GEN2EMBED_{name.upper()}) is {text!r}; pass true or false")
+        return text.lower() in ("true", "1")
     if name not in ("batch_tokens", "min_side"):
         return text
     try:

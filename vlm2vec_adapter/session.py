@@ -151,8 +151,7 @@ class Session:
         self._engine = Engine(
             model,
             batch_tokens=options.batch_tokens,
-            resize_policy=options.resize,
-            min_side=options.min_side,
+            image_options=options.image_options(),
             share=self.share if self.generation == "v1" else None,
         )
         return self._engine

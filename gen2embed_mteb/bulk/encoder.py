@@ -36,7 +36,7 @@ from gen2embed_mteb.bulk.types import Encoder, Fault, Item, Side, staged
 from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system
 from gen2embed_mteb.images.decoding import ImageFacts, Size
 from gen2embed_mteb.images.errors import ImageError
-from gen2embed_mteb.images.resizing import fitted_size
+from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
 from gen2embed_mteb.images.source import ImageSource, open_input
 
 BATCHES_PER_SHARD = 16
@@ -66,8 +66,7 @@ class BulkEncoder:
         batch_tokens: Tokens a call of the model, padding included; an input that is longer runs alone. None: what the
             encoder asks for.
         batch_size: Inputs a call of the model, at most.
-        resize_policy: A name of `images.RESIZE_POLICIES`.
-        min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+        image_options: The size to which images are brought.
         num_workers: Threads that open images.
         share: Which part of the work is this process's; by default all of it.
 
@@ -83,8 +82,7 @@ class BulkEncoder:
         *,
         batch_tokens: int | None = None,
         batch_size: int = 512,
-        resize_policy: str = "processor",
-        min_side: int = 28,
+        image_options: ImageOptions | None = None,
         num_workers: int = 4,
         share: Share | None = None,
     ) -> None:
@@ -94,8 +92,7 @@ class BulkEncoder:
         self._images = images
         self._batch_tokens = batch_tokens or self._encoder.batch_tokens
         self._batch_size = batch_size
-        self._resize_policy = resize_policy
-        self._min_side = min_side
+        self._image_options = image_options or ImageOptions()
         self._num_workers = num_workers
         self._share = share or Share()
         self._peers = Peers(self._share)
@@ -244,7 +241,7 @@ class BulkEncoder:
     def _facts_of(self, path: str) -> ImageFacts | Fault:
         try:
             facts = self._images.facts(path)
-            fitted_size(facts.size, self._resize_policy, self._min_side, path)
+            fitted_size(facts.size, self._image_options, path)
             return facts
         except ImageError as error:
             if is_of_the_system(error):
@@ -264,7 +261,7 @@ class BulkEncoder:
         ]
 
     def _final_size(self, path: str) -> Size:
-        return fitted_size(self._known_facts(path).size, self._resize_policy, self._min_side, path)
+        return fitted_size(self._known_facts(path).size, self._image_options, path)
 
     def _num_pixels(self, path: str) -> int:
         """What an image takes while it is in memory: as it is in its file, or as it is enlarged."""
@@ -304,7 +301,7 @@ class BulkEncoder:
                     place(planned, self._store.put(key, shard))
 
     def _open(self, text: str, paths: tuple[str, ...]) -> dict[str, Any]:
-        return open_input(self._images, text, paths, self._resize_policy, self._min_side)
+        return open_input(self._images, text, paths, self._image_options)
 
 
 def cut_batches(

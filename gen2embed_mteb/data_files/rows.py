@@ -10,10 +10,11 @@ The same guard serves MMEB's evaluation rows, training pairs, tables of two colu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
+from gen2embed_mteb.flags import check_options, option
 
 T = TypeVar("T")
 MAX_PATH_CHARS = 4096
@@ -56,9 +57,15 @@ class BadRow:
 class RowLimits:
     """How large a row may be; one that is larger is set aside. The defaults are far above anything real."""
 
-    max_text_chars: int = field(default=1_000_000, metadata={"help": "longest text of a row, in characters"})
-    max_candidates: int = field(default=100_000, metadata={"help": "most entries of a list in a row; MMEB has 1,000"})
-    max_row_bytes: int = field(default=64 * 2**20, metadata={"help": "largest row in bytes, embedded images included"})
+    max_text_chars: int = option(
+        "longest text of a row, in characters; a row beyond it is set aside", default=1_000_000, least=1
+    )
+    max_candidates: int = option(
+        "most entries of a list in a row (MMEB has 1,000); a row beyond it is set aside", default=100_000, least=1
+    )
+    max_row_bytes: int = option(
+        "largest row in bytes, embedded images included; a row beyond it is set aside", default=64 * 2**20, least=1
+    )
 
     def __post_init__(self) -> None:
         """Check every limit.
@@ -66,9 +73,7 @@ class RowLimits:
         Raises:
             Gen2EmbedError: One is below 1.
         """
-        for name, value in self.row_limits().items():
-            if value < 1:
-                raise Gen2EmbedError(f"{name} is {value}; pass 1 or more")
+        check_options(self)
 
     def row_limits(self) -> dict[str, int]:
         """Return the three limits by name."""

@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.demo.page import DemoResult, Neighbours, page_bytes
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.evaluation.paper import TABLE_IV, TABLE_VII
-from gen2embed_mteb.evaluation.run import EvaluationConfig
 from gen2embed_mteb.evaluation.run_folder import UNKNOWN, check_reports
 from gen2embed_mteb.evaluation.tables import as_text, percent
 from gen2embed_mteb.images.decoding import open_image
 from gen2embed_mteb.mini import benchmark, model_dir
+from gen2embed_mteb.mini.places import evaluation_places
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.readers import EvalRow, read_eval_rows
 from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average
@@ -134,9 +135,10 @@ def _load(folder: Path, prompt_mode: str) -> Gen2Embed:
 
 
 def _config(root: Path, output_dir: Path, limit: int | None, model: Gen2Embed) -> EvaluationConfig:
+    places = evaluation_places(root)
     return EvaluationConfig(
-        data_dir=str(root / "MMEB-eval"),
-        image_dir=str(root / "images"),
+        data_dir=str(places.data_dir),
+        image_dir=str(places.image_dir),
         output_dir=str(output_dir),
         limit=limit,
         overwrite=True,

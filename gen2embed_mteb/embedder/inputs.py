@@ -19,11 +19,11 @@ from typing import Any
 from PIL import Image
 
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.images.decoding import decode, open_image
+from gen2embed_mteb.images.decoding import decode, open_image, upright
 from gen2embed_mteb.images.errors import ImageError, short_name
 from gen2embed_mteb.images.files import follows_links
 from gen2embed_mteb.images.modes import to_rgb
-from gen2embed_mteb.images.resizing import fitted
+from gen2embed_mteb.images.resizing import ImageOptions, fitted
 from gen2embed_mteb.images.source import ImageSource
 
 INPUT_KEYS = frozenset({"text", "image", "images"})
@@ -58,8 +58,7 @@ class Content:
 def content_of(
     sample: Any,
     image_root: str | Path | None = None,
-    resize_policy: str = "processor",
-    min_side: int = 28,
+    options: ImageOptions | None = None,
     *,
     source: ImageSource | None = None,
 ) -> Content:
@@ -68,8 +67,7 @@ def content_of(
     Args:
         sample: what the user passed; see the module's docstring. A `Content` is returned as it is.
         image_root: folder that image paths are relative to and may not leave; `None` takes paths as they are.
-        resize_policy: a name of `images.RESIZE_POLICIES`.
-        min_side: least side of an image in pixels, 0: any; see `images.ensure_min_side`.
+        options: how images are brought to the size that the processor gets; `None`: as by default.
         source: where images with a path are, in place of `image_root`.
 
     Raises:
@@ -77,10 +75,11 @@ def content_of(
         ValueError: a dict with neither text nor image, or an empty conversation.
         ImageError: an image cannot be opened, or would have to be enlarged beyond the limit.
     """
+    options = options or ImageOptions()
 
     def opened(image: Any) -> Image.Image:
-        name, image = _opened(image, image_root, source)
-        return fitted(image, resize_policy, min_side, name)
+        name, image = _opened(image, image_root, source, exif_orientation=options.exif_orientation)
+        return fitted(image, options, name)
 
     if isinstance(sample, Content):
         return sample
@@ -228,23 +227,25 @@ def _required(image: Any) -> Any:
     return image
 
 
-def _opened(image: Any, image_root: str | Path | None, source: ImageSource | None) -> tuple[str, Image.Image]:
+def _opened(
+    image: Any, image_root: str | Path | None, source: ImageSource | None, *, exif_orientation: bool
+) -> tuple[str, Image.Image]:
     """An image of a known type, as RGB, and its name."""
     if isinstance(image, Image.Image):
-        return "<PIL image>", to_rgb(image)
+        return "<PIL image>", to_rgb(upright(image) if exif_orientation else image)
     if isinstance(image, dict):
         data, path = image.get("bytes"), image.get("path")
         if data is not None and not isinstance(data, bytes | bytearray):
             raise TypeError(f'"bytes" must be the bytes of an image file, got {described(data)}')
         name = text_of(None if isinstance(path, Path) else path, '"path"') or f"of {len(data or b'')} bytes in the data"
         if data:
-            return name, decode(io.BytesIO(data), name)
+            return name, decode(io.BytesIO(data), name, exif_orientation=exif_orientation)
         image = path
     if image is None or image == "":
         raise ImageError("", "neither bytes nor a path", "drop the row")
     name = str(image)
     return name, source.open(name) if source is not None else open_image(
-        image, image_root, follow_links=follows_links()
+        image, image_root, follow_links=follows_links(), exif_orientation=exif_orientation
     )
 
 

@@ -24,7 +24,7 @@ from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.embedder.truncation import Fitter
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.decoding import Size
-from gen2embed_mteb.images.resizing import RESIZE_POLICIES, min_side_size, resized_size
+from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions, fitted_size
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class Gen2Embed(SentenceTransformer):
         image_root: folder that image paths are relative to and may not leave; `None` takes paths as they are.
         resize: a name of `images.RESIZE_POLICIES`, applied before the processor.
         min_side: least side of an image in pixels; smaller images, and those of more than 200 to 1, are enlarged
-            before the processor, as in `evaluate`, `sample` and `train`; 0: never. See `images.ensure_min_side`.
+            before the processor, as in `evaluate`, `sample` and `train`; 0: never. See `resizing.ensure_min_side`.
+        exif_orientation: whether images are turned as their EXIF data says; the reference clients do not.
         kwargs: as for `SentenceTransformer`: `device`, `truncate_dim`, `revision`, `model_kwargs`, …
 
     Attributes:
@@ -67,7 +68,8 @@ class Gen2Embed(SentenceTransformer):
         max_length: int | None = None,
         image_root: str | Path | None = None,
         resize: str = "processor",
-        min_side: int = 28,
+        min_side: int = MIN_SIDE,
+        exif_orientation: bool = False,
         **kwargs: Any,
     ) -> None:
         if prompt_mode is not None:
@@ -76,9 +78,7 @@ class Gen2Embed(SentenceTransformer):
             raise Gen2EmbedError(
                 f"backend={kwargs['backend']!r} is not supported: Gen2Embed runs on torch alone; leave backend out"
             )
-        if resize not in RESIZE_POLICIES:
-            raise Gen2EmbedError(f"unknown resize policy {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
-        min_side_size((1, 1), min_side)  # refuses a negative one
+        self.image_options = ImageOptions(resize=resize, min_side=min_side, exif_orientation=exif_orientation)
         # Read by `_load_default_modules` while the parent class loads.
         self._load_options: dict[str, Any] = {
             "prompt_mode": prompt_mode or DEFAULT,
@@ -88,8 +88,6 @@ class Gen2Embed(SentenceTransformer):
         self._is_base = False
         self._layout: ImageLayout = layout
         self.image_root = image_root
-        self.resize = resize
-        self.min_side = min_side
         compat.install()
         name = resolve(name_or_path) or model_folder.as_given(name_or_path)
         self.source = name
@@ -216,9 +214,7 @@ class Gen2Embed(SentenceTransformer):
         Returns:
             n lengths, at most `max_seq_length` each; a token or two off where text and prompt merge.
         """
-        resized = [
-            [min_side_size(resized_size(size, self.resize), self.min_side) for size in sizes] for sizes in image_sizes
-        ]
+        resized = [[fitted_size(size, self.image_options) for size in sizes] for sizes in image_sizes]
         fitter = Fitter(self.processor, lambda content: self._count_rendered(content, task))
         lengths = fitter.count_all(texts, resized)
         longest = self.max_seq_length
@@ -347,12 +343,15 @@ class Gen2Embed(SentenceTransformer):
         """The setting that no stock module can express; empty if all can be."""
         if self._layout == "official" and self._family.mrope:
             return "layout='official'"
-        if self.min_side not in (0, 28):
-            return f"min_side={self.min_side}"
-        return f"resize={self.resize!r}" if self.resize != "processor" else ""
+        options = self.image_options
+        if options.min_side not in (0, MIN_SIDE):
+            return f"min_side={options.min_side}"
+        if options.exif_orientation:
+            return "exif_orientation=True"
+        return f"resize={options.resize!r}" if options.resize != "processor" else ""
 
     def _content(self, sample: Any) -> Content:
-        content = content_of(sample, self.image_root, self.resize, self.min_side)
+        content = content_of(sample, self.image_root, self.image_options)
         if not self._family.writes_special_tokens:
             content = replace(content, text=self._broken_up(content.text))
         return content

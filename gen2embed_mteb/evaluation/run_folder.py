@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.bulk.store import EmbeddingStore, StoreMismatchError
+from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.data_files.rows import RowLimits
-from gen2embed_mteb.evaluation.run import EvaluationConfig
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 

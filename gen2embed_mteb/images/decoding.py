@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from gen2embed_mteb.images.errors import ImageError, reason_of
 from gen2embed_mteb.images.files import MAX_FILE_BYTES, read_file
@@ -49,6 +49,7 @@ def open_image(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_FILE_BYTES,
     follow_links: bool = False,
+    exif_orientation: bool = False,
 ) -> Image.Image:
     """Opens an image file as RGB.
 
@@ -58,24 +59,26 @@ def open_image(
         max_pixels: The largest width x height accepted.
         max_bytes: The largest file accepted.
         follow_links: Whether links in `root` may lead out of it.
+        exif_orientation: Whether to turn the image as its EXIF data says; VLM2Vec and the official code do not.
 
     Returns:
-        The first frame, mode RGB, fully decoded. EXIF orientation is left as it is, as in VLM2Vec and Gen2Embed.
+        The first frame, mode RGB, fully decoded.
 
     Raises:
         ImageError: Missing, outside of `root`, of another format, too large, or damaged.
     """
     data = read_file(path, root, max_bytes, follow_links=follow_links)
-    return decode(io.BytesIO(data), str(path), max_pixels=max_pixels)
+    return decode(io.BytesIO(data), str(path), max_pixels=max_pixels, exif_orientation=exif_orientation)
 
 
-def decode(file: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(file: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS, exif_orientation: bool = False) -> Image.Image:
     """Decodes an open binary file as RGB.
 
     Args:
         file: A seekable binary file.
         name: What to call the image in errors.
         max_pixels: The largest width x height accepted.
+        exif_orientation: As for `open_image`.
 
     Returns:
         The first frame, mode RGB, fully decoded.
@@ -84,7 +87,15 @@ def decode(file: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS) -> Image
         ImageError: Not one of `FORMATS`, too large, or damaged.
     """
     with _opened(file, name, max_pixels) as image:
-        return to_rgb(image, name)
+        return to_rgb(upright(image) if exif_orientation else image, name)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image turned and mirrored as its EXIF data says; one without such data as it is."""
+    return ImageOps.exif_transpose(image)
+
+
+_LYING = (5, 6, 7, 8)  # the orientations of EXIF that swap width and height
 
 
 @contextmanager
@@ -144,20 +155,23 @@ class ImageFacts:
     size: Size
 
 
-def facts_of(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+def facts_of(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, exif_orientation: bool = False) -> ImageFacts:
     """Digests an encoded image and reads its header.
 
     Args:
         data: The whole file.
         name: What to call the image in errors.
         max_pixels: The largest width x height accepted.
+        exif_orientation: As for `open_image`; the size is then that of the turned image.
 
     Raises:
         ImageError: The header is of none of `FORMATS`, too large, or damaged.
     """
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     with _opened(io.BytesIO(data), name, max_pixels) as image:
-        return ImageFacts(digest, image.size)
+        width, height = image.size
+        lying = exif_orientation and image.getexif().get(ExifTags.Base.Orientation) in _LYING
+        return ImageFacts(digest, (height, width) if lying else (width, height))
 
 
 def image_digest(image: Image.Image) -> str:

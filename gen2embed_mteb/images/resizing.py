@@ -7,18 +7,23 @@ resulting size without touching a pixel, so that lengths in tokens are known bef
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 from PIL import Image
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.decoding import MAX_PIXELS, Size
 from gen2embed_mteb.images.errors import ImageError
 
 MAX_ASPECT_RATIO = 200
 """The aspect ratio above which the Qwen processors raise (`smart_resize`)."""
 
+MIN_SIDE = 28
+"""One merged patch of the Qwen processors, in pixels: they raise where a side is shorter."""
 
-def ensure_min_side(image: Image.Image, min_side: int = 28) -> Image.Image:
+
+def ensure_min_side(image: Image.Image, min_side: int = MIN_SIDE) -> Image.Image:
     """Enlarges an image until a patch-based processor accepts it; see `min_side_size`.
 
     Args:
@@ -35,7 +40,7 @@ def ensure_min_side(image: Image.Image, min_side: int = 28) -> Image.Image:
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def min_side_size(size: Size, min_side: int = 28) -> Size:
+def min_side_size(size: Size, min_side: int = MIN_SIDE) -> Size:
     """The size to which `ensure_min_side` enlarges an image.
 
     Qwen's processors raise when a side is shorter than one merged patch (28 pixels; 32 in Qwen3-VL) or when the sides
@@ -120,26 +125,52 @@ def resized_size(size: Size, policy: str = "processor") -> Size:
     return RESIZE_POLICIES[policy](size)
 
 
-def fitted(image: Image.Image, policy: str, min_side: int, name: str = "<PIL image>") -> Image.Image:
-    """Brings an image to the size in which the processor gets it: the one rule for all inputs, wherever they come from.
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How an image is brought to the size in which the processor gets it; the same in every command and library.
+
+    Raises:
+        Gen2EmbedError: The policy is unknown, or `min_side` negative.
+    """
+
+    resize: str = option(
+        "how images are resized before the processor", default="processor", choices=tuple(RESIZE_POLICIES)
+    )
+    min_side: int = option(
+        "least image side in pixels; smaller images are enlarged; 0: never", default=MIN_SIDE, least=0
+    )
+    exif_orientation: bool = option(
+        "turn images as their EXIF data says; the reference clients leave them as they are", default=False
+    )
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        check_options(self)
+
+    def image_options(self) -> ImageOptions:
+        """Return these options alone, where they are part of a larger configuration."""
+        return ImageOptions(**{field.name: getattr(self, field.name) for field in fields(ImageOptions)})
+
+
+def fitted(image: Image.Image, options: ImageOptions, name: str = "<PIL image>") -> Image.Image:
+    """Bring an image to the size in which the processor gets it: the one rule for all inputs, wherever they come from.
 
     Args:
-        image: Any PIL image.
-        policy: A key of `RESIZE_POLICIES`, applied first.
-        min_side: The least side in pixels, reached last; see `ensure_min_side`.
+        image: An RGB image.
+        options: The policy, applied first, and the least side, reached last; see `ensure_min_side`. The orientation is
+            applied when a file is opened (`decoding.decode`), before its EXIF data is gone.
         name: What to call the image in errors.
 
     Raises:
         ImageError: It would have to be enlarged beyond `MAX_PIXELS`.
-        ValueError: The policy is unknown, or `min_side` negative.
     """
-    fitted_size(image.size, policy, min_side, name)
-    return ensure_min_side(resize(image, policy), min_side)
+    fitted_size(image.size, options, name)
+    return ensure_min_side(resize(image, options.resize), options.min_side)
 
 
-def fitted_size(size: Size, policy: str, min_side: int, name: str = "<PIL image>") -> Size:
-    """The size to which `fitted` brings an image; same arguments and errors."""
-    width, height = min_side_size(resized_size(size, policy), min_side)
+def fitted_size(size: Size, options: ImageOptions, name: str = "<PIL image>") -> Size:
+    """Return the size to which `fitted` brings an image; same arguments and errors."""
+    width, height = min_side_size(resized_size(size, options.resize), options.min_side)
     if width * height > max(MAX_PIXELS, size[0] * size[1]):
         raise ImageError(
             name,

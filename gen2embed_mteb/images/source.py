@@ -19,7 +19,7 @@ from PIL import Image
 from gen2embed_mteb.images.decoding import MAX_PIXELS, ImageFacts, decode, facts_of
 from gen2embed_mteb.images.errors import ImageError, reason_of
 from gen2embed_mteb.images.files import MAX_FILE_BYTES, open_regular, read_file, refuse_address
-from gen2embed_mteb.images.resizing import fitted
+from gen2embed_mteb.images.resizing import ImageOptions, fitted
 
 MAX_DIRECTORY_BYTES = 2**30
 """The largest table of contents of an archive: some ten million files."""
@@ -32,7 +32,8 @@ class ImageSource:
         path: The folder, or a file that ends in `.zip`.
         max_pixels: The largest width x height accepted.
         max_file_bytes: The largest file, or unpacked size of one zip member.
-        follow_links: Whether links in the folder may lead out of it; see `image_files.confined`.
+        follow_links: Whether links in the folder may lead out of it; see `files.confined`.
+        exif_orientation: Whether images are turned as their EXIF data says; see `decoding.open_image`.
 
     Raises:
         FileNotFoundError: Neither a folder nor a zip archive lies at `path`.
@@ -45,12 +46,14 @@ class ImageSource:
         max_pixels: int = MAX_PIXELS,
         max_file_bytes: int = MAX_FILE_BYTES,
         follow_links: bool = False,
+        exif_orientation: bool = False,
     ) -> None:
         """Checks that `path` can be read; opens nothing yet."""
         self.path = Path(path)
         self.max_pixels = max_pixels
         self.max_file_bytes = max_file_bytes
         self.follow_links = follow_links
+        self.exif_orientation = exif_orientation
         self.zipped = self.path.is_file()
         if not self.zipped and not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: no such folder or zip archive; pass an existing --image_dir")
@@ -74,7 +77,9 @@ class ImageSource:
         Raises:
             ImageError: Missing, outside of the source, too large, of another format, or damaged.
         """
-        return decode(io.BytesIO(self._bytes(path)), path, max_pixels=self.max_pixels)
+        return decode(
+            io.BytesIO(self._bytes(path)), path, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation
+        )
 
     def facts(self, path: str) -> ImageFacts:
         """Tells a file's digest and its image's size; the file is read, its pixels are not decoded.
@@ -85,7 +90,7 @@ class ImageSource:
         Raises:
             ImageError: As for `open`, but for damage behind the header.
         """
-        return facts_of(self._bytes(path), path, max_pixels=self.max_pixels)
+        return facts_of(self._bytes(path), path, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation)
 
     def _bytes(self, path: str) -> bytes:
         if self.zipped:
@@ -169,17 +174,14 @@ class _Bounded:
         return getattr(self._file, name)
 
 
-def open_input(
-    images: ImageSource, text: str, paths: Sequence[str], resize_policy: str, min_side: int
-) -> dict[str, Any]:
+def open_input(images: ImageSource, text: str, paths: Sequence[str], options: ImageOptions) -> dict[str, Any]:
     """Opens what a text and some paths stand for, as encoders and trainers take it.
 
     Args:
         images: Where the images lie.
         text: The text; empty alone it is still an input, since the prompt surrounds it.
         paths: The images.
-        resize_policy: A name of `images.RESIZE_POLICIES`.
-        min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+        options: The size to which they are brought; see `resizing.fitted`.
 
     Returns:
         `{"text": str, "image": PIL image or list of them}`, without what there is not.
@@ -187,7 +189,7 @@ def open_input(
     Raises:
         ImageError: An image cannot be opened, or would have to be enlarged beyond the limit.
     """
-    opened = [fitted(images.open(path), resize_policy, min_side, path) for path in paths]
+    opened = [fitted(images.open(path), options, path) for path in paths]
     entry: dict[str, Any] = {}
     if text or not opened:
         entry["text"] = text

@@ -28,6 +28,16 @@ from PIL import Image
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini.digits import test_digits, train_digits
+from gen2embed_mteb.mini.places import (
+    CREPE_IMAGES,
+    EVAL_IMAGES,
+    EVAL_TABLES,
+    EVAL_TABLES_V2,
+    SUGARCREPE,
+    SUGARCREPE_PLUS,
+    TRAIN_TABLES,
+    TRUTH,
+)
 from gen2embed_mteb.mini.tasks import MiniTask, Pair, Target, tasks
 from gen2embed_mteb.mmeb.datasets import Benchmark
 from gen2embed_mteb.mmeb.row_text import compose_candidates, compose_query
@@ -83,9 +93,9 @@ def ensure(part: Part, root: str | Path | None = None, seed: int = SEED) -> Path
 
 
 PLACES: dict[Part, tuple[str, ...]] = {
-    "eval": ("MMEB-eval", "MMEB-eval-V2", "images"),
-    "train": ("MMEB-train", "truth"),
-    "crepe": ("SugarCrepe", "SugarCrepe++", "val2017"),
+    "eval": (EVAL_TABLES, EVAL_TABLES_V2, EVAL_IMAGES),
+    "train": (TRAIN_TABLES, TRUTH),
+    "crepe": (SUGARCREPE, SUGARCREPE_PLUS, CREPE_IMAGES),
 }
 """The folders of each part, below the root."""
 
@@ -161,7 +171,7 @@ def _write_eval(root: Path, seed: int) -> None:
     for task in _with_progress(tasks(test_digits), "MMEB-mini"):
         rng = _rng(seed, task.info.name, "eval")
         pairs = task.make(rng, NUM_QUERIES)
-        images = ImageFolder(root / "images", task.info.name)
+        images = ImageFolder(root / EVAL_IMAGES, task.info.name)
         v1: list[dict[str, Any]] = []
         v2: list[dict[str, Any]] = []
         for pair in pairs:
@@ -186,8 +196,8 @@ def _write_eval(root: Path, seed: int) -> None:
                     **shared,
                 }
             )
-        _write_table(root / "MMEB-eval" / task.info.name / _table_name("test"), v1)
-        _write_table(root / "MMEB-eval-V2" / task.info.name / _table_name("test"), v2)
+        _write_table(root / EVAL_TABLES / task.info.name / _table_name("test"), v1)
+        _write_table(root / EVAL_TABLES_V2 / task.info.name / _table_name("test"), v2)
 
 
 def _candidates(rng: np.random.Generator, task: MiniTask, pair: Pair, pairs: list[Pair]) -> list[Target]:
@@ -209,7 +219,7 @@ def _write_train(root: Path, seed: int) -> None:
         name, form = task.info.name, task.info.form
         rng = _rng(seed, name, "train")
         pairs = (task.make_train or task.make)(rng, task.num_train)
-        images = ImageFolder(root / "MMEB-train", f"images/{name}/Train")
+        images = ImageFolder(root / TRAIN_TABLES, f"images/{name}/Train")
         for split, instructions in (("original", task.query_instructions[:1]), ("diverse_instruction", None)):
             rows = []
             for pair in pairs:
@@ -229,8 +239,8 @@ def _write_train(root: Path, seed: int) -> None:
                         "neg_image_path": images.path(negative.pixels),
                     }
                 )
-            _write_table(root / "MMEB-train" / name / _table_name(split), rows)
-        truth = root / "truth" / f"{name}.json"
+            _write_table(root / TRAIN_TABLES / name / _table_name(split), rows)
+        truth = root / TRUTH / f"{name}.json"
         truth.parent.mkdir(exist_ok=True)
         write_atomic(truth, (json.dumps([pair.positive.truth for pair in pairs], indent=0) + "\n").encode())
 

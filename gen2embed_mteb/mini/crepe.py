@@ -15,6 +15,7 @@ from PIL import Image
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini import language
+from gen2embed_mteb.mini.places import CREPE_IMAGES, SUGARCREPE, SUGARCREPE_PLUS
 from gen2embed_mteb.mini.world import COLORS, SHAPES, Scene, Thing, draw, random_scene
 from gen2embed_mteb.storage.atomic import write_atomic
 from gen2embed_mteb.sugarcrepe.scoring import SUGARCREPE_BENCHMARK, SUGARCREPE_PLUS_BENCHMARK
@@ -24,9 +25,9 @@ NUM_RECORDS = 150
 
 def write_crepe(root: Path, rng: np.random.Generator) -> None:
     """Write `SugarCrepe/*.json`, `SugarCrepe++/*.json` and their images, `val2017/*.png`, under `root`."""
-    images = root / "val2017"
+    images = root / CREPE_IMAGES
     images.mkdir(parents=True)
-    for folder, benchmark in (("SugarCrepe", SUGARCREPE_BENCHMARK), ("SugarCrepe++", SUGARCREPE_PLUS_BENCHMARK)):
+    for folder, benchmark in ((SUGARCREPE, SUGARCREPE_BENCHMARK), (SUGARCREPE_PLUS, SUGARCREPE_PLUS_BENCHMARK)):
         (root / folder).mkdir()
         for file in benchmark.sets.values():
             records = {}

@@ -14,8 +14,9 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.evaluation.paper import rows_beside
-from gen2embed_mteb.evaluation.run import EvaluationConfig, errors_bytes, installed_versions
+from gen2embed_mteb.evaluation.run import errors_bytes, installed_versions
 from gen2embed_mteb.evaluation.run_folder import RESULTS, SCORE_SUFFIX, begin_reports, run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average, ranking_metrics

@@ -14,17 +14,11 @@ from typing import Any
 
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.types import Encoder, Item
+from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.data_files.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded, unique_keys
 from gen2embed_mteb.data_files.shards import DataError, require_regular
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
-from gen2embed_mteb.evaluation.run import (
-    EvaluationConfig,
-    RowError,
-    errors_bytes,
-    image_source,
-    is_first_process,
-    open_bulk_encoder,
-)
+from gen2embed_mteb.evaluation.run import RowError, errors_bytes, image_source, is_first_process, open_bulk_encoder
 from gen2embed_mteb.evaluation.run_folder import RESULTS, begin_reports, check_reports
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.sugarcrepe.report import markdown, results_json, text_table

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.evaluation.paper import SUGARCREPE, SUGARCREPE_PLUS
-from gen2embed_mteb.evaluation.run import EvaluationConfig, installed_versions
+from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.run_folder import run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
 from gen2embed_mteb.sugarcrepe.scoring import CompositionalityResult

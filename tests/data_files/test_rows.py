@@ -17,7 +17,7 @@ from PIL import Image
 from plain_encoder import PlainEncoder
 
 from gen2embed_mteb import cli
-from gen2embed_mteb.evaluation.run import EvaluationConfig
+from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.sugarcrepe.evaluate import SUGARCREPE_BENCHMARK, evaluate_captions

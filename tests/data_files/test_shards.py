@@ -13,7 +13,8 @@ from gen2embed_mteb.data_files.shards import DataError, by_table, canonical_spli
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.readers import EvalRow, read_eval_rows
 from gen2embed_mteb.mmeb.tables import open_subset
-from trainers.data.training_data import DataConfig, open_training_data
+from trainers.data.config import DataConfig
+from trainers.data.training_data import open_training_data
 
 IMAGENET = MMEB.datasets[0]
 

@@ -14,7 +14,7 @@ from plain_encoder import PlainEncoder
 
 from gen2embed_mteb import cli
 from gen2embed_mteb.bulk.store import StoreMismatchError
-from gen2embed_mteb.evaluation.run import EvaluationConfig
+from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.storage.atomic import ForeignFileError

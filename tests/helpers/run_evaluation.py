@@ -8,7 +8,7 @@ def main(data_dir: str, output_dir: str, delay: str) -> int:
     """The run; its exit status is the command line's: non-zero past the error rate."""
     from plain_encoder import PlainEncoder
 
-    from gen2embed_mteb.evaluation.run import EvaluationConfig
+    from gen2embed_mteb.config import EvaluationConfig
     from gen2embed_mteb.mmeb import MMEB
     from gen2embed_mteb.mmeb.evaluate import evaluate
 

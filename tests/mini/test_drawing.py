@@ -99,8 +99,9 @@ def draw_captions_for_mteb(base, out):
 
 
 def draw_for_training(base, out):
+    from trainers.config import TrainConfig
+    from trainers.fine_tuning import _evaluator
     from trainers.recipe import SahaTrainingArguments
-    from trainers.train import TrainConfig, _evaluator
 
     config = TrainConfig(
         processed_data_path="saha", model_name="gen2embed-mini", eval_benchmark="mmeb-mini", eval_data_dir=str(base)

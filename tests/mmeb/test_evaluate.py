@@ -18,7 +18,7 @@ from PIL import Image
 from plain_encoder import PlainEncoder, vector
 
 from gen2embed_mteb.bulk.store import StoreMismatchError
-from gen2embed_mteb.evaluation.run import EvaluationConfig
+from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.mmeb import MMEB, Benchmark
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.report import markdown, text_table

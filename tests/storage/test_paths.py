@@ -9,7 +9,7 @@ import pytest
 
 from gen2embed_mteb import cli
 from gen2embed_mteb.storage.paths import expand_home
-from trainers.train import parse
+from trainers.fine_tuning import parse
 from vlm2vec_adapter.__main__ import main as vlm2vec
 
 

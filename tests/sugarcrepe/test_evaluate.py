@@ -10,8 +10,8 @@ from mmeb_files import write_images
 from plain_encoder import PlainEncoder
 
 from gen2embed_mteb.bulk.store import StoreMismatchError
+from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.evaluation.paper import SUGARCREPE
-from gen2embed_mteb.evaluation.run import EvaluationConfig
 from gen2embed_mteb.mmeb.tables import DataError
 from gen2embed_mteb.sugarcrepe.evaluate import (
     CAPTION_PREFIX,

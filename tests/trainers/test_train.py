@@ -22,8 +22,8 @@ from tiny_models import write_tiny
 from gen2embed_mteb import Gen2Embed, cli
 from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.mini.tasks import tasks
+from trainers.fine_tuning import parse
 from trainers.recipe import recipe_batch
-from trainers.train import parse
 
 SUBSETS = ("Digits", "Scenes_t2i")
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gen2embed_mteb.embedder.inputs import Content, content_of
-from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.images.resizing import RESIZE_POLICIES
+from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.images.source import ImageSource
 from trainers.data.cells import read_cell
 
@@ -28,29 +27,21 @@ class CellReader:
     Args:
         model: Renders and tokenizes.
         images: Opens images by path; None: as the model does, under its `image_root` if it has one.
-        resize: A name of `images.RESIZE_POLICIES`.
-        min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+        image_options: The size to which images are brought; None: the recipe's, 448 x 448.
         max_length: Longest input in tokens, where the model allows as much; None: as long as it allows.
-
-    Raises:
-        ValueError: The resize policy is unknown.
     """
 
     def __init__(
         self,
         model: Gen2Embed,
         images: ImageSource | None = None,
-        resize: str = "square-448",
-        min_side: int = 28,
+        image_options: ImageOptions | None = None,
         max_length: int | None = None,
     ) -> None:
-        """Checks the policy; opens nothing yet."""
-        if resize not in RESIZE_POLICIES:
-            raise Gen2EmbedError(f"resize is {resize!r}; known: {', '.join(RESIZE_POLICIES)}")
+        """Keeps the parts; opens nothing yet."""
         self._model = model
         self._images = images
-        self._resize = resize
-        self._min_side = min_side
+        self._image_options = image_options or ImageOptions(resize="square-448")
         # Not the model's own setting: that is saved with it, and inference takes larger images than training.
         known = [length for length in (max_length, model.max_seq_length) if length is not None]
         self._limit = {"max_length": min(known)} if known else {}
@@ -80,4 +71,4 @@ class CellReader:
         if isinstance(cell, dict) and "role" not in cell:
             text, images = read_cell(cell)
             cell = {"text": text, "image": list(images)}
-        return content_of(cell, self._model.image_root, self._resize, self._min_side, source=self._images)
+        return content_of(cell, self._model.image_root, self._image_options, source=self._images)

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.bulk.types import Item
+from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions
 from gen2embed_mteb.images.source import ImageSource, open_input
 from gen2embed_mteb.mmeb.readers import BadRow
 from trainers.data.cells import read_cell
@@ -122,12 +123,12 @@ class OpenInputs:
 
     Args:
         images: Opens images by path.
-        resize_policy: A name of `images.RESIZE_POLICIES`, applied as an image is opened.
-        min_side: The least side of an image in pixels; see `images.ensure_min_side`.
+        resize_policy: A name of `resizing.RESIZE_POLICIES`, applied as an image is opened.
+        min_side: The least side of an image in pixels; see `resizing.ensure_min_side`.
     """
 
-    def __init__(self, images: ImageSource, resize_policy: str = "processor", min_side: int = 28) -> None:
-        self._images, self._resize_policy, self._min_side = images, resize_policy, min_side
+    def __init__(self, images: ImageSource, resize_policy: str = "processor", min_side: int = MIN_SIDE) -> None:
+        self._images, self._options = images, ImageOptions(resize=resize_policy, min_side=min_side)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
         """Opens a batch of rows, given column by column.
@@ -151,7 +152,7 @@ class OpenInputs:
             TypeError: The cell has another key.
         """
         text, paths = read_cell(cell)
-        return open_input(self._images, text or "", paths, self._resize_policy, self._min_side)
+        return open_input(self._images, text or "", paths, self._options)
 
 
 def training_dataset(data: TrainingData, sampling: Sampling | Sequence[Sampling], seed: int = 0) -> TrainingSet:

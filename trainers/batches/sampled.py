@@ -8,7 +8,8 @@ from pathlib import Path
 
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.mmeb.datasets import matches
-from trainers.data.training_data import DataConfig, TrainingData, open_training_data
+from trainers.data.config import DataConfig
+from trainers.data.training_data import TrainingData, open_training_data
 from trainers.sampling.files import Sampling, SamplingError, read_sampling
 
 logger = logging.getLogger(__name__)
@@ -85,18 +86,8 @@ def open_sampled_data(
                     f"{sampling.path}: sampled with {key} {own!r}, {samplings[0].path} with {value!r}; train on files "
                     "of one run"
                 )
-    config = DataConfig(
-        data_dir=data_dir or settings["data_dir"],
-        # Images that were named beside the old place of the data are looked for beside the new one.
-        image_dir=image_dir or ("" if data_dir else settings["image_dir"]),
-        follow_links=follow_links,
-        split=settings["split"],
-        subsets=tuple(sampling.record["subset"] for sampling in samplings),
-        columns=tuple(settings["columns"]),
-        image_columns=tuple(settings["image_columns"]),
-        limit=settings["limit"],
-        **(settings["row_limits"] or {}),
-    )
+    records = [sampling.record for sampling in samplings]
+    config = DataConfig.of_records(records, data_dir, image_dir, follow_links=follow_links)
     return open_training_data(config, samplings[0].path.parent / "images-cache")
 
 

@@ -39,13 +39,15 @@ from gen2embed_mteb.data_files.shards import (
     table_name,
     whole_table,
 )
-from gen2embed_mteb.errors import Gen2EmbedError, one_line
-from gen2embed_mteb.evaluation.run import find_images, setting
+from gen2embed_mteb.errors import one_line
+from gen2embed_mteb.evaluation.run import find_images
+from gen2embed_mteb.mini.places import TRAIN_TABLES
 from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.mmeb.readers import NEGATIVE_COLUMNS, TRAIN_COLUMNS, BadRow, TrainRow, read_train_rows
 from gen2embed_mteb.mmeb.tables import DataError, SubsetTable, open_files, open_subsets
 from trainers.data.cached_images import EMBEDDED, CachedImages
+from trainers.data.config import DataConfig
 from trainers.data.pairs import PairSubset, Table
 
 __all__ = [
@@ -67,34 +69,6 @@ SPLITS = ("original", "diverse_instruction")
 PAIR_COLUMNS = (("anchor", "positive"), ("query", "positive"))
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(RowLimits):
-    """Which training pairs to read."""
-
-    data_dir: str = setting("folder, file or Hub id of the training pairs, or mmeb-mini")
-    split: str = setting("split; empty: `original` in MMEB-train's form, `train` elsewhere", default="")
-    subsets: tuple[str, ...] = setting("subsets to read; empty: all", default=())
-    image_dir: str = setting("folder or .zip archive that image paths are relative to; empty: beside it", default="")
-    follow_links: bool = setting("follow links that lead out of the image folder", default=False)
-    columns: tuple[str, ...] = setting("names of the two columns; empty: anchor or query, and positive", default=())
-    image_columns: tuple[str, ...] = setting("those of the two whose strings are paths of images", default=())
-    limit: int | None = setting("rows a subset, from the first; None: all", default=None)
-
-    def __post_init__(self) -> None:
-        """Checks every value.
-
-        Raises:
-            ValueError: A value is out of its range; the message names it and the remedy.
-        """
-        RowLimits.__post_init__(self)
-        if not self.data_dir:
-            raise Gen2EmbedError("data_dir is empty; pass a folder, a file, a Hub id, or mmeb-mini")
-        if self.limit is not None and self.limit < 1:
-            raise Gen2EmbedError(f"limit is {self.limit}; pass 1 or more")
-        if len(self.columns) not in (0, 2) or len(set(self.columns)) != len(self.columns):
-            raise Gen2EmbedError(f"columns is {self.columns}; pass two names, the query's and its positive's")
 
 
 class TrainingSubset(Protocol):
@@ -186,7 +160,7 @@ def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
     if config.data_dir == MINI:
         from gen2embed_mteb.mini.benchmark import MMEB_MINI, ensure
 
-        root = ensure("train") / "MMEB-train"
+        root = ensure("train") / TRAIN_TABLES
         return _open_mmeb(config, root, cache, _training_sets(MMEB_MINI, config.subsets, ()))
     path = Path(config.data_dir).expanduser()
     if path.is_dir():

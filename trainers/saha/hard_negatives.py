@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from trainers.saha.scores import as_tensor, pair_scores
-from trainers.saha.search import ExactSearch
+from trainers.saha.search import Backend, ExactSearch
 
 RESULTS_AT_ONCE = 2**22
 """The bound on queries times depth of one search: 50 MB of indices and similarities."""
@@ -39,6 +39,8 @@ def hard_negatives(
     positives: npt.NDArray[np.int64],
     num_hard_negatives: int = 7,
     beta: float | None = None,
+    *,
+    backend: Backend = "auto",
 ) -> Negatives:
     """Finds the global top-k of every query, exactly.
 
@@ -48,6 +50,7 @@ def hard_negatives(
         positives: (N,) int64, the candidate that is each query's own.
         num_hard_negatives: k.
         beta: The margin of `hn-beta`; None for `hn`.
+        backend: See `ExactSearch`; changes the speed only.
 
     Returns:
         The negatives. Memory beyond it is bounded: no N x M matrix is made, whatever the margin leaves out.
@@ -59,7 +62,7 @@ def hard_negatives(
         raise Gen2EmbedError(f"num_hard_negatives is {num_hard_negatives}; pass 1 or more")
     if positives.shape != (len(query_embeddings),):
         raise Gen2EmbedError(f"positives has shape {positives.shape}; expected ({len(query_embeddings)},)")
-    search = ExactSearch(candidate_embeddings)
+    search = ExactSearch(candidate_embeddings, backend=backend)
     num_candidates = len(candidate_embeddings)
     outside = np.flatnonzero((positives < 0) | (positives >= num_candidates))
     if len(outside):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from gen2embed_mteb.config import EncodingConfig
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.evaluation.run import EncodingConfig, setting
+from gen2embed_mteb.flags import option
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb import MMEB
-from trainers.data.training_data import DataConfig
+from trainers.data.config import DataConfig
 from trainers.saha.clusters import Variant
+from trainers.saha.search import Backend
 from trainers.sampling.records import MAX_HARD_NEGATIVES, METHODS
 
 FORMATS = ("parquet", "official")
@@ -29,14 +32,21 @@ LABELLED = frozenset(
 class SampleConfig(DataConfig, EncodingConfig):
     """The settings of one sampling run."""
 
-    output_dir: str = setting("folder for the sampling files; made if missing")
-    embedding_dir: str = setting("folder of the vectors; empty: `embeddings` in output_dir", default="")
-    method: str = setting("how negatives are chosen: saha, hn, hn-beta, in-batch", default="saha")
-    variant: Variant = field(default="paper", metadata={"help": "of Algorithm 1: paper or official"})
-    num_hard_negatives: int = setting("k, hard negatives a query", default=7)
-    pool_multiplier: int = setting("m; saha's pool holds m k candidates", default=6)
-    beta: float = setting("margin of hn-beta", default=0.02)
-    file_format: str = setting("parquet, or official for the official code's JSON as well", default="parquet")
+    output_dir: str = option("where the files go, one Parquet file per subset; made if missing", needs="a folder")
+    embedding_dir: str = option("vectors, to share among runs; default: in output_dir", default="")
+    method: str = option("how negatives are chosen", default="saha", choices=METHODS)
+    variant: Variant = option("of Algorithm 1", default="paper", choices=get_args(Variant))
+    num_hard_negatives: int = option("k, the hard negatives per query", default=7, least=1, most=MAX_HARD_NEGATIVES)
+    pool_multiplier: int = option("m: saha's pool holds m k candidates", default=6, least=1)
+    beta: float = option("margin of hn-beta, a difference of two cosines", default=0.02, least=-2, most=2)
+    file_format: str = option(
+        "official: the official code's JSON too", default="parquet", flag="format", choices=FORMATS
+    )
+    search_backend: Backend = option(
+        "how nearest neighbours are searched, always exactly and with the same result; auto is torch",
+        default="auto",
+        choices=get_args(Backend),
+    )
 
     def __post_init__(self) -> None:
         """Checks every value, so that a run never fails on one hours later.
@@ -46,23 +56,12 @@ class SampleConfig(DataConfig, EncodingConfig):
         """
         DataConfig.__post_init__(self)
         EncodingConfig.__post_init__(self)
-        for name in ("num_hard_negatives", "pool_multiplier"):
-            if getattr(self, name) < 1:
-                raise Gen2EmbedError(f"{name} is {getattr(self, name)}; pass 1 or more")
-        if self.num_hard_negatives > MAX_HARD_NEGATIVES:
+        if self.search_backend == "faiss" and importlib.util.find_spec("faiss") is None:
             raise Gen2EmbedError(
-                f"num_hard_negatives is {self.num_hard_negatives}; pass {MAX_HARD_NEGATIVES:,} or fewer"
+                "search_backend is 'faiss', which is not installed: pip install 'gen2embed[cpu]' (or [gpu])"
             )
-        if not -2 <= self.beta <= 2:
-            raise Gen2EmbedError(f"beta is {self.beta}; pass a difference of two cosines, such as 0.02")
-        known = {"method": METHODS, "variant": get_args(Variant), "file_format": FORMATS}
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise Gen2EmbedError(f"{name} is {getattr(self, name)!r}; known: {', '.join(values)}")
         if self.file_format == "official" and self.method == "in-batch":
             raise Gen2EmbedError("the official form holds hard negatives; pass --format parquet with --method in-batch")
-        if not self.output_dir:
-            raise Gen2EmbedError("output_dir is empty; pass a folder")
 
     @property
     def folder(self) -> Path:
@@ -85,6 +84,7 @@ class SampleConfig(DataConfig, EncodingConfig):
             "beta": self.beta if self.method == "hn-beta" else None,
             "resize": self.resize,
             "min_side": self.min_side,
+            **({"exif_orientation": True} if self.exif_orientation else {}),
         }
 
 

@@ -100,6 +100,7 @@ OPTIONAL: Mapping[str, _Rule] = {
     "settings.beta": _or_null(_Rule("a number", _is_number)),
     "settings.resize": _TEXT,
     "settings.min_side": _COUNT,
+    "settings.exif_orientation": _FLAG,
     "counts.collapsed": _COUNT,
     "data.row_limits": _Rule(
         f"an object of whole numbers above 0 by {', '.join(ROW_LIMITS)}",

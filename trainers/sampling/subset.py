@@ -201,11 +201,13 @@ class SubsetRun:
                 pool_multiplier=config.pool_multiplier,
                 variant=config.variant,
                 labelled=config.decisive(self.subset.name)["labelled"],
+                backend=config.search_backend,
             )
             members = _as_ids(mined.members, ids)
             return SampledClusters(ids[mined.anchors], members, mined.phase, mined.similarities), len(numbers)
         beta = config.beta if config.method == "hn-beta" else None
-        found = hard_negatives(queries, candidates, positives, config.num_hard_negatives, beta)
+        k, backend = config.num_hard_negatives, config.search_backend
+        found = hard_negatives(queries, candidates, positives, k, beta, backend=backend)
         # The first row that has a candidate stands for it.
         owners = np.zeros(len(numbers), dtype=np.int64)
         owners[positives[::-1]] = ids[::-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation import pages
 from gen2embed_mteb.evaluation.tables import Table
+from gen2embed_mteb.flags import option
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb.readers import TrainRow
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
-from trainers.data.training_data import DataConfig, MmebSubset, TrainingData, open_training_data
+from trainers.data.config import DataConfig
+from trainers.data.training_data import MmebSubset, TrainingData, open_training_data
 from trainers.sampling.files import (
     OFFICIAL_SUFFIX,
     RowsDigest,
@@ -48,6 +51,18 @@ _STYLE = """
 .similarity b { display: block; height: 100%; border-radius: 2px; background: var(--ours); }
 @media (max-width: 40rem) { .cluster { grid-template-columns: minmax(0, 1fr); } }
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """The settings of a page of clusters."""
+
+    file: str = option("SUBSET.parquet or .json that `sample` wrote, or SUBSET_hard_negatives.json", positional=True)
+    output: str | None = option("the page; default: SUBSET.html beside the file", default=None)
+    data_dir: str = option("the training pairs, where they are not where the file says", default="")
+    image_dir: str = option("their images, likewise", default="")
+    follow_links: bool = option("follow links in the image folder that lead out of it", default=False)
+    num_clusters: int = option("clusters to show at most, at even distances", default=20, least=1)
 
 
 def inspect(
@@ -89,7 +104,8 @@ def inspect(
         raise Gen2EmbedError(f"output is {page}; pass a file that ends in .html, since it is a page")
     folder = OwnedFolder(page.parent, "inspect")
     folder.check([page.name], [path])
-    data = open_training_data(_data_config(record, data_dir, image_dir, follow_links), path.parent / "images-cache")
+    config = DataConfig.of_records([record], data_dir, image_dir, follow_links=follow_links)
+    data = open_training_data(config, path.parent / "images-cache")
     if sampling is None:
         method, clusters = _read_official(path, data)
     else:
@@ -111,22 +127,6 @@ def inspect(
         *(_cluster(number, clusters, rows, data.images, method) for number in chosen.tolist()),
     ]
     return folder.write(page.name, pages.page_bytes(f"{record['subset']}: clusters", _STYLE, parts))
-
-
-def _data_config(record: Mapping[str, Any], data_dir: str, image_dir: str, follow_links: bool) -> DataConfig:
-    data = record["data"]
-    return DataConfig(
-        data_dir=data_dir or data["data_dir"],
-        # Images that were named beside the old place of the data are looked for beside the new one.
-        image_dir=image_dir or ("" if data_dir else data["image_dir"]),
-        follow_links=follow_links,
-        split=data["split"],
-        subsets=(record["subset"],),
-        columns=tuple(data["columns"]),
-        image_columns=tuple(data["image_columns"]),
-        limit=data["limit"],
-        **data.get("row_limits", {}),
-    )
 
 
 def _stand_in(path: Path, data_dir: str) -> dict[str, Any]:

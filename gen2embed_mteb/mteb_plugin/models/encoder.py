@@ -21,6 +21,7 @@ from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.mteb_plugin.models.inputs import HeldImages, items_of, side_of
 from gen2embed_mteb.mteb_plugin.names import DATASETS
 from gen2embed_mteb.sugarcrepe.evaluate import CAPTION_PREFIX
@@ -129,7 +130,9 @@ class Gen2EmbedEncoder(AbsEncoder):
         num_added = 0
         with tempfile.TemporaryDirectory(prefix="gen2embed-") as folder:
             # Sizes are left to the model, which resizes by its own settings.
-            bulk = BulkEncoder(self._encoder, EmbeddingStore(folder, {}), images, min_side=0)
+            bulk = BulkEncoder(
+                self._encoder, EmbeddingStore(folder, {}), images, image_options=ImageOptions(min_side=0)
+            )
             for batch in inputs:
                 items.extend(items_of(batch, side, task_metadata, instruction, images))
                 if images.num_pixels > MAX_HELD_PIXELS:

@@ -27,6 +27,7 @@ from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.files import follows_links
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mini.benchmark import ensure
+from gen2embed_mteb.mini.places import crepe_places
 from gen2embed_mteb.mmeb.tables import DataError
 from gen2embed_mteb.mteb_plugin.tasks.mmeb_tasks import mini_root
 from gen2embed_mteb.mteb_plugin.tasks.task_metadata import (
@@ -135,7 +136,8 @@ class SugarCrepePlusPlusMini(SugarCrepePlusPlus):
 
     def _locate(self) -> tuple[Path, ImageSource]:
         root = ensure("crepe", mini_root())
-        return root / "SugarCrepe++", ImageSource(root / "val2017")
+        places = crepe_places(root, plus=True)
+        return places.data_dir, ImageSource(places.image_dir)
 
 
 TASKS = (SugarCrepePlusPlus, SugarCrepePlusPlusMini)

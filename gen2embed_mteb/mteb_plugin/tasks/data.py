@@ -20,10 +20,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from gen2embed_mteb.bulk.types import Item
-from gen2embed_mteb.evaluation.run import EncodingConfig
+from gen2embed_mteb.config import EncodingConfig
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.files import follows_links
-from gen2embed_mteb.images.resizing import fitted_size
+from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
 from gen2embed_mteb.mmeb.readers import BadRow, eval_columns, read_eval_rows
@@ -160,7 +160,7 @@ def _image_faults(paths: set[str], images: ImageSource) -> dict[str, str]:
 
     def fault(path: str) -> str:
         try:
-            fitted_size(images.open(path).size, "processor", 28, path)
+            fitted_size(images.open(path).size, ImageOptions(), path)
         except ImageError as error:
             return str(error)
         return ""

@@ -23,6 +23,7 @@ from mteb.timing import TimingStack
 from gen2embed_mteb.evaluation.run import find_images
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mini.benchmark import ensure
+from gen2embed_mteb.mini.places import evaluation_places
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
 from gen2embed_mteb.mmeb.scoring import DatasetScore, RowScore, warn_about_ties
 from gen2embed_mteb.mmeb.tables import DataError, open_subset
@@ -139,7 +140,8 @@ class AbsTaskMMEBMini(AbsTaskMMEB):
 
     def _locate(self) -> tuple[str, ImageSource]:
         root = ensure("eval", mini_root())
-        return str(root / "MMEB-eval"), ImageSource(root / "images")
+        places = evaluation_places(root)
+        return str(places.data_dir), ImageSource(places.image_dir)
 
 
 def mini_root() -> Path | None:

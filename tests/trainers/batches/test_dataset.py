@@ -6,7 +6,8 @@ from plain_encoder import PlainEncoder
 
 from gen2embed_mteb.images.errors import ImageError
 from trainers import OpenInputs, training_dataset
-from trainers.data.training_data import DataConfig, open_training_data
+from trainers.data.config import DataConfig
+from trainers.data.training_data import open_training_data
 from trainers.sampling.files import SamplingError, read_sampling
 from trainers.sampling.sample import ModelRecord, SampleConfig, sample
 

@@ -23,12 +23,13 @@ from gen2embed_mteb.mmeb.tables import DataError
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from trainers.batches.collation import CellReader
 from trainers.batches.dataset import OpenInputs
+from trainers.batches.sampled import open_sampled_data, read_samplings
 from trainers.data.cached_images import CachedImages
 from trainers.data.cells import read_cell, stored_image
-from trainers.data.training_data import DataConfig, open_training_data
+from trainers.data.config import DataConfig
+from trainers.data.training_data import open_training_data
 from trainers.sampling.files import SamplingError, read_sampling
 from trainers.sampling.sample import ModelRecord, SampleConfig, sample
-from trainers.train import open_sampled_data, read_samplings
 
 
 def png(colour: str, size: tuple[int, int] = (32, 32)) -> bytes:

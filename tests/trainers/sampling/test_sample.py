@@ -22,11 +22,11 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb.tables import DataError
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from gen2embed_mteb.storage.owned_folder import LEDGER, OwnedFolder
+from trainers.batches.sampled import read_samplings
 from trainers.data.training_data import open_training_data
 from trainers.saha.clusters import mine_clusters
 from trainers.sampling.files import SamplingError, read_official, read_sampling
 from trainers.sampling.sample import ModelRecord, SampleConfig, SampleResult, sample, text_table
-from trainers.train import read_samplings
 
 NAMES = list(COLOURS)
 WORDS = ("cat", "dog", "cow", "fox", "owl")

@@ -1,0 +1,150 @@
+"""The settings that commands share: the model, how vectors are made, one evaluation run. See `flags` for how they work.
+
+Settings of one command alone are beside it: `trainers.sampling.config`, `trainers.config`, `demo.run`. Those of images
+are `images.resizing.ImageOptions`, the limits of rows `data_files.rows.RowLimits`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.embedder.short_names import DEFAULT
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.images.resizing import ImageOptions
+
+LAYOUTS = ("native", "official")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions:
+    """How a model is loaded, whichever it is."""
+
+    prompt_mode: str | None = option("strategy (default: hierarchical, or an export's own)", default=None)
+    adapter: str | None = option("LoRA or DoRA adapter: directory or hub id", default=None)
+    revision: str | None = option("revision of the model on the hub", default=None)
+    max_length: int | None = option("longest input in tokens", default=None, least=1)
+    device: str | None = option("cpu, cuda, cuda:1, …", default=None)
+    dtype: str | None = option("float32, bfloat16, float16, auto", default=None)
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        check_options(self)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the options as `Gen2Embed` takes them."""
+        return {
+            "prompt_mode": self.prompt_mode,
+            "adapter": self.adapter,
+            "revision": self.revision,
+            "max_length": self.max_length,
+            "device": self.device or _device_of_rank(),
+            "model_kwargs": {"dtype": self.dtype} if self.dtype else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LoadingOptions):
+    """Which model encodes, and how it is loaded."""
+
+    model_name: str = option("hub id, directory or short name", default=DEFAULT, aliases=["model_name_or_path"])
+    layout: Any = option("image layout in the prompt", default="native", choices=LAYOUTS)
+
+    def load(self, images: ImageOptions) -> Any:
+        """Load the model.
+
+        Args:
+            images: The options of the run; the model itself leaves resizing to bulk encoding, and enlarges alike.
+
+        Returns:
+            A `Gen2Embed`.
+        """
+        from gen2embed_mteb.embedder.model import Gen2Embed
+
+        return Gen2Embed(self.model_name, layout=self.layout, min_side=images.min_side, **self.arguments())
+
+
+def _device_of_rank() -> str | None:
+    """The GPU of this process under torchrun; `None` leaves the choice to sentence-transformers."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None:
+        return None
+    import torch
+
+    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingConfig(ImageOptions):
+    """How the vectors of a run are made, whatever they are for."""
+
+    batch_tokens: int | None = option(
+        "tokens per call of the model, padding included (default: 1024 on a CPU, 8192 on a GPU)", default=None, least=1
+    )
+    batch_size: int = option("inputs per call of the model, at most", default=512, least=1)
+    num_workers: int = option("threads that open images", default=4, least=1)
+    max_error_rate: float = option("share of rejected rows above which the run counts as failed", default=0.001)
+    overwrite: bool = option(
+        "replace what was made with another model, prompt or setting; without it a run goes on where one stopped",
+        default=False,
+        opposite="resume",
+    )
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            Gen2EmbedError: A value is out of its range; the message names it and the remedy.
+        """
+        check_options(self)
+        if not 0 <= self.max_error_rate <= 1:
+            raise Gen2EmbedError(f"max_error_rate is {self.max_error_rate}; pass a share between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(EncodingConfig, RowLimits):
+    """The settings of one evaluation run."""
+
+    data_dir: str = option(
+        "folder or hub id of the benchmark's tables; the -mini ones draw their own", needs="a folder"
+    )
+    output_dir: str = option("default: results/<benchmark>/<model>/<prompt_mode>", needs="a folder")
+    image_dir: str = option("folder or .zip archive of the images; default: beside the tables", default="")
+    follow_links: bool = option("follow links in the image folder that lead out of it", default=False)
+    split: str = option("split to evaluate", default="test", flag="eval_split")
+    subsets: tuple[str, ...] = option("datasets to run (default: all)", default=())
+    meta_tasks: tuple[str, ...] = option(
+        "Classification, VQA, Retrieval, Grounding (default: all)", default=(), flag="meta_task"
+    )
+    limit: int | None = option("rows per dataset, from the first (default: all)", default=None, least=1)
+    model_name: str = option("the model, for the reports", default="", flag=None)
+    revision: str = option("its revision, for the reports", default="", flag=None)
+    prompt_mode: str = option("the prompt strategy, for the reports", default="hierarchical", flag=None)
+    fingerprint: str = option(
+        "digest of weights and prompts; embeddings are reused only where it is equal", default="", flag=None
+    )
+    leaderboard: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "metadata of the V2 leaderboard file, beyond the model's name", "flag": None},
+    )
+
+    def __post_init__(self) -> None:
+        """Check every value, so that a run never fails on one hours later.
+
+        Raises:
+            Gen2EmbedError: A value is out of its range; the message names it and the remedy.
+        """
+        EncodingConfig.__post_init__(self)
+        if not self.fingerprint:
+            # Without it the vectors of one model could be taken for those of another.
+            raise Gen2EmbedError("fingerprint is empty; pass a digest of the model's weights and prompts")
+
+    @property
+    def embedding_dir(self) -> Path:
+        """Where the vectors are kept."""
+        return Path(self.output_dir) / "embeddings"

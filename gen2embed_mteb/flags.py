@@ -1,0 +1,241 @@
+"""One way from the command line to a dataclass: a field with its help text makes the flag, its check and its help line.
+
+1. `option` states a field: its help text, its default, what values it may have, how its flag is called.
+2. `add_flags` adds the flags of a dataclass to a parser; `from_flags` makes the dataclass of what was parsed.
+3. `check_options` holds an instance to what its fields state; a dataclass calls it in `__post_init__`, so that a value
+   is checked in the same way whether it came from the command line or from Python.
+
+`FlagParser` accepts `--data-dir` for `--data_dir`. transformers' `HfArgumentParser` reads the same fields, which is how
+`gen2embed train` takes them beside all of its training arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from gen2embed_mteb.errors import Gen2EmbedError
+
+
+def option(
+    text: str,
+    *,
+    flag: str | None = "",
+    aliases: Sequence[str] = (),
+    choices: Sequence[str] = (),
+    least: float | None = None,
+    most: float | None = None,
+    needs: str = "",
+    opposite: str = "",
+    positional: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """State a field of a dataclass.
+
+    Args:
+        text: The help text.
+        flag: The flag's name without dashes, where it is not the field's; None: the field has no flag.
+        aliases: Other names of the flag, without dashes.
+        choices: The values that it may have; empty: any.
+        least: The least value, of a number.
+        most: The greatest value, of a number.
+        needs: What to pass where the value must not be empty, such as "a folder".
+        opposite: The name of a flag that sets a switch to False again, where one is wanted.
+        positional: Whether the value is given without a flag.
+        kwargs: As for `dataclasses.field`: `default`, `default_factory`.
+    """
+    stated = {
+        "choices": tuple(choices) or None,
+        "least": least,
+        "most": most,
+        "needs": needs or None,
+        "opposite": opposite or None,
+        "positional": positional or None,
+    }
+    # Only what is stated: `HfArgumentParser` hands all of it to argparse.
+    metadata: dict[str, Any] = {"help": text} | {name: value for name, value in stated.items() if value is not None}
+    if flag != "":
+        metadata["flag"] = flag
+    if aliases:
+        spellings = dict.fromkeys(spelt for name in aliases for spelt in (name, name.replace("_", "-")))
+        metadata["aliases"] = [f"--{name}" for name in spellings]
+    return dataclasses.field(metadata=metadata, **kwargs)
+
+
+def check_options(config: Any, error: Callable[[str], Exception] = Gen2EmbedError, prefix: str = "") -> None:
+    """Hold every field of a dataclass to what its `option` states.
+
+    Args:
+        config: The instance.
+        error: Makes the exception of a message.
+        prefix: What to put before the name of a field in messages, such as `--`.
+
+    Raises:
+        Gen2EmbedError: A value is not one of its choices, out of its range, not finite or empty; the message names the
+            field, the value and the remedy.
+    """
+    for field in dataclasses.fields(config):
+        value, facts = getattr(config, field.name), field.metadata
+        name = prefix + field.name
+        if facts.get("needs") and not value:
+            raise error(f"{name} is empty; pass {facts['needs']}")
+        if facts.get("choices") and value is not None and value not in facts["choices"]:
+            raise error(f"{name} is {value!r}; known: {', '.join(filter(None, facts['choices']))}")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        least, most = facts.get("least"), facts.get("most")
+        if not math.isfinite(value):
+            raise error(f"{name} is {value}; pass a finite number")
+        if most is not None and not (-math.inf if least is None else least) <= value <= most:
+            raise error(f"{name} is {value}; pass a number from {least or 0} to {most:,}")
+        if least is not None and value < least:
+            raise error(f"{name} is {value}; pass {least} or more")
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Accepts `--data-dir` for `--data_dir`, and refuses abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Spell flags with underscores before argparse sees them."""
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([underscored(word) for word in given], namespace)
+
+
+def underscored(word: str) -> str:
+    """Return a word of a command line with `_` for `-` in the flag's name; its value stays as it is."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def add_flags(
+    parser: argparse.ArgumentParser,
+    kind: Any,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    skip: Sequence[str] = (),
+    valued_switches: bool = False,
+) -> None:
+    """Add a flag for every field of a dataclass that has one.
+
+    Args:
+        parser: Gets the flags.
+        kind: The dataclass.
+        defaults: Other defaults than the fields', by the name of the field; a field named here need not be given.
+        skip: Names of fields that get no flag.
+        valued_switches: Whether a switch takes a value too (`--dora false`), as transformers' do.
+    """
+    defaults = defaults or {}
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.init and field.metadata.get("flag", "") is not None and field.name not in skip:
+            _add_flag(parser, field, hints[field.name], defaults, valued_switches)
+
+
+def from_flags(kind: Any, parsed: argparse.Namespace, **more: Any) -> Any:
+    """Make a dataclass of what was parsed.
+
+    Args:
+        kind: The dataclass.
+        parsed: Of a parser that `add_flags` added the flags of `kind` to.
+        more: Values of fields that are given otherwise; they win.
+
+    Returns:
+        An instance; its own checks run.
+    """
+    values = dict(more)
+    for field in dataclasses.fields(kind):
+        if field.init and field.name not in values and hasattr(parsed, field.name):
+            value = getattr(parsed, field.name)
+            is_tuple = get_origin(get_type_hints(kind)[field.name]) is tuple
+            values[field.name] = tuple(value) if is_tuple else value
+    return kind(**values)
+
+
+def _add_flag(
+    parser: argparse.ArgumentParser,
+    field: dataclasses.Field[Any],
+    hint: Any,
+    defaults: Mapping[str, Any],
+    valued_switches: bool,
+) -> None:
+    facts = field.metadata
+    default, required = _default(field, defaults)
+    names = [f"--{facts.get('flag') or field.name}", *facts.get("aliases", ())]
+    if isinstance(parser, FlagParser):
+        names = list(dict.fromkeys(map(underscored, names)))
+    elif "_" in names[0]:
+        names.insert(1, names[0].replace("_", "-"))
+    text = facts["help"] + _ending(facts, default)
+    kind, many = _type_of(hint)
+    if facts.get("positional"):
+        parser.add_argument(field.name, type=kind, help=text)
+    elif kind is bool:
+        group = parser.add_mutually_exclusive_group()
+        switch: dict[str, Any] = {"dest": field.name, "default": default, "help": text}
+        if valued_switches or default is not False:
+            group.add_argument(*names, nargs="?", const=True, type=_switch, **switch)
+        else:
+            group.add_argument(*names, action="store_true", **switch)
+        for opposite in (facts.get("opposite"), f"no_{field.name}" if default is True else ""):
+            if opposite:
+                group.add_argument(
+                    f"--{opposite}",
+                    dest=field.name,
+                    default=default,
+                    action="store_false",
+                    help=f"the opposite of {names[0]}",
+                )
+    else:
+        counts: dict[str, Any] = {"nargs": many} if many else {}
+        parser.add_argument(*names, dest=field.name, type=kind, default=default, required=required, help=text, **counts)
+
+
+def _default(field: dataclasses.Field[Any], defaults: Mapping[str, Any]) -> tuple[Any, bool]:
+    """A flag's default, and whether it must be given."""
+    if field.name in defaults:
+        return defaults[field.name], False
+    if field.default is not dataclasses.MISSING:
+        return field.default, False
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory(), False
+    return None, True
+
+
+def _ending(facts: Mapping[str, Any], default: Any) -> str:
+    """What follows a help text: the choices, and the default where the text does not state one."""
+    ending = f": {', '.join(filter(None, facts['choices']))}" if facts.get("choices") else ""
+    stated = "default:" in facts["help"] or (not default and default != 0) or default is False
+    return ending if stated else f"{ending} (default: {default})"
+
+
+def _type_of(hint: Any) -> tuple[Any, int | str]:
+    """What makes a value of a word, and how many words there are: 0 for one, "+" or a number."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) in (tuple, list):
+        return get_args(hint)[0], "+"
+    if get_origin(hint) is Literal:
+        return str, 0
+    if get_origin(hint) is typing.Annotated:
+        return _type_of(get_args(hint)[0])
+    return hint, 0
+
+
+def _switch(word: str) -> bool:
+    if word.lower() in ("true", "t", "yes", "y", "1"):
+        return True
+    if word.lower() in ("false", "f", "no", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")

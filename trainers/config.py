@@ -1,0 +1,50 @@
+"""What to train, on what: the flags of `gen2embed train` beside those of `recipe.py` and of the libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gen2embed_mteb.embedder.short_names import DEFAULT
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.flags import option
+from trainers.recipe import Recipe
+
+BENCHMARKS = ("", "mmeb-mini", "mmeb")
+DTYPES = ("", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Recipe):
+    """What to train, on what; training arguments are `SahaTrainingArguments`."""
+
+    model_name: str = option("hub id, directory or short name", default=DEFAULT, aliases=["model_name_or_path"])
+    processed_data_path: str = option(
+        "folder that `gen2embed sample` wrote, or one of its files", needs="a folder that gen2embed sample wrote"
+    )
+    data_dir: str = option("the training pairs; default: where they were sampled", default="")
+    image_dir: str = option("folder or .zip of their images; default: likewise", default="")
+    follow_links: bool = option("follow links in the image folder that lead out of it", default=False)
+    subsets: list[str] = option("subsets to train on; default: all that were sampled", default_factory=list)
+    num_hard_negatives: int | None = option("k that the sampling files must have; default: any", default=None)
+    mix_subsets: bool = option("batches of several subsets, not each of one", default=True)
+    prompt_mode: str | None = option("strategy; default: hierarchical, or an export's own", default=None)
+    revision: str | None = option("revision of the model on the hub", default=None)
+    max_length: int = option("longest training input in tokens", default=1024, least=1)
+    dtype: str = option(
+        "of the frozen weights; default: bfloat16 on a GPU with --bf16, else float32", default="", choices=DTYPES
+    )
+    eval_benchmark: str = option("evaluate on it during training", default="", choices=BENCHMARKS)
+    eval_data_dir: str = option("folder or hub id of its tables; mmeb-mini draws its own", default="")
+    eval_image_dir: str = option("folder or .zip of its images; default: beside the tables", default="")
+    eval_subsets: list[str] = option("its datasets; default: all", default_factory=list)
+    eval_limit: int | None = option("rows per dataset, from the first (default: all)", default=None, least=1)
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ValueError: A value is out of its range; the message names it and the remedy.
+        """
+        super().__post_init__()
+        if self.eval_benchmark == "mmeb" and not self.eval_data_dir:
+            raise Gen2EmbedError("eval_data_dir is needed for eval_benchmark mmeb; pass a folder or hub id")

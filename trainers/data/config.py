@@ -1,0 +1,74 @@
+"""Which training pairs to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.flags import check_options, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(RowLimits):
+    """Which training pairs to read."""
+
+    data_dir: str = option(
+        "training pairs: folder, file or hub id, or mmeb-mini", needs="a folder, a file, a Hub id, or mmeb-mini"
+    )
+    split: str = option("default: original in MMEB-train's form, train elsewhere", default="")
+    subsets: tuple[str, ...] = option("subsets to read (default: all)", default=())
+    image_dir: str = option(
+        "folder or .zip archive that image paths are relative to; default: beside the data", default=""
+    )
+    follow_links: bool = option("follow links in the image folder that lead out of it", default=False)
+    columns: tuple[str, ...] = option(
+        "the query's column and its positive's, in data of two columns (default: anchor or query, and positive)",
+        default=(),
+    )
+    image_columns: tuple[str, ...] = option("those of the two that hold paths of images", default=())
+    limit: int | None = option("rows per subset, from the first (default: all)", default=None, least=1)
+    exif_orientation: bool = option("turn images as their EXIF data says", default=False)
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ValueError: A value is out of its range; the message names it and the remedy.
+        """
+        check_options(self)
+        if len(self.columns) not in (0, 2) or len(set(self.columns)) != len(self.columns):
+            raise Gen2EmbedError(f"columns is {self.columns}; pass two names, the query's and its positive's")
+
+    @classmethod
+    def of_records(
+        cls,
+        records: Sequence[Mapping[str, Any]],
+        data_dir: str = "",
+        image_dir: str = "",
+        *,
+        follow_links: bool = False,
+    ) -> DataConfig:
+        """Return what the records of a sampling run were made of.
+
+        Args:
+            records: One record per subset, of one run.
+            data_dir: The data, where it is not where the records say.
+            image_dir: Its images, likewise.
+            follow_links: Whether links in the image folder may lead out of it.
+        """
+        data = records[0]["data"]
+        return cls(
+            data_dir=data_dir or data["data_dir"],
+            # Images that were named beside the old place of the data are looked for beside the new one.
+            image_dir=image_dir or ("" if data_dir else data["image_dir"]),
+            follow_links=follow_links,
+            split=data["split"],
+            subsets=tuple(record["subset"] for record in records),
+            columns=tuple(data["columns"]),
+            image_columns=tuple(data["image_columns"]),
+            limit=data["limit"],
+            **(data.get("row_limits") or {}),
+        )
