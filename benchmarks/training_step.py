@@ -47,6 +47,7 @@ from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.tables import as_text
+from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.storage.developer_files import write_json
 from trainers import SahaLoss
 from trainers.batches.collation import CellReader
@@ -110,7 +111,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             drawn,
         ),
         "ours": (
-            BaseDataCollator(preprocess_fn=CellReader(model, resize="processor"), router_mapping=ROLES),
+            BaseDataCollator(preprocess_fn=CellReader(model, image_options=ImageOptions()), router_mapping=ROLES),
             SahaLoss(model, mini_batch_size=size),
             arranged,
         ),
@@ -244,7 +245,7 @@ def step_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     # Every sub-batch alike, with images, so that its own peak is the same for any number of them.
     clusters = draw_clusters(rng, ["red", "blue", "circle", "square"], size * arguments.memory_factor // 8 * 4, 128)
     rows = [pair for cluster in clusters[2::4] for pair in cluster]
-    reader = CellReader(model, resize="processor")
+    reader = CellReader(model, image_options=ImageOptions())
     features = [on_device(reader([row[column] for row in rows], task=role), model) for column, role in ROLES.items()]
     loss = SahaLoss(model, mini_batch_size=size, reuse_image_features=not arguments.no_reuse)
     cuda = arguments.device != "cpu"

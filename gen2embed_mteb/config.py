@@ -53,7 +53,7 @@ class ModelOptions(LoadingOptions):
     """Which model encodes, and how it is loaded."""
 
     model_name: str = option("hub id, directory or short name", default=DEFAULT, aliases=["model_name_or_path"])
-    layout: Any = option("image layout in the prompt", default="native", choices=LAYOUTS)
+    layout: str = option("image layout in the prompt", default="native", choices=LAYOUTS)
 
     def load(self, images: ImageOptions) -> Any:
         """Load the model.
@@ -66,7 +66,8 @@ class ModelOptions(LoadingOptions):
         """
         from gen2embed_mteb.embedder.model import Gen2Embed
 
-        return Gen2Embed(self.model_name, layout=self.layout, min_side=images.min_side, **self.arguments())
+        layout: Any = self.layout  # one of `LAYOUTS`, as was checked
+        return Gen2Embed(self.model_name, layout=layout, min_side=images.min_side, **self.arguments())
 
 
 def _device_of_rank() -> str | None:

@@ -92,8 +92,8 @@ def check_options(config: Any, error: Callable[[str], Exception] = Gen2EmbedErro
         least, most = facts.get("least"), facts.get("most")
         if not math.isfinite(value):
             raise error(f"{name} is {value}; pass a finite number")
-        if most is not None and not (-math.inf if least is None else least) <= value <= most:
-            raise error(f"{name} is {value}; pass a number from {least or 0} to {most:,}")
+        if most is not None and value > most:
+            raise error(f"{name} is {value}; pass {most:,} or {'fewer' if isinstance(value, int) else 'less'}")
         if least is not None and value < least:
             raise error(f"{name} is {value}; pass {least} or more")
 
@@ -190,8 +190,11 @@ def _add_flag(
             group.add_argument(*names, action="store_true", **switch)
         for opposite in (facts.get("opposite"), f"no_{field.name}" if default is True else ""):
             if opposite:
+                spellings = [f"--{opposite}"]
+                if not isinstance(parser, FlagParser):
+                    spellings.append(f"--{opposite.replace('_', '-')}")
                 group.add_argument(
-                    f"--{opposite}",
+                    *spellings,
                     dest=field.name,
                     default=default,
                     action="store_false",

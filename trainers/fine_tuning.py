@@ -104,7 +104,13 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
     checkpoint = agreed(args, lambda: checkpoint_to_go_on(args, record))
     args.resume_from_checkpoint = None  # which the model card would show; a resumed run's is no other
     with args.main_process_first(local=False, desc="looking up the data"):
-        data = open_sampled_data(samplings, config.data_dir, config.image_dir, follow_links=config.follow_links)
+        data = open_sampled_data(
+            samplings,
+            config.data_dir,
+            config.image_dir,
+            follow_links=config.follow_links,
+            exif_orientation=config.exif_orientation,
+        )
         evaluator = _evaluator(config, args)
         training_set = training_dataset(data, samplings, args.seed)
     args.batch_sampler = partial(SahaBatchSampler, sampling=training_set.clusters, mix_subsets=config.mix_subsets)
@@ -124,6 +130,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         images=data.images,
         resize=config.resize,
         min_side=config.min_side,
+        exif_orientation=config.exif_orientation,
         max_length=config.max_length,
         query_prompt_in_training=config.query_prompt_in_training,
         card_section=data_section(samplings, training_set, config.model_name),
@@ -215,6 +222,7 @@ def _evaluator(config: TrainConfig, args: SahaTrainingArguments) -> MmebEvaluato
         data_dir=data_dir,
         image_dir=image_dir,
         follow_links=config.follow_links,
+        exif_orientation=config.exif_orientation,
         output_dir=args.output_dir,
         subsets=tuple(config.eval_subsets),
         limit=config.eval_limit,

@@ -16,6 +16,7 @@ from gen2embed_mteb.bulk.encoder import BATCHES_PER_SHARD, BulkEncoder
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Fault, Item
 from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.images.source import ImageSource
 
 
@@ -294,10 +295,10 @@ def test_resize_and_least_side_apply(tmp_path: Path) -> None:
     write_images(tmp_path / "img", (10, 20))
     source = ImageSource(tmp_path)
     BulkEncoder(encoder, EmbeddingStore(tmp_path / "1", {}), source).add("query", [Item("", ("img/red.png",))])
-    BulkEncoder(encoder, EmbeddingStore(tmp_path / "2", {}), source, min_side=0).add(
+    BulkEncoder(encoder, EmbeddingStore(tmp_path / "2", {}), source, image_options=ImageOptions(min_side=0)).add(
         "query", [Item("", ("img/red.png",))]
     )
-    BulkEncoder(encoder, EmbeddingStore(tmp_path / "3", {}), source, resize_policy="official").add(
+    BulkEncoder(encoder, EmbeddingStore(tmp_path / "3", {}), source, image_options=ImageOptions(resize="official")).add(
         "query", [Item("", ("img/red.png",))]
     )
     assert [batch[0]["image"].size for batch in encoder.batches] == [(28, 56), (10, 20), (336, 672)]

@@ -205,8 +205,7 @@ def test_killed_while_reports_are_replaced_nothing_is_mixed(data: Path, tmp_path
     run(data, out)
     code = f"""
 import os, pathlib, sys
-sys.path.insert(0, {str(Path(__file__).parents[1] / "helpers")!r})
-from gen2embed_mteb import run_folder
+sys.path[:0] = [{str(Path(__file__).parents[1] / "helpers")!r}, {str(Path(__file__).parent)!r}]
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 left = {writes}
 def dying(stock):

@@ -16,17 +16,18 @@ import pandas as pd
 import pytest
 import torch
 from mteb.types import PromptType
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.bulk.encoder import BulkEncoder, cut_batches
 from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
+from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.images.decoding import open_image
 from gen2embed_mteb.images.errors import ImageError
-from gen2embed_mteb.images.resizing import fitted_size
+from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
 from gen2embed_mteb.images.source import ImageSource
 from trainers.batches.collation import CellReader
 from trainers.data.cached_images import CachedImages
@@ -103,8 +104,12 @@ def model() -> Gen2Embed:
 NAMES = [name for name, _ in pictures()]
 
 
-def bulk(model: Gen2Embed, images: ImageSource, folder: Path, names: list[str]) -> np.ndarray:
-    encoder = BulkEncoder(PrefixEncoder(model), EmbeddingStore(folder, {"model": "mini"}), images)
+def bulk(
+    model: Gen2Embed, images: ImageSource, folder: Path, names: list[str], options: ImageOptions | None = None
+) -> np.ndarray:
+    encoder = BulkEncoder(
+        PrefixEncoder(model), EmbeddingStore(folder, {"model": "mini"}), images, image_options=options
+    )
     items = [Item("", (name,)) for name in names]
     encoder.add("document", items)
     return encoder.vectors("document", items)
@@ -120,12 +125,12 @@ def test_six_paths_give_one_vector(model: Gen2Embed, folder: Path, tmp_path: Pat
         model, cache, tmp_path / "sample", [cache.keep((folder / name).read_bytes()) for name in NAMES]
     )
 
-    reader = CellReader(model, source, resize="processor")
+    reader = CellReader(model, source, ImageOptions())
     with torch.no_grad():
         features = [model.forward(reader([{"image": name}], task="document")) for name in NAMES]
     found["train"] = np.concatenate([one["sentence_embedding"].numpy() for one in features])
 
-    engine = Engine(model, batch_tokens=4096, resize_policy="processor", min_side=28).to("cpu")
+    engine = Engine(model, batch_tokens=4096, image_options=ImageOptions()).to("cpu")
     batch = engine.prepare("document", [Sample.of("", name) for name in NAMES], source)
     found["vlm2vec"] = engine.forward(tgt={"gen2embed": batch})["tgt_reps"].numpy()
 
@@ -137,6 +142,50 @@ def test_six_paths_give_one_vector(model: Gen2Embed, folder: Path, tmp_path: Pat
     for path, vectors in found.items():
         differences = np.abs(np.asarray(vectors) - expected).max(axis=1)
         assert differences.max() < 1e-6, (path, dict(zip(NAMES, differences, strict=True)))
+
+
+def turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    noise(70, 40).save(buffer, "jpeg", exif=exif)
+    return buffer.getvalue()
+
+
+def test_exif_orientation_is_off_by_default_and_the_same_on_every_path_where_it_is_on(
+    model: Gen2Embed, tmp_path: Path
+) -> None:
+    """All eight orientations; the oracle turns them by Pillow, and saves them without EXIF data."""
+    names = [f"{orientation}.jpg" for orientation in range(1, 9)]
+    upright = []
+    for name in names:
+        (tmp_path / name).write_bytes(turned(int(name[0])))
+        upright.append(ImageOps.exif_transpose(Image.open(tmp_path / name).convert("RGB")))
+        lying = Image.open(tmp_path / name)
+        assert open_image(tmp_path / name).tobytes() == lying.convert("RGB").tobytes()
+    options = ImageOptions(exif_orientation=True)
+    source = ImageSource(tmp_path, exif_orientation=True)
+    expected = model.encode_document(upright, batch_size=1)
+    turning = Gen2Embed("gen2embed-mini", device="cpu", exif_orientation=True)
+    found = {
+        "path": turning.encode_document([tmp_path / name for name in names], batch_size=1),
+        "PIL image": turning.encode_document([Image.open(tmp_path / name) for name in names], batch_size=1),
+        "stored": turning.encode_document([{"bytes": (tmp_path / name).read_bytes()} for name in names], batch_size=1),
+        "bulk": bulk(model, source, tmp_path / "bulk", names, options),
+    }
+    with torch.no_grad():
+        reader = CellReader(model, source, options)
+        cells = [model.forward(reader([{"image": name}], task="document")) for name in names]
+    found["train"] = np.concatenate([one["sentence_embedding"].numpy() for one in cells])
+    engine = Engine(model, batch_tokens=4096, image_options=options).to("cpu")
+    batch = engine.prepare("document", [Sample.of("", (tmp_path / name).read_bytes()) for name in names], None)
+    found["vlm2vec"] = engine.forward(tgt={"gen2embed": batch})["tgt_reps"].numpy()
+    for path, vectors in found.items():
+        assert np.abs(np.asarray(vectors) - expected).max() < 1e-6, path
+    assert [source.facts(name).size for name in names] == [image.size for image in upright]
+    with pytest.raises(ValueError, match="exif_orientation=True cannot be saved"):
+        turning.save_pretrained(str(tmp_path / "export"))
+    assert fingerprint(turning) != fingerprint(model)
 
 
 def test_small_sides_can_be_left_alone(model: Gen2Embed, folder: Path) -> None:
@@ -392,7 +441,7 @@ def test_the_pixel_limit_holds_after_enlarging_and_already_for_sizes(model: Gen2
     (tmp_path / "a.png").write_bytes(png_header(1_000_000, 1))
     (tmp_path / "b.png").write_bytes(png_header(200, 2))
     with pytest.raises(ImageError, match="1000000x1 pixels, which must be enlarged to 1000000x5000"):
-        fitted_size((1_000_000, 1), "processor", 28)
+        fitted_size((1_000_000, 1), ImageOptions())
     images = ImageSource(tmp_path)
     encoder = BulkEncoder(PrefixEncoder(model), EmbeddingStore(tmp_path / "store", {"model": "mini"}), images)
     items = [Item("", ("a.png",)), Item("", ("b.png",))]
@@ -402,8 +451,8 @@ def test_the_pixel_limit_holds_after_enlarging_and_already_for_sizes(model: Gen2
     assert encoder.vectors("document", items[1:]).shape == (1, 192)
     for call in (
         lambda: model.encode([tmp_path / "a.png"]),
-        lambda: CellReader(model, images, resize="processor").content({"image": "a.png"}),
-        lambda: Engine(model, batch_tokens=1024, resize_policy="processor", min_side=28).sorted_order(
+        lambda: CellReader(model, images, ImageOptions()).content({"image": "a.png"}),
+        lambda: Engine(model, batch_tokens=1024, image_options=ImageOptions()).sorted_order(
             "document", [Sample.of("", "a.png")], images
         ),
     ):

@@ -248,7 +248,7 @@ def test_images_of_every_mode_are_taken_as_rgb(encoder: Any) -> None:
 def test_images_are_let_go_in_between_and_the_vectors_stay(
     encoder: Any, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gen2embed_mteb.mteb_plugin.models.model_table import encoder as module
+    from gen2embed_mteb.mteb_plugin.models import encoder as module
 
     task = MOCKS["MockVisionCentricQA"]
     columns = {"image": [*pictures, *pictures], "text": ["a"] * 8}

@@ -22,8 +22,8 @@ from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb.datasets import MMEB
 from gen2embed_mteb.mteb_plugin import registration
 from gen2embed_mteb.mteb_plugin.models import model_table as models
+from gen2embed_mteb.mteb_plugin.models import revisions
 from gen2embed_mteb.mteb_plugin.models.model_metas import as_meta
-from gen2embed_mteb.mteb_plugin.models.model_table import revisions
 
 HUB_MODELS = {model.name: model for model in models.HUB_MODELS}
 

@@ -24,6 +24,7 @@ from vlm2vec_files import STANDINS
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.storage.atomic import ForeignFileError
@@ -502,7 +503,7 @@ SAMPLES = [
 
 
 def engine_of(model: Any, **settings: Any) -> Engine:
-    defaults = {"batch_tokens": 40, "resize_policy": "processor", "min_side": 28}
+    defaults = {"batch_tokens": 40, "image_options": ImageOptions()}
     return Engine(model, **{**defaults, **settings}).to("cpu", dtype=torch.bfloat16)
 
 

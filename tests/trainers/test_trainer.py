@@ -26,6 +26,7 @@ from gen2embed_mteb.embedder.families import FAMILIES as RECORDS
 from gen2embed_mteb.embedder.model_folder.adapters import has_adapter, new_adapter
 from gen2embed_mteb.embedder.prompts import REPRESENT_IMAGE, REPRESENT_TEXT, SYSTEM, strategy
 from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from trainers.batches.collation import CellReader
@@ -180,7 +181,7 @@ def test_a_picture_outside_of_the_folder_is_refused(tiny_dir, root, tmp_path):
     with pytest.raises(TypeError, match=r'"image" must be a PIL image or a path, got int: 3'):
         reader.content({"image": 3})
     with pytest.raises(ValueError, match=r"resize is 'square'; known: processor"):
-        CellReader(model, resize="square")
+        ImageOptions(resize="square")
 
 
 def test_the_length_in_training_is_not_the_models_own(tiny_dir):

@@ -60,7 +60,12 @@ def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: i
 
 
 def open_sampled_data(
-    samplings: Sequence[Sampling], data_dir: str = "", image_dir: str = "", *, follow_links: bool = False
+    samplings: Sequence[Sampling],
+    data_dir: str = "",
+    image_dir: str = "",
+    *,
+    follow_links: bool = False,
+    exif_orientation: bool = False,
 ) -> TrainingData:
     """Opens the training data that was sampled.
 
@@ -69,6 +74,7 @@ def open_sampled_data(
         data_dir: The data, where it is not where the files say.
         image_dir: Its images, likewise.
         follow_links: Whether links in the image folder may lead out of it.
+        exif_orientation: Whether images are turned as their EXIF data says.
 
     Raises:
         DataError: The data is not there.
@@ -87,7 +93,9 @@ def open_sampled_data(
                     "of one run"
                 )
     records = [sampling.record for sampling in samplings]
-    config = DataConfig.of_records(records, data_dir, image_dir, follow_links=follow_links)
+    config = DataConfig.of_records(
+        records, data_dir, image_dir, follow_links=follow_links, exif_orientation=exif_orientation
+    )
     return open_training_data(config, samplings[0].path.parent / "images-cache")
 
 

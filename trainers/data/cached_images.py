@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -25,14 +26,14 @@ class CachedImages(ImageSource):
     Args:
         root: Folder or archive of the images with a path; None where there are none.
         cache: Folder of the embedded ones; made when the first is kept.
-        follow_links: Whether links in the folder may lead out of it.
+        options: As for `ImageSource`: `follow_links`, `exif_orientation`.
     """
 
-    def __init__(self, root: Path | None, cache: Path, *, follow_links: bool = False) -> None:
+    def __init__(self, root: Path | None, cache: Path, **options: Any) -> None:
         """Checks the root."""
         if root is None:
             cache.mkdir(parents=True, exist_ok=True)
-        super().__init__(root if root is not None else cache, follow_links=follow_links)
+        super().__init__(root if root is not None else cache, **options)
         self._cache = cache
         self._kept: set[str] = set()
 

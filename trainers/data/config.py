@@ -50,6 +50,7 @@ class DataConfig(RowLimits):
         image_dir: str = "",
         *,
         follow_links: bool = False,
+        exif_orientation: bool = False,
     ) -> DataConfig:
         """Return what the records of a sampling run were made of.
 
@@ -58,6 +59,7 @@ class DataConfig(RowLimits):
             data_dir: The data, where it is not where the records say.
             image_dir: Its images, likewise.
             follow_links: Whether links in the image folder may lead out of it.
+            exif_orientation: Whether images are turned as their EXIF data says.
         """
         data = records[0]["data"]
         return cls(
@@ -65,6 +67,7 @@ class DataConfig(RowLimits):
             # Images that were named beside the old place of the data are looked for beside the new one.
             image_dir=image_dir or ("" if data_dir else data["image_dir"]),
             follow_links=follow_links,
+            exif_orientation=exif_orientation,
             split=data["split"],
             subsets=tuple(record["subset"] for record in records),
             columns=tuple(data["columns"]),

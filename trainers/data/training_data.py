@@ -224,7 +224,7 @@ def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: li
     for _, table in tables:
         table.require(TRAIN_COLUMNS)
     found = find_images(str(data_dir), config.image_dir, follow_links=config.follow_links)
-    images = CachedImages(found.path, cache, follow_links=found.follow_links)
+    images = CachedImages(found.path, cache, follow_links=found.follow_links, exif_orientation=config.exif_orientation)
     subsets = [MmebSubset(dataset.folders[-1], table, config.limit, config) for dataset, table in tables]
     return TrainingData(tuple(subsets), images, split)
 
@@ -234,7 +234,12 @@ def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cac
     named = config.image_dir or root.is_dir()
     found = find_images(str(root), config.image_dir, follow_links=config.follow_links) if named else None
     root_of_images = None if found is None else found.path
-    images = CachedImages(root_of_images, cache, follow_links=found is not None and found.follow_links)
+    images = CachedImages(
+        root_of_images,
+        cache,
+        follow_links=found is not None and found.follow_links,
+        exif_orientation=config.exif_orientation,
+    )
     subsets = [
         PairSubset(name, table, _two_columns(table, config.columns), images, config.image_columns, config.limit, config)
         for name, table in tables.items()

@@ -104,7 +104,13 @@ def inspect(
         raise Gen2EmbedError(f"output is {page}; pass a file that ends in .html, since it is a page")
     folder = OwnedFolder(page.parent, "inspect")
     folder.check([page.name], [path])
-    config = DataConfig.of_records([record], data_dir, image_dir, follow_links=follow_links)
+    config = DataConfig.of_records(
+        [record],
+        data_dir,
+        image_dir,
+        follow_links=follow_links,
+        exif_orientation=bool(record.get("settings", {}).get("exif_orientation")),
+    )
     data = open_training_data(config, path.parent / "images-cache")
     if sampling is None:
         method, clusters = _read_official(path, data)

@@ -468,3 +468,12 @@ def test_the_digest_tells_rows_apart():
 def test_read_record_alone(tmp_path):
     write_sampling(tmp_path, record(), CLUSTERS)
     assert read_record(tmp_path / "Colours.json")["file"] == "Colours.parquet"
+
+
+def test_the_old_import_path_stays():
+    from trainers.saha import files as old
+    from trainers.sampling import files as new
+
+    assert old.read_sampling is new.read_sampling
+    with pytest.raises(AttributeError):
+        _ = old.no_such_name
