@@ -2,6 +2,7 @@
 #
 #   make demo     the whole pipeline on the embedded model: zero-shot, SaHa, fine-tuning, and a report to look at
 #   make test     formatter, linter and types, then the tests, two files at a time: what .ci/run calls
+#   make docs     the documentation site, into build/docs: strict, without a network; open build/docs/index.html
 #   make lint     only the first three
 #   make format   let ruff rewrite what it can
 #   make clean    remove the environment and all caches
@@ -23,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Everything the demo and the tests need is in the tree: a look-up on a model hub would be a mistake, so let it fail.
 demo test: export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -31,6 +32,10 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Warnings are errors; with HF_HUB_OFFLINE and no font or inventory to fetch, nothing is downloaded.
+docs: $(VENV)/.docs-ready
+	$(BIN)/python -m mkdocs build --quiet --clean
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -67,4 +72,8 @@ $(READY): pyproject.toml constraints.txt gen2embed_hook.pth | $(BIN)/python
 	@echo "Installing into $(VENV) (some minutes the first time)"
 	@$(PIP) torch==2.13.0 hatchling
 	@$(PIP) --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(VENV)/.docs-ready: $(READY)
+	@$(PIP) --no-build-isolation -e '.[docs]'
 	@touch $@

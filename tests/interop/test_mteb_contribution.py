@@ -1,4 +1,4 @@
-"""The code in docs/mteb_contribution.md is code: it runs in mteb, and scores as ours does."""
+"""The code in contrib/mteb/README.md is code: it runs in mteb, and scores as ours does."""
 
 import re
 import zipfile
@@ -16,13 +16,13 @@ from mteb.benchmarks.benchmark import Benchmark, BenchmarkAggregation, CustomGro
 from gen2embed_mteb.mmeb.datasets import META_TASKS
 
 MODEL, TASK, BENCHMARK = re.findall(
-    r"^```python\n(.*?)^```", (ROOT / "docs" / "mteb_contribution.md").read_text(encoding="utf-8"), re.M | re.S
+    r"^```python\n(.*?)^```", (ROOT / "contrib" / "mteb" / "README.md").read_text(encoding="utf-8"), re.M | re.S
 )
 
 
 def namespace_of(code: str, **given: Any) -> dict[str, Any]:
     namespace = {"__name__": "contribution", **given}
-    exec(compile(code, "docs/mteb_contribution.md", "exec"), namespace)
+    exec(compile(code, "contrib/mteb/README.md", "exec"), namespace)
     return namespace
 
 
