@@ -128,11 +128,15 @@ def _flag(name: str, value: ast.expr) -> Flag | None:
     if not isinstance(value, ast.Call):
         return None
     keywords = {keyword.arg: keyword.value for keyword in value.keywords}
-    texts = [argument for argument in value.args if isinstance(argument, ast.Constant) and isinstance(argument.value, str)]
+    texts = [
+        argument for argument in value.args if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+    ]
     metadata = keywords.get("metadata")
     if not texts and isinstance(metadata, ast.Dict):
         pairs = zip(metadata.keys, metadata.values, strict=True)
-        texts = [v for k, v in pairs if isinstance(k, ast.Constant) and k.value == "help" and isinstance(v, ast.Constant)]
+        texts = [
+            v for k, v in pairs if isinstance(k, ast.Constant) and k.value == "help" and isinstance(v, ast.Constant)
+        ]
     if not texts:
         return None
     defaults = [*value.args[1:2], *(keywords[key] for key in ("default",) if key in keywords)]

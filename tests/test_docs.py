@@ -105,7 +105,9 @@ def test_every_flag_is_in_the_reference(hooks: Any) -> None:
     from trainers.train import TrainConfig
     from vlm2vec_adapter.options import Options
 
-    listed = {command: {name for flag in flags for name in flag.names} for command, (_, flags) in hooks.commands().items()}
+    listed = {
+        command: {name for flag in flags for name in flag.names} for command, (_, flags) in hooks.commands().items()
+    }
     text = hooks.reference()
     for name, parser in hooks.parser()._subparsers._group_actions[0].choices.items():
         flags = {flag for action in parser._actions for flag in action.option_strings} - {"-h", "--help"}
@@ -118,7 +120,9 @@ def test_every_flag_is_in_the_reference(hooks: Any) -> None:
     known = set.union(*listed.values())
     for page in PAGES:
         for block in blocks_of(page):
-            for command in re.findall(r"^(?:\w+=\S+ )?gen2embed (?:sample|evaluate|export|inspect|demo)\b.*", joined(block.code), re.M):
+            for command in re.findall(
+                r"^(?:\w+=\S+ )?gen2embed (?:sample|evaluate|export|inspect|demo)\b.*", joined(block.code), re.M
+            ):
                 assert set(re.findall(r"(--\w+)", command)) <= known, f"{page}:{block.line}"
 
 
