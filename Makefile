@@ -35,7 +35,7 @@ test: lint
 
 # Warnings are errors; with HF_HUB_OFFLINE and no font or inventory to fetch, nothing is downloaded.
 docs: $(VENV)/.docs-ready
-	$(BIN)/python -m mkdocs build --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,8 +3,8 @@
 A block is run unless the line before it says why not: `<!-- not run: needs a GPU -->`. A block of text below
 `<!-- output -->` is what the block before it prints; `…` stands for anything.
 
-Importing the libraries takes longer than most blocks. So one process imports them, and each page is run in a fork of it:
-in a folder of its own, its blocks in order. `gen2embed`, `mteb` and `python -m` are called by their functions; every
+Importing the libraries takes longer than most blocks. So one process imports them, and each page is run in a fork of
+it: in a folder of its own, its blocks in order. `gen2embed`, `mteb` and `python -m` are called by their functions; every
 other command goes to bash. MMEB-mini is drawn with few rows, once for all pages.
 """
 
