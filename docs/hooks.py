@@ -70,8 +70,8 @@ def reference() -> str:
         lines += [f"## {command}", "", summary[:1].upper() + summary[1:].rstrip(".") + ".", ""]
         if command == "gen2embed train":
             lines += [
-                "These are the flags of this project. Every training argument of transformers and sentence-transformers is "
-                "a flag too; `gen2embed train --help` lists them all.",
+                "These are the flags of this project. Every training argument of transformers and of "
+                "sentence-transformers is a flag too; `gen2embed train --help` lists them all.",
                 "",
             ]
         if command == "gen2embed mteb":

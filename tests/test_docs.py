@@ -19,13 +19,23 @@ _LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
 @pytest.fixture(scope="module")
+def hooks() -> Any:
+    """`docs/hooks.py`, which writes the reference of flags."""
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """What the blocks of each page printed."""
     folder = tmp_path_factory.mktemp("docs")
     wanted = [page for page in PAGES if any(b.language in RUN and not b.reason for b in blocks_of(page))]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GEN2EMBED_")}
     environment = kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "doc_blocks.py"), str(folder), *wanted]
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "doc_blocks.py"), str(folder), *wanted]
     subprocess.run(command, check=True, env=environment, cwd=folder)
     results = {}
     for number, page in enumerate(wanted):
@@ -62,16 +72,17 @@ def test_blocks_run_and_print_what_the_page_states(ran: dict[str, list[dict[str,
             printed = result["printed"]
 
 
-def anchors_of(page: Path) -> set[str]:
+def anchors_of(page: Path, hooks: Any) -> set[str]:
     """The anchors of a page's headings, as mkdocs makes them."""
-    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    text = hooks.on_page_markdown(page.read_text(encoding="utf-8"))
+    text = re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
     headings = re.findall(r"^#+ (.+)$", text, re.M)
     plain = (re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower() for heading in headings)
     return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.endswith(".md")])
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_lead_somewhere(page: str, hooks: Any) -> None:
     text = re.sub(r"^ *```.*?^ *```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
     for link in _LINK.findall(text):
         if link.startswith(f"{REPOSITORY}/blob/main/"):
@@ -81,21 +92,11 @@ def test_links_lead_somewhere(page: str) -> None:
         path, _, anchor = link.partition("#")
         target = (ROOT / page).parent / path if path else ROOT / page
         assert target.exists(), f"{page}: {link} leads nowhere"
-        assert not anchor or anchor in anchors_of(target), f"{page}: {link}: no such heading"
+        assert not anchor or anchor in anchors_of(target, hooks), f"{page}: {link}: no such heading"
 
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
-
-
-@pytest.fixture(scope="module")
-def hooks() -> Any:
-    """`docs/hooks.py`, which writes the reference of flags."""
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_flag_is_in_the_reference(hooks: Any) -> None:

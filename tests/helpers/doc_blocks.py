@@ -1,11 +1,13 @@
-"""Reads the code blocks of README, docs and notebooks, and runs them: `python tests/doc_blocks.py FOLDER PAGE…`.
+"""Reads the code blocks of README, docs and notebooks, and runs them.
+
+    python tests/helpers/doc_blocks.py FOLDER PAGE…
 
 A block is run unless the line before it says why not: `<!-- not run: needs a GPU -->`. A block of text below
 `<!-- output -->` is what the block before it prints; `…` stands for anything.
 
 Importing the libraries takes longer than most blocks. So one process imports them, and each page is run in a fork of
-it: in a folder of its own, its blocks in order. `gen2embed`, `mteb` and `python -m` are called by their functions; every
-other command goes to bash. MMEB-mini is drawn with few rows, once for all pages.
+it: in a folder of its own, its blocks in order. `gen2embed`, `mteb` and `python -m` are called by their functions;
+every other command goes to bash. MMEB-mini is drawn with few rows, once for all pages.
 """
 
 from __future__ import annotations
@@ -17,20 +19,21 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN = ("python", "bash")
 PLAIN = ("text", "json", "toml", "yaml", "bibtex", "jinja")
 """Languages of blocks that are no code to run."""
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n`]*\n(?P<code>.*?)^(?P=indent)```[ ]*$", re.M | re.S)
-_NOT_RUN = re.compile(r"<!-- not run: (\S.*?) -->\s*\Z", re.S)
-_OUTPUT = re.compile(r"<!-- output -->\s*\Z")
+_NOT_RUN = re.compile(r"<!-- not run: ((?:(?!-->).)+) -->\n+\Z", re.S)
+_OUTPUT = re.compile(r"<!-- output -->\n+\Z")
 _MAINS = {
     ("gen2embed",): "gen2embed_mteb.cli",
     ("python", "-m", "gen2embed_mteb.cli"): "gen2embed_mteb.cli",
@@ -113,18 +116,19 @@ def run_pages(folder: Path, wanted: list[str]) -> None:
 
 
 def draw_small(folder: Path) -> None:
-    """Draw MMEB-mini with 12 rows and 16 training pairs a dataset, where the default one would be."""
+    """Draw MMEB-mini with 12 rows and 16 training pairs per dataset, where the default one would be.
+
+    The pages draw as few rows, if they draw it elsewhere.
+    """
     from gen2embed_mteb.mini import benchmark
     from gen2embed_mteb.mini.tasks import tasks
 
     small = [replace(task, num_train=min(task.num_train, 16)) for task in tasks(benchmark.train_digits)]
-    usual = benchmark.NUM_QUERIES, benchmark.tasks
     benchmark.NUM_QUERIES = 12
     benchmark.ensure("eval")
     benchmark.tasks = lambda _: small
     benchmark.ensure("train")
     benchmark.ensure("crepe")
-    benchmark.NUM_QUERIES, benchmark.tasks = usual
     os.environ["MMEB_MINI_DIR"] = str(benchmark.default_root())
     assert str(folder) in os.environ["MMEB_MINI_DIR"]
 
@@ -144,14 +148,14 @@ def _run_page(folder: Path, number: int, page: str) -> None:
     for block in blocks_of(page):
         if block.language not in RUN or block.reason:
             continue
-        start, error = captured.stat().st_size, ""
+        start, error, began = captured.stat().st_size, "", time.monotonic()
         try:
             _RUNNERS[block.language](block, namespace)
         except BaseException:  # also SystemExit: a block that ends the process has failed
             error = traceback.format_exc()
         sys.stdout.flush()
         text = captured.read_bytes()[start:].decode("utf-8", "replace")
-        results.append({"line": block.line, "printed": text, "error": error})
+        results.append({"line": block.line, "printed": text, "error": error, "seconds": time.monotonic() - began})
         if error:
             break
     (folder / f"{number}.json").write_text(json.dumps(results), encoding="utf-8")
