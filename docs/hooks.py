@@ -146,7 +146,7 @@ def _flag(name: str, value: ast.expr) -> Flag | None:
     negated = (f"--no_{name}",) if default is True else ()
     aliases = ast.literal_eval(keywords["aliases"]) if "aliases" in keywords else []
     spelled = (alias for alias in aliases if "-" not in alias[2:])
-    return Flag((f"--{name}", *spelled, *negated), _shown(default), str(texts[0].value))  # type: ignore[attr-defined]
+    return Flag((f"--{name}", *spelled, *negated), _shown(default), str(texts[0].value))
 
 
 def _shown(default: object) -> str:
