@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,8 @@ RUN = ("python", "bash")
 PLAIN = ("text", "json", "toml", "yaml", "bibtex", "jinja")
 """Languages of blocks that are no code to run."""
 
+_LONGEST = 300
+"""Seconds that a page may take; far above what any takes."""
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n`]*\n(?P<code>.*?)^(?P=indent)```[ ]*$", re.M | re.S)
 _NOT_RUN = re.compile(r"<!-- not run: ((?:(?!-->).)+) -->\n+\Z", re.S)
 _OUTPUT = re.compile(r"<!-- output -->\n+\Z")
@@ -134,6 +137,7 @@ def draw_small(folder: Path) -> None:
 
 
 def _run_page(folder: Path, number: int, page: str) -> None:
+    signal.alarm(_LONGEST)  # a page that hangs dies, and its test says so
     place = folder / f"page{number}"
     place.mkdir()
     os.chdir(place)
