@@ -166,8 +166,10 @@ def _run_page(folder: Path, number: int, page: str) -> None:
 
 
 def _run_python(block: Block, namespace: dict[str, Any]) -> None:
-    code = "\n" * (block.line - 1) + block.code
-    exec(compile(code, block.page, "exec"), namespace)
+    notebook = block.page.endswith(".ipynb")  # whose cells have no lines in the file
+    name = f"<{block.page}, cell {block.line}>" if notebook else block.page
+    code = block.code if notebook else "\n" * (block.line - 1) + block.code
+    exec(compile(code, name, "exec"), namespace)
 
 
 def _run_bash(block: Block, _: dict[str, Any]) -> None:
