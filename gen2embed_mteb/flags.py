@@ -126,6 +126,7 @@ def add_flags(
     defaults: Mapping[str, Any] | None = None,
     skip: Sequence[str] = (),
     valued_switches: bool = False,
+    prefix: str = "",
 ) -> None:
     """Add a flag for every field of a dataclass that has one.
 
@@ -135,12 +136,13 @@ def add_flags(
         defaults: Other defaults than the fields', by the name of the field; a field named here need not be given.
         skip: Names of fields that get no flag.
         valued_switches: Whether a switch takes a value too (`--dora false`), as transformers' do.
+        prefix: What the name of every flag begins with.
     """
     defaults = defaults or {}
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if field.init and field.metadata.get("flag", "") is not None and field.name not in skip:
-            _add_flag(parser, field, hints[field.name], defaults, valued_switches)
+            _add_flag(parser, field, hints[field.name], defaults, valued_switches, prefix)
 
 
 def from_flags(kind: Any, parsed: argparse.Namespace, **more: Any) -> Any:
@@ -169,10 +171,11 @@ def _add_flag(
     hint: Any,
     defaults: Mapping[str, Any],
     valued_switches: bool,
+    prefix: str,
 ) -> None:
     facts = field.metadata
     default, required = _default(field, defaults)
-    names = [f"--{facts.get('flag') or field.name}", *facts.get("aliases", ())]
+    names = [f"--{prefix}{facts.get('flag') or field.name}", *facts.get("aliases", ())]
     if isinstance(parser, FlagParser):
         names = list(dict.fromkeys(map(underscored, names)))
     elif "_" in names[0]:

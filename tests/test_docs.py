@@ -102,17 +102,17 @@ def test_the_readme_is_short() -> None:
 def test_every_flag_is_in_the_reference(hooks: Any) -> None:
     import dataclasses
 
+    from trainers.config import TrainConfig
     from trainers.recipe import SahaTrainingArguments
-    from trainers.train import TrainConfig
     from vlm2vec_adapter.options import Options
 
     listed = {
         command: {name for flag in flags for name in flag.names} for command, (_, flags) in hooks.commands().items()
     }
     text = hooks.reference()
-    for name, parser in hooks.parser()._subparsers._group_actions[0].choices.items():
+    for command, parser in hooks.parsers().items():
         flags = {flag for action in parser._actions for flag in action.option_strings} - {"-h", "--help"}
-        assert flags <= listed[f"gen2embed {name}"]
+        assert flags <= listed[command]
         assert all(f"`{flag}`" in text for flag in flags)
     assert {f"--{field.name}" for field in dataclasses.fields(TrainConfig)} <= listed["gen2embed train"]
     own = set(vars(SahaTrainingArguments)["__annotations__"])

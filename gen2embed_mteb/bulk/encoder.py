@@ -32,7 +32,8 @@ import numpy.typing as npt
 from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT, Batch, Pipeline, Work
 from gen2embed_mteb.bulk.processes import Peers, Share
 from gen2embed_mteb.bulk.store import EmbeddingStore, StoredShard, StoreMismatchError
-from gen2embed_mteb.bulk.types import Encoder, Fault, Item, Side, staged
+from gen2embed_mteb.bulk.types import Encoder, Fault, Item, staged
+from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system
 from gen2embed_mteb.images.decoding import ImageFacts, Size
 from gen2embed_mteb.images.errors import ImageError

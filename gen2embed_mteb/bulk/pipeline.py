@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from gen2embed_mteb.bulk.shard_checks import NORM_TOLERANCE
 from gen2embed_mteb.bulk.store import Shard
-from gen2embed_mteb.bulk.types import Fault, Side, StagedEncoder
+from gen2embed_mteb.bulk.types import Fault, StagedEncoder
+from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.errors import is_of_the_system, one_line
 from gen2embed_mteb.images.errors import ImageError
 

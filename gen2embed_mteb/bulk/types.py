@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.images.decoding import Size
-
-Side = Literal["query", "document"]
 
 
 class Item(NamedTuple):

@@ -191,8 +191,8 @@ class Gen2Embed(SentenceTransformer):
         if prompt:
             contents = [Content(c.text, c.images, prompt if c.system is None else prompt + c.system) for c in contents]
         if max_length is not None and max_length < 10**9:  # tokenizers without a limit state an astronomical one
-            role = kwargs.get("task")
-            fitter = Fitter(self.processor, lambda content: self._count_rendered(content, role))
+            side = kwargs.get("task")
+            fitter = Fitter(self.processor, lambda content: self._count_rendered(content, side))
             contents = [fitter.fit(content, max_length) for content in contents]
         messages = [content.as_messages() for content in contents]
         features: dict[str, Any] = super().preprocess(messages, processing_kwargs=processing, **kwargs)
@@ -362,7 +362,7 @@ class Gen2Embed(SentenceTransformer):
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    def _count_rendered(self, content: Content, role: str | None) -> int:
+    def _count_rendered(self, content: Content, side: str | None) -> int:
         """Tokens of the rendered conversation, each image counted as its one marker."""
         tokenizer = self.processor.tokenizer
         ids = tokenizer.apply_chat_template(
@@ -370,7 +370,7 @@ class Gen2Embed(SentenceTransformer):
             chat_template=self.processor.chat_template,
             return_dict=False,
             **self._family.processing_kwargs["chat_template"],
-            **({} if role is None else {"task": role}),
+            **({} if side is None else {"task": side}),
         )
         return len(ids) + int(tokenizer.num_special_tokens_to_add())
 

@@ -12,9 +12,10 @@ from typing import Literal
 
 from gen2embed_mteb.errors import Gen2EmbedError
 
-Role = Literal["query", "document"]
+Side = Literal["query", "document"]
+"""Which side of a comparison an input is on; "document" is a candidate."""
 
-SIDES: dict[str, Role] = {
+SIDES: dict[str, Side] = {
     "query": "query",
     "document": "document",
     "passage": "document",
@@ -69,13 +70,13 @@ class HierarchicalPrompt:
         """The name under which `strategy` finds this prompt, or "custom"."""
         return next((name for name, prompt in STRATEGIES.items() if prompt == self), "custom")
 
-    def system(self, role: Role | None) -> str:
-        """The system prompt of a side; `None` counts as a candidate."""
-        return self.query_system if role == "query" else self.document_system
+    def system(self, side: Side | None) -> str:
+        """Return the system prompt of a side; `None` counts as a candidate."""
+        return self.query_system if side == "query" else self.document_system
 
-    def suffix(self, role: Role | None, has_image: bool) -> str:
-        """What is appended to the user turn of a side; `None` counts as a candidate."""
-        if role == "query":
+    def suffix(self, side: Side | None, has_image: bool) -> str:
+        """Return what is appended to the user turn of a side; `None` counts as a candidate."""
+        if side == "query":
             return self.query_image if has_image else self.query_text
         return self.document_image if has_image else self.document_text
 
@@ -129,7 +130,7 @@ STRATEGIES: dict[str, HierarchicalPrompt] = {
 DEFAULT = "hierarchical"
 
 
-def side_of(name: object, argument: str) -> Role | None:
+def side_of(name: object, argument: str) -> Side | None:
     """The side that a name stands for, in any case; `None` for `None`.
 
     Args:

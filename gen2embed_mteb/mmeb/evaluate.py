@@ -20,8 +20,9 @@ import numpy as np
 
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.processes import Share
-from gen2embed_mteb.bulk.types import Encoder, Fault, Item, Side
+from gen2embed_mteb.bulk.types import Encoder, Fault, Item
 from gen2embed_mteb.config import EvaluationConfig
+from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.evaluation.run import RowError, image_source, is_first_process, open_bulk_encoder
 from gen2embed_mteb.evaluation.run_folder import check_reports
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt, Role
+from gen2embed_mteb.embedder.prompts import HierarchicalPrompt, Side
 from gen2embed_mteb.errors import Gen2EmbedError
 
 
 def roles_of(
     columns: Sequence[str], prompt: HierarchicalPrompt, *, query_prompt_in_training: bool = True
-) -> dict[str, Role]:
+) -> dict[str, Side]:
     """The role of every column, as sentence-transformers' `router_mapping` takes it.
 
     Args:
@@ -24,7 +24,7 @@ def roles_of(
         ValueError: Without the representation prompt a query would still not read as a candidate does, so there is no
             role that says it.
     """
-    query: Role = "query"
+    query: Side = "query"
     if not query_prompt_in_training:
         same = replace(prompt, query_text=prompt.document_text, query_image=prompt.document_image)
         if same.query_system != same.document_system or prompt.document_text or prompt.document_image:

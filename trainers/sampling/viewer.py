@@ -43,7 +43,7 @@ _STYLE = """
   display: flex; flex-direction: column; gap: .45rem; }
 .anchor { border: 2px solid var(--ours); align-self: start; }
 .side { display: grid; gap: .25rem; } .side + .side { border-top: 1px dashed var(--line); padding-top: .45rem; }
-.role { font-size: .68rem; letter-spacing: .05em; text-transform: uppercase; opacity: .65; }
+.name { font-size: .68rem; letter-spacing: .05em; text-transform: uppercase; opacity: .65; }
 .side img { max-height: 9rem; justify-self: start; } .tiny { width: 6rem; image-rendering: pixelated; }
 .fault { color: #c0392b; }
 .similarity { margin-top: auto; display: flex; gap: .5rem; align-items: center; font-variant-numeric: tabular-nums; }
@@ -209,7 +209,7 @@ def _member(row: TrainRow, similarity: float, images: ImageSource, method: str) 
     return f"<div class='pair'>{shown}{bar}</div>"
 
 
-def _side(role: str, item: Item, images: ImageSource) -> str:
+def _side(side: str, item: Item, images: ImageSource) -> str:
     shown = []
     for path in item.images:
         try:
@@ -219,4 +219,4 @@ def _side(role: str, item: Item, images: ImageSource) -> str:
     text = pages.plain(item.text)
     if text:
         shown.append(f"<div>{text}</div>")
-    return f"<div class='side'><div class='role'>{role}</div>{''.join(shown)}</div>"
+    return f"<div class='side'><div class='name'>{side}</div>{''.join(shown)}</div>"
