@@ -142,7 +142,14 @@ def add_flags(
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if field.init and field.metadata.get("flag", "") is not None and field.name not in skip:
-            _add_flag(parser, field, hints[field.name], defaults, valued_switches, prefix)
+            _add_flag(
+                parser,
+                field,
+                hints[field.name],
+                defaults=defaults,
+                valued_switches=valued_switches,
+                prefix=prefix,
+            )
 
 
 def from_flags(kind: Any, parsed: argparse.Namespace, **more: Any) -> Any:
@@ -169,6 +176,7 @@ def _add_flag(
     parser: argparse.ArgumentParser,
     field: dataclasses.Field[Any],
     hint: Any,
+    *,
     defaults: Mapping[str, Any],
     valued_switches: bool,
     prefix: str,
