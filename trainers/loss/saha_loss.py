@@ -2,14 +2,13 @@
 
 Negatives of a query are all other candidates of the batch, on all devices. Clusters hold no positive twice, but two
 clusters of a batch may: with labels ("dog", "dog") that is the rule, and each such pair would be pushed apart. Here a
-candidate that equals a query's own positive is not its negative. The stock losses cannot say so: they know vectors
-only, and vectors do not tell, since padding and batch change their last bits.
+candidate that equals a query's own positive is not its negative. The stock losses cannot do this: they know vectors
+only.
 
-Whether candidates are equal is read off the features, as the model gets them: the token ids and the pixels of each row,
-as one number. That needs no column in the data, survives gathering, and finds the same image under two paths.
+Whether candidates are equal is read from the features (`content_hash.py`).
 
-The two passes of the cached loss share what a frozen vision tower computes (`vision.py`); the rows of a mini-batch may
-share what they begin with (`shared_prefix.py`).
+The two passes of the cached loss share what a frozen vision tower computes (`image_reuse.py`); the rows of a
+mini-batch may share the tokens that they begin with (`prefix_sharing.py`).
 """
 
 from __future__ import annotations
@@ -21,21 +20,16 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.losses.gradcache import _create_minibatch
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-from sentence_transformers.util import all_gather, cos_sim, get_rank, get_world_size
+from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, get_rank, get_world_size
 from torch import Tensor
 
-from gen2embed_mteb.errors import Gen2EmbedError
+from trainers.loss.content_hash import content_digests
 from trainers.loss.image_reuse import has_frozen_vision, reusing_image_features
 from trainers.loss.prefix_sharing import can_share_prefix, gains_from_sharing, sharing_prefix
 
 TEMPERATURE = 0.02
 """The paper's τ (Sec. IV-A); the loss multiplies by its inverse, `scale`."""
-
-_FOLD = 1024
-_MIX = 0x2545F4914F6CDD1D
-_IMAGE_KEYS = ("pixel_values", "image_grid_thw", "image_sizes")
 
 
 def float32_cosine(queries: Tensor, candidates: Tensor) -> Tensor:
@@ -122,42 +116,52 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
                 "prefix": self._shares_prefix(inner),
             }
             features = [_Column(column, inner, **savings) for column in features]
-        # The base class hands labels through to `calculate_loss` and has no other use for them.
         digests = None
         if self.mask_equal_positives:
             digests = torch.stack([content_digests(column) for column in features[1:]], dim=1)
+        # sentence-transformers 6.2 (`CachedLossMixin.forward_cached`) hands its second argument, which InfoNCE has no
+        # use of, to `calculate_loss` as it is: the one way in which something of a batch reaches both of its calls.
         return super().forward(features, digests)
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        """The loss from embeddings; called by the base class.
+        """Return InfoNCE of a batch (Eq. 2), computed `mini_batch_size` queries at a time; the base class calls it.
+
+        The operations are those of the base class in their order, so that without equal positives the bits are too.
 
         Args:
             reps: For each column its embeddings, mini-batch by mini-batch.
             labels: (B, columns without the query) digests of this process's candidates; None masks nothing.
-            with_backward: Whether gradients are to be propagated to `reps`.
+            with_backward: Whether gradients are propagated to `reps`.
+
+        Returns:
+            A scalar.
         """
-        if labels is None:
-            return super().calculate_loss(reps, with_backward=with_backward)
-        gathered = all_gather(labels) if self.gather_across_devices else labels
-        candidates = gathered.T.flatten()  # all positives, then all first negatives, …, as the base class has them
-        first = get_rank() * len(labels) if self.gather_across_devices else 0
-        chunks = iter(torch.arange(first, first + len(labels), device=labels.device).split(self.mini_batch_size))
-        stock = self.loss.similarity_fct  # the wrapped loss holds the settings
-
-        def masked(queries: Tensor, documents: Tensor) -> Tensor:
-            """Called once for each chunk of queries, in order."""
-            rows = next(chunks)
-            equal = candidates[rows, None] == candidates
-            equal[torch.arange(len(rows), device=rows.device), rows] = False
-            return stock(queries, documents).masked_fill(equal, -torch.inf)
-
-        self.loss.similarity_fct = masked
-        try:
-            return super().calculate_loss(reps, with_backward=with_backward)
-        finally:
-            self.loss.similarity_fct = stock
+        queries, columns = torch.cat(reps[0]), [torch.cat(column) for column in reps[1:]]
+        first, digests = 0, labels
+        if self.gather_across_devices:
+            columns = [all_gather_with_grad(column) for column in columns]
+            digests = None if labels is None else all_gather(labels)
+            first = get_rank() * len(queries)
+        candidates = torch.cat(columns)  # all positives, then all first negatives, …
+        numbers = None if digests is None else digests.T.flatten()
+        losses: list[Tensor] = []
+        for rows in torch.arange(len(queries), device=queries.device).split(self.mini_batch_size):
+            each, own = torch.arange(len(rows), device=rows.device), rows + first
+            scores = self.similarity_fct(queries[rows], candidates)
+            if numbers is not None:
+                equal = numbers[own, None] == numbers
+                equal[each, own] = False
+                scores = scores.masked_fill(equal, -torch.inf)
+            scores = scores * self.scale
+            per_query = -(scores[each, own] - torch.logsumexp(scores, dim=1))
+            part = per_query.mean() * len(rows) / len(queries)
+            if with_backward:
+                part.backward()
+                part = part.detach()
+            losses.append(part)
+        return sum(losses[1:], losses[0])
 
     def embed_minibatch(
         self, sentence_feature: dict[str, Any], begin: int, end: int, with_grad: bool, *args: Any, **kwargs: Any
@@ -196,61 +200,3 @@ class _Column(dict[str, Any]):
             if self._prefix:
                 stack.enter_context(sharing_prefix(self._model))
             yield
-
-
-def content_digests(features: dict[str, Any]) -> Tensor:
-    """Numbers the rows of a column by content: its tokens, and its images as the processor left them.
-
-    Args:
-        features: What `preprocess` returned for B inputs.
-
-    Returns:
-        (B,) int64, equal for equal rows whatever the padding; different rows agree with a probability of about 2^-60.
-
-    Raises:
-        ValueError: The rows are not padded token ids: the model flattens its batches, or has no tokens.
-    """
-    if not {"input_ids", "attention_mask"} <= features.keys():
-        raise Gen2EmbedError(
-            f"equal positives are told by input_ids and attention_mask, but there are {', '.join(features)}; load the "
-            "model with unpad_inputs=False, or pass mask_equal_positives=False"
-        )
-    tokens, mask = features["input_ids"], features["attention_mask"].bool()
-    keys = torch.randint(-(2**63), 2**63 - 1, (_FOLD,), generator=torch.Generator().manual_seed(0)) | 1
-    keys = keys.to(tokens.device)
-    # Moved to the left end, so that padding is trailing zeros; token id 0 is a token.
-    moved = torch.zeros_like(tokens)
-    rows, _ = mask.nonzero(as_tuple=True)
-    moved[rows, (mask.cumsum(dim=1) - 1)[mask]] = tokens[mask] + 1
-    parts = [_fold(moved, keys)]
-    for key in _IMAGE_KEYS:
-        if key in features:
-            cuts = [_create_minibatch(features, row, row + 1).get(key) for row in range(len(tokens))]
-            nothing = torch.zeros_like(keys[0])
-            parts.append(torch.stack([nothing if cut is None else _fold(_bits(cut), keys) for cut in cuts]))
-    return _fold(torch.stack(parts, dim=1), keys)
-
-
-def _bits(values: Tensor) -> Tensor:
-    """The bit patterns of a tensor, flat, as integers."""
-    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    return values.contiguous().view(width).flatten()
-
-
-def _fold(values: Tensor, keys: Tensor) -> Tensor:
-    """Hashes the last axis of integers, at most 2^30 of them: three keyed sums modulo 2^64, mixed after each.
-
-    Trailing zeros do not count: some processors pad a batch's images with zeros to the largest.
-
-    Args:
-        values: (…, n) integers.
-        keys: (`_FOLD`,) int64, odd.
-
-    Returns:
-        (…) int64.
-    """
-    for _ in range(3):
-        values = torch.nn.functional.pad(values, (0, -values.shape[-1] % _FOLD)).unflatten(-1, (-1, _FOLD))
-        values = (values * keys).sum(dim=-1)
-        values = (values ^ (values >> 29 & 2**35 - 1)) * _MIX
-    return values[..., 0]

@@ -16,7 +16,8 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 
 from gen2embed_mteb import Gen2Embed
 from trainers import SahaLoss
-from trainers.loss.saha_loss import content_digests, float32_cosine
+from trainers.loss.content_hash import content_digests
+from trainers.loss.saha_loss import float32_cosine
 
 TAU = 0.02
 
@@ -193,3 +194,24 @@ def test_similarities_are_float32_under_autocast_and_of_bfloat16_vectors():
     halves = vectors.bfloat16()
     assert float32_cosine(halves, halves).dtype == torch.float32
     torch.testing.assert_close(float32_cosine(halves, halves).diagonal(), torch.ones(4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_negatives", [0, 2])
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_without_equal_positives_value_and_gradients_are_the_stock_losses_bit_by_bit(model, num_negatives, size):
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    ours = SahaLoss(model, mini_batch_size=size)
+    stock = CachedMultipleNegativesRankingLoss(
+        model, scale=ours.scale, similarity_fct=float32_cosine, mini_batch_size=size
+    )
+    random = torch.Generator().manual_seed(0)
+    columns = [torch.randn(7, 16, generator=random) for _ in range(2 + num_negatives)]
+    digests = torch.arange(7 * (1 + num_negatives)).reshape(1 + num_negatives, 7).T
+    found = {}
+    for loss, labels in ((ours, digests), (ours, None), (stock, None)):
+        reps = [[part.clone().requires_grad_() for part in column.split(size)] for column in columns]
+        value = loss.calculate_loss(reps, labels, with_backward=True)
+        found[loss, labels is None] = [value, *(part.grad for column in reps for part in column)]
+    for other in (found[ours, False], found[ours, True]):
+        assert all(torch.equal(a, b) for a, b in zip(other, found[stock, True], strict=True))
