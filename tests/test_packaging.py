@@ -104,7 +104,7 @@ except (OSError, ValueError) as error:  # an empty folder is no model, and it is
     assert installed.run(code, cwd=tmp_path).stdout.split() == ["False", "True"]
 
 
-def test_start_up_imports_the_hook_alone_and_takes_no_time(installed: Environment) -> None:
+def test_start_up_imports_the_hook_alone(installed: Environment) -> None:
     with_hook = set(installed.run(LOADED).stdout.split())
     hook = installed.site / "gen2embed_hook.pth"
     hidden = hook.rename(hook.with_suffix(".off"))
@@ -114,28 +114,17 @@ def test_start_up_imports_the_hook_alone_and_takes_no_time(installed: Environmen
         hidden.rename(hook)
     assert with_hook - without == {"_gen2embed_hook"}
 
-    def microseconds() -> int:
-        lines = installed.run("", "-X", "importtime").stderr.splitlines()
-        (line,) = [line for line in lines if line.endswith("_gen2embed_hook")]
-        return int(line.split("|")[1])
 
-    # About 300 on a quiet machine with its byte code cached; the bound leaves room for a busy one without.
-    assert min(microseconds() for _ in range(5)) < 5_000
-
-
-def test_package_imports_fast_and_without_torch(installed: Environment) -> None:
+def test_package_imports_nothing_but_the_standard_library(installed: Environment) -> None:
     code = """
-import sys, time
-start = time.perf_counter()
+import sys
+before = set(sys.modules)
 import gen2embed_mteb
-seconds = time.perf_counter() - start
-heavy = {"torch", "transformers", "sentence_transformers", "numpy", "PIL", "mteb"} & set(sys.modules)
-print(seconds, *heavy)
+tops = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(tops - set(sys.stdlib_module_names)))
 assert {"Gen2Embed", "HierarchicalPrompt", "__version__"} <= set(dir(gen2embed_mteb))
 """
-    runs = [installed.run(code).stdout.split() for _ in range(3)]
-    assert all(len(run) == 1 for run in runs), runs
-    assert min(float(run[0]) for run in runs) < 0.3
+    assert installed.run(code).stdout.split() == ["gen2embed_mteb"]
 
 
 def test_public_names_are_found_and_others_refused(installed: Environment) -> None:

@@ -121,7 +121,7 @@ def test_a_resize_policy_is_applied_before_the_processor(tiny_dir, tiny, picture
     model = Gen2Embed(tiny_dir("qwen2_vl"), resize="square-448")
     square = pictures[0].resize((448, 448), Image.Resampling.BICUBIC)
     close(model.encode_query(pictures[0]), tiny("qwen2_vl").encode_query(square), 1e-6)
-    with pytest.raises(ValueError, match=r"unknown resize policy 'tiny'; known: processor, official, square-448"):
+    with pytest.raises(ValueError, match=r"'tiny'; known: processor, official, square-448"):
         Gen2Embed(tiny_dir("qwen2_vl"), resize="tiny")
 
 

@@ -2,9 +2,9 @@
 
 Each run is a fork of this process, which has the libraries loaded already: the whole sweep takes minutes, not hours.
 
-    python tests/trainers/kills.py all OUTPUT_DIR FLAG…      every operation; FLAG… are those of `gen2embed train`
-    python tests/trainers/kills.py some OUTPUT_DIR FLAG…     one operation of each kind
-    python tests/trainers/kills.py full OUTPUT_DIR FLAG…     no kill: files may not grow beyond some size, then they may
+    python tests/helpers/kills.py all OUTPUT_DIR FLAG…      every operation; FLAG… are those of `gen2embed train`
+    python tests/helpers/kills.py some OUTPUT_DIR FLAG…     one operation of each kind
+    python tests/helpers/kills.py full OUTPUT_DIR FLAG…     no kill: files may not grow beyond some size, then they may
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-import trainers.train  # noqa: F401  # loaded once, before the forks
+import trainers.fine_tuning  # noqa: F401  # loaded once, before the forks
 from gen2embed_mteb import cli
 
 KILLED = 9
