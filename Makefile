@@ -2,6 +2,8 @@
 #
 #   make demo     the whole pipeline on the embedded model: zero-shot, SaHa, fine-tuning, and a report to look at
 #   make test     formatter, linter and types, then the tests, two files at a time: what .ci/run calls
+#   make test-fast      the same without the slow tests: under two minutes
+#   make test-lowest    the tests with the lowest versions that pyproject.toml admits, in an environment of its own
 #   make docs     the documentation site, into build/docs: strict, without a network; open build/docs/index.html
 #   make lint     only the first three
 #   make format   let ruff rewrite what it can
@@ -16,22 +18,32 @@ ARGS ?=
 PACKAGES := gen2embed_mteb trainers vlm2vec_adapter _gen2embed_hook.py
 
 BIN := $(VENV)/bin
+LOWEST := $(VENV)-lowest
 READY := $(VENV)/.ready
 # -qq: silent unless something fails.
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Everything the demo and the tests need is in the tree: a look-up on a model hub would be a mistake, so let it fail.
-demo test: export HF_HUB_OFFLINE := 1
+demo test test-fast test-lowest: export HF_HUB_OFFLINE := 1
+# Two test processes on two cores: more threads in each would only wait for one another.
+test test-fast test-lowest: export OMP_NUM_THREADS := 1
+PYTEST := -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test test-fast test-lowest docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/gen2embed demo $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
+
+test-fast: lint
+	$(BIN)/python $(PYTEST) -m 'not slow' $(ARGS)
+
+test-lowest: $(LOWEST)/.ready
+	$(LOWEST)/bin/python $(PYTEST) $(ARGS)
 
 # Warnings are errors; with HF_HUB_OFFLINE and no font or inventory to fetch, nothing is downloaded.
 docs: $(VENV)/.docs-ready
@@ -47,7 +59,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # 3.11 comes first because it is what constraints.txt was proved on. A candidate must run, not only exist: version
@@ -76,4 +88,12 @@ $(READY): pyproject.toml constraints.txt gen2embed_hook.pth | $(BIN)/python
 
 $(VENV)/.docs-ready: $(READY)
 	@$(PIP) --no-build-isolation -e '.[docs]'
+	@touch $@
+
+$(LOWEST)/.ready: pyproject.toml tests/helpers/lowest.py gen2embed_hook.pth | $(BIN)/python
+	@echo "Installing the lowest versions into $(LOWEST) (some minutes the first time)"
+	@$(BIN)/python -m venv $(LOWEST)
+	@$(BIN)/python tests/helpers/lowest.py >$(LOWEST)/lowest.txt
+	@$(LOWEST)/bin/python -m pip install -qq -c $(LOWEST)/lowest.txt torch==2.13.0 hatchling
+	@$(LOWEST)/bin/python -m pip install -qq -c $(LOWEST)/lowest.txt --no-build-isolation -e '.[test]'
 	@touch $@

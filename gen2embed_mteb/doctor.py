@@ -24,7 +24,6 @@ _NEEDED = (
 _OPTIONAL = {
     "torchvision": "pip install 'gen2embed[image]' (optional: images go through Pillow without it)",
     "faiss": "pip install 'gen2embed[cpu]' or 'gen2embed[gpu]' (optional: exact search in torch without it)",
-    "umap": "pip install 'gen2embed[analysis]' (optional: figures)",
 }
 
 
