@@ -133,7 +133,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from gen2embed_mteb.embedder.fingerprint import fingerprint
     from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 
-    model = options.load(checked.image_options())
+    model = _load(options, checked.min_side)
     of_model = {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
     result, table = run(PrefixEncoder(model), config(**of_model))
     if is_first_process():
@@ -142,6 +142,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         if result.verdict:
             print(result.verdict)
     return int(result.too_many_errors)
+
+
+def _load(options: Any, min_side: int) -> Any:
+    """The model; it leaves resizing to bulk encoding, and enlarges alike."""
+    from gen2embed_mteb.embedder.model import Gen2Embed
+
+    return Gen2Embed(options.model_name, layout=options.layout, min_side=min_side, **options.arguments())
 
 
 def _benchmark(name: str, arguments: argparse.Namespace) -> tuple[Any, Any, str, str]:
@@ -214,7 +221,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         from gen2embed_mteb.embedder.fingerprint import fingerprint
         from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 
-        model = options.load(config.image_options())
+        model = _load(options, config.min_side)
         encoder = PrefixEncoder(model)
         record = ModelRecord(options.model_name, model.revision, model.prompt_mode, fingerprint(model))
     result = sample(encoder, record, data, config)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.data_files.rows import RowLimits
-from gen2embed_mteb.embedder.short_names import DEFAULT
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.resizing import ImageOptions
+from gen2embed_mteb.names import DEFAULT
 
 LAYOUTS = ("native", "official")
 
@@ -54,20 +54,6 @@ class ModelOptions(LoadingOptions):
 
     model_name: str = option("hub id, directory or short name", default=DEFAULT, aliases=["model_name_or_path"])
     layout: str = option("image layout in the prompt", default="native", choices=LAYOUTS)
-
-    def load(self, images: ImageOptions) -> Any:
-        """Load the model.
-
-        Args:
-            images: The options of the run; the model itself leaves resizing to bulk encoding, and enlarges alike.
-
-        Returns:
-            A `Gen2Embed`.
-        """
-        from gen2embed_mteb.embedder.model import Gen2Embed
-
-        layout: Any = self.layout  # one of `LAYOUTS`, as was checked
-        return Gen2Embed(self.model_name, layout=layout, min_side=images.min_side, **self.arguments())
 
 
 def _device_of_rank() -> str | None:

@@ -8,8 +8,9 @@ import os
 import platform
 import sys
 
-from gen2embed_mteb.embedder import short_names
+from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.evaluation.tables import as_text
+from gen2embed_mteb.names import DEFAULT
 
 _NEEDED = (
     "torch",
@@ -44,7 +45,7 @@ def diagnose() -> tuple[bool, str]:
         rows.append([module, "installed" if found else "not installed", "" if found else remedy])
     hook = "off" if os.environ.get("GEN2EMBED_NO_HOOK", "") not in ("", "0") else "on"
     rows.append(["short names", hook, "unset GEN2EMBED_NO_HOOK" if hook == "off" else ""])
-    rows.append(["gen2embed stands for", short_names.resolve(short_names.DEFAULT) or "the folder of that name", ""])
+    rows.append(["gen2embed stands for", resolve(DEFAULT) or "the folder of that name", ""])
     rows.append(["accelerator", _accelerator(), ""])
     return healthy, as_text([["what", "state", "remedy"], *rows])
 

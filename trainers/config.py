@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen2embed_mteb.embedder.short_names import DEFAULT
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import option
+from gen2embed_mteb.names import DEFAULT
 from trainers.recipe import Recipe
 
 BENCHMARKS = ("", "mmeb-mini", "mmeb")

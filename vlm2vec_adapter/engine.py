@@ -24,12 +24,12 @@ from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.embedder.inputs import described, text_of
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder, Prepared
-from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.images.decoding import Size, decode, facts_of
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.resizing import ImageOptions, fitted, fitted_size
 from gen2embed_mteb.images.source import ImageSource, open_input
 from gen2embed_mteb.mmeb.row_text import drop_unmatched_markers
+from gen2embed_mteb.names import Side
 
 KEY = "gen2embed"
 """Under which a batch travels through VLM2Vec's loops, in a dictionary that they take for inputs of a model."""

@@ -14,8 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.names import Side
 from vlm2vec_adapter import BACKBONE
 from vlm2vec_adapter.datasets import candidates_are_queries
 from vlm2vec_adapter.engine import KEY, Sample

@@ -33,12 +33,12 @@ from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT, Batch, Pipeline, 
 from gen2embed_mteb.bulk.processes import Peers, Share
 from gen2embed_mteb.bulk.store import EmbeddingStore, StoredShard, StoreMismatchError
 from gen2embed_mteb.bulk.types import Encoder, Fault, Item, staged
-from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system
 from gen2embed_mteb.images.decoding import ImageFacts, Size
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
 from gen2embed_mteb.images.source import ImageSource, open_input
+from gen2embed_mteb.names import Side
 
 BATCHES_PER_SHARD = 16
 MAX_PADDING, NEGLIGIBLE_PADDING = 0.1, 128
@@ -279,7 +279,7 @@ class BulkEncoder:
         started = time.monotonic()
         total = sum(batch.num_tokens for shard in missing for batch in shard.batches)
         rows = 0
-        with _token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side) as run:
+        with _token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side) as stages:
 
             def place(planned: _PlannedShard, shard: StoredShard) -> None:
                 nonlocal rows
@@ -288,7 +288,7 @@ class BulkEncoder:
                 bar.set_postfix_str(f"{rows / (time.monotonic() - started):.1f} items/s", refresh=False)
 
             own = [planned for planned in missing if self._share.owns(planned.number)]
-            for planned, shard in zip(own, run([shard.batches for shard in own], bar), strict=True):
+            for planned, shard in zip(own, stages.run([shard.batches for shard in own], bar), strict=True):
                 place(planned, self._store.put(planned.key, shard))
             others = {planned.key: planned for planned in missing if not self._share.owns(planned.number)}
             numbers = {key: planned.number for key, planned in others.items()}
@@ -298,7 +298,7 @@ class BulkEncoder:
                     bar.update(sum(batch.num_tokens for batch in planned.batches))
                     place(planned, found)
                     continue
-                for shard in run([planned.batches], bar):
+                for shard in stages.run([planned.batches], bar):
                     place(planned, self._store.put(key, shard))
 
     def _open(self, text: str, paths: tuple[str, ...]) -> dict[str, Any]:

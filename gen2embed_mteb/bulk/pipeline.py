@@ -11,7 +11,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,9 +20,9 @@ import numpy.typing as npt
 from gen2embed_mteb.bulk.shard_checks import NORM_TOLERANCE
 from gen2embed_mteb.bulk.store import Shard
 from gen2embed_mteb.bulk.types import Fault, StagedEncoder
-from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.errors import is_of_the_system, one_line
 from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.names import Side
 
 logger = logging.getLogger(__name__)
 
@@ -84,31 +83,38 @@ class Pipeline:
         self.num_encoded = 0
         self.num_halvings = 0
 
-    @contextmanager
-    def start(self, side: Side) -> Iterator[Callable[[Sequence[Sequence[Batch]], Any], Iterator[Shard]]]:
-        """Starts the threads and gives a function that takes the batches of shards and a bar, and yields the shards."""
-        stages = _Stages(self, side)
-        try:
-            yield stages.run
-        finally:
-            stages.stop()
+    def start(self, side: Side) -> Stages:
+        """Start the threads that encode inputs of one side; use it in a `with` statement, which ends them."""
+        return Stages(self, side)
 
 
-class _Stages:
-    """The threads of a pipeline, on one side."""
+class Stages:
+    """The threads of a pipeline, on one side: some open images, one prepares batches, the caller's runs the model."""
 
     def __init__(self, pipeline: Pipeline, side: Side) -> None:
+        """Start the threads."""
         self._pipeline, self._side, self._encoder = pipeline, side, pipeline.encoder
         self._openers = ThreadPoolExecutor(pipeline.num_workers, thread_name_prefix="image")
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
-    def stop(self) -> None:
-        """Ends the threads; what they have not begun is dropped."""
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the threads; what they have not begun is dropped."""
         for pool in (self._openers, self._preparer):
             pool.shutdown(cancel_futures=True)
 
     def run(self, shards: Sequence[Sequence[Batch]], bar: Any) -> Iterator[Shard]:
-        """Makes shards in order."""
+        """Encode shards in order.
+
+        Args:
+            shards: The batches of each shard.
+            bar: A progress bar that counts tokens.
+
+        Yields:
+            A shard for each.
+        """
         ready = self._ahead([batch for shard in shards for batch in shard])
         for shard in shards:
             rows: list[_Row] = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.images.decoding import Size
+from gen2embed_mteb.names import Side
 
 
 class Item(NamedTuple):

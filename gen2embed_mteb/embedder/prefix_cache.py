@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from gen2embed_mteb.embedder.behind_pooling import finish, require_known_modules
-from gen2embed_mteb.embedder.prompts import Side
+from gen2embed_mteb.names import Side
 
 if TYPE_CHECKING:
     from gen2embed_mteb.embedder.model import Gen2Embed

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 from gen2embed_mteb.errors import Gen2EmbedError
-
-Side = Literal["query", "document"]
-"""Which side of a comparison an input is on; "document" is a candidate."""
+from gen2embed_mteb.names import Side
 
 SIDES: dict[str, Side] = {
     "query": "query",

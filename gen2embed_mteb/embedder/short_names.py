@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.errors import Gen2EmbedError
-
-DEFAULT = "gen2embed"
-MINI = "gen2embed-mini"
-DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
-MODEL_VARIABLE = "GEN2EMBED_MODEL"
-MINI_FOLDER = Path(__file__).parents[1] / "mini" / "model"
-"""The embedded default, in the layout of a hub repository."""
+from gen2embed_mteb.names import DEFAULT, DEFAULT_MODEL, MINI, MINI_FOLDER, MODEL_VARIABLE
 
 
 def resolve(name: object) -> str | None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gen2embed_mteb.embedder.short_names import MINI_FOLDER
+from gen2embed_mteb.names import MINI_FOLDER
 
 
 def model_dir() -> Path:

@@ -22,7 +22,6 @@ from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.bulk.types import Encoder, Fault, Item
 from gen2embed_mteb.config import EvaluationConfig
-from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.evaluation.run import RowError, image_source, is_first_process, open_bulk_encoder
 from gen2embed_mteb.evaluation.run_folder import check_reports
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
@@ -30,6 +29,7 @@ from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval
 from gen2embed_mteb.mmeb.report import write_reports
 from gen2embed_mteb.mmeb.scoring import DatasetScore, EvaluationResult, RowScore, score_row, warn_about_ties
 from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets
+from gen2embed_mteb.names import Side
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from gen2embed_mteb.embedder.short_names import DEFAULT
+from gen2embed_mteb.names import DEFAULT
 
 
 def install() -> None:

@@ -21,12 +21,12 @@ from PIL import Image
 
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.embedder.inputs import described, text_of
-from gen2embed_mteb.embedder.prompts import Side
 from gen2embed_mteb.images.decoding import ImageFacts, image_digest
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.modes import to_rgb
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mteb_plugin.names import DATASETS
+from gen2embed_mteb.names import Side
 
 
 def side_of(task_metadata: Any, prompt_type: Any, inputs: Any, *, after_labels: bool = False) -> Side:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gen2embed_mteb.embedder.short_names import DEFAULT, MINI, resolve
+from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.mini import model_dir
 from gen2embed_mteb.mmeb.datasets import MMEB
 from gen2embed_mteb.mteb_plugin.models.model_files import facts_of
 from gen2embed_mteb.mteb_plugin.names import task_name
+from gen2embed_mteb.names import DEFAULT, MINI
 
 ORGANISATION = "Gen2Embed"
 MMEB_TRAIN = "https://huggingface.co/datasets/TIGER-Lab/MMEB-train"
