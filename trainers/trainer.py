@@ -27,7 +27,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerControl
@@ -43,6 +43,7 @@ from gen2embed_mteb.storage.new_folder import new_folder
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.batches.collation import CellReader
 from trainers.batches.columns import columns_of, refuse_colliding, roles_of
+from trainers.batches.sampler import EpochOfSampler
 from trainers.loss.saha_loss import SahaLoss
 from trainers.output.card import add_to_card
 from trainers.output.checkpoints import WRITER, delete_oldest, make_room, newest_whole, place_of, require_whole
@@ -121,7 +122,7 @@ class SahaTrainer(SentenceTransformerTrainer):
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         model.model_card_data.widget = []
-        self.add_callback(_EpochOfSampler(self))
+        self.add_callback(EpochOfSampler(self))
         self._figures = Figures(self)
         self.add_callback(self._figures)
         self._timing = Timing(args.output_dir)
@@ -384,20 +385,3 @@ class SahaTrainer(SentenceTransformerTrainer):
             reload_adapter(self.model[0].model, checkpoint_path)
         else:
             super()._load_from_checkpoint(checkpoint_path)
-
-
-class _EpochOfSampler(TrainerCallback):
-    """Tells the batch sampler the epoch.
-
-    accelerate wraps it, twice where several processes resume within an epoch, and passes the epoch on one level only.
-    """
-
-    def __init__(self, trainer: SahaTrainer) -> None:
-        self._trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Sets the epoch of the innermost sampler that knows epochs."""
-        sampler = self._trainer.callback_handler.train_dataloader
-        while (sampler := getattr(sampler, "batch_sampler", None)) is not None:
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(int(state.epoch or 0))

@@ -37,7 +37,7 @@ from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system
 from gen2embed_mteb.images.decoding import ImageFacts, Size
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
-from gen2embed_mteb.images.source import ImageSource, open_input
+from gen2embed_mteb.images.source import Images, open_input
 from gen2embed_mteb.names import Side
 
 BATCHES_PER_SHARD = 16
@@ -79,7 +79,7 @@ class BulkEncoder:
         self,
         encoder: Encoder,
         store: EmbeddingStore,
-        images: ImageSource,
+        images: Images,
         *,
         batch_tokens: int | None = None,
         batch_size: int = 512,

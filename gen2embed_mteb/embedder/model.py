@@ -79,7 +79,8 @@ class Gen2Embed(SentenceTransformer):
                 f"backend={kwargs['backend']!r} is not supported: Gen2Embed runs on torch alone; leave backend out"
             )
         self.image_options = ImageOptions(resize=resize, min_side=min_side, exif_orientation=exif_orientation)
-        # Read by `_load_default_modules` while the parent class loads.
+        # sentence-transformers 6.2 calls `_load_default_modules` from its constructor, with arguments of its own only:
+        # what that method needs beside them must be on the instance before.
         self._load_options: dict[str, Any] = {
             "prompt_mode": prompt_mode or DEFAULT,
             "adapter": adapter,

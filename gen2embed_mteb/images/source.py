@@ -12,7 +12,7 @@ import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 from PIL import Image
 
@@ -23,6 +23,16 @@ from gen2embed_mteb.images.resizing import ImageOptions, fitted
 
 MAX_DIRECTORY_BYTES = 2**30
 """The largest table of contents of an archive: some ten million files."""
+
+
+class Images(Protocol):
+    """Opens images by name, wherever they are; `ImageSource` finds them on disk."""
+
+    def open(self, path: str, /) -> Image.Image:
+        """Open one image as RGB."""
+
+    def facts(self, path: str, /) -> ImageFacts:
+        """Return an image's digest and size."""
 
 
 class ImageSource:
@@ -174,7 +184,7 @@ class _Bounded:
         return getattr(self._file, name)
 
 
-def open_input(images: ImageSource, text: str, paths: Sequence[str], options: ImageOptions) -> dict[str, Any]:
+def open_input(images: Images, text: str, paths: Sequence[str], options: ImageOptions) -> dict[str, Any]:
     """Opens what a text and some paths stand for, as encoders and trainers take it.
 
     Args:

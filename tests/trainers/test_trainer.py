@@ -31,11 +31,11 @@ from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from trainers.batches.collation import CellReader
 from trainers.batches.dataset import DatasetClusters
-from trainers.batches.sampler import SahaBatchSampler
+from trainers.batches.sampler import EpochOfSampler, SahaBatchSampler
 from trainers.loss.saha_loss import SahaLoss
 from trainers.output.figures import without_times
 from trainers.recipe import SahaTrainingArguments
-from trainers.trainer import SahaTrainer, _EpochOfSampler, roles_of
+from trainers.trainer import SahaTrainer, roles_of
 
 WORDS = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
 CLUSTERS = DatasetClusters(("colours",), np.arange(8).reshape(4, 2), np.zeros(4, np.int64), 8)
@@ -504,5 +504,5 @@ def test_the_epoch_reaches_a_sampler_that_accelerate_wrapped_twice(tiny_dir, tmp
     wrapped = SkipBatchSampler(BatchSamplerShard(sampler, num_processes=1, process_index=0), skip_batches=1)
     trainer.callback_handler.train_dataloader = DataLoader(rows, batch_sampler=wrapped)
     trainer.state.epoch = 1.5
-    _EpochOfSampler(trainer).on_epoch_begin(trainer.args, trainer.state, trainer.control)
+    EpochOfSampler(trainer).on_epoch_begin(trainer.args, trainer.state, trainer.control)
     assert sampler.epoch == 1

@@ -21,12 +21,13 @@ Everything follows from the seed and the epoch, in every process alike.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.util import get_world_size
+from transformers import Trainer, TrainerCallback
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from trainers.batches.dataset import DatasetClusters
@@ -209,3 +210,21 @@ class _Fillers:
         chosen = int(conflicts.argmin())
         self._next[subset] = int(places[chosen]) + 1
         return int(cards[chosen])
+
+
+class EpochOfSampler(TrainerCallback):
+    """A callback that tells the batch sampler the epoch.
+
+    accelerate wraps it, twice where several processes resume within an epoch, and passes the epoch on one level only.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        """Keep the trainer; nothing is read before training begins."""
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the epoch of the innermost sampler that knows epochs."""
+        sampler = self._trainer.callback_handler.train_dataloader
+        while (sampler := getattr(sampler, "batch_sampler", None)) is not None:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(int(state.epoch or 0))

@@ -24,7 +24,6 @@ from gen2embed_mteb.embedder.inputs import described, text_of
 from gen2embed_mteb.images.decoding import ImageFacts, image_digest
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.modes import to_rgb
-from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mteb_plugin.names import DATASETS
 from gen2embed_mteb.names import Side
 
@@ -66,7 +65,7 @@ def with_instruction(instruction: str, text: str) -> str:
     return f"{instruction} {text}" if instruction.endswith(":") else f"{instruction}\n{text}"
 
 
-class HeldImages(ImageSource):
+class HeldImages:
     """Images that the caller has decoded, named by their content, until they are let go."""
 
     def __init__(self) -> None:

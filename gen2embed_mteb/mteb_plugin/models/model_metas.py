@@ -31,7 +31,11 @@ class Gen2EmbedMeta(ModelMeta):
     """
 
     def __getattribute__(self, name: str) -> Any:
-        """Finds the revision on first use; a field of pydantic cannot be a property."""
+        """Find the revision on first use.
+
+        mteb 2.26 reads `revision` as a plain field (`ModelMeta.revision`), and pydantic 2 keeps fields in the instance's
+        `__dict__`, where no property of that name is asked.
+        """
         if name == "revision":
             fields = super().__getattribute__("__dict__")
             if fields.get("revision") is None:
