@@ -33,7 +33,7 @@ class Gen2EmbedMeta(ModelMeta):
     def __getattribute__(self, name: str) -> Any:
         """Find the revision on first use.
 
-        mteb 2.26 reads `revision` as a plain field (`ModelMeta.revision`), and pydantic 2 keeps fields in the instance's
+        mteb 2.26 reads `ModelMeta.revision` as a plain field, and pydantic 2 keeps fields in the instance's
         `__dict__`, where no property of that name is asked.
         """
         if name == "revision":
