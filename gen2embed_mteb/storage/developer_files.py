@@ -1,17 +1,15 @@
-"""Writing the results of developers' tools: benchmarks and pretraining.
+"""Write the results of developers' tools: benchmarks and pretraining.
 
 These commands replace the file that their `--output` names, in a checkout that git watches over. Commands for users
-write through `files.py`, which replaces only what is proved to be ours.
+write through `owned_folder.py`, which replaces only what is proved to be ours.
 """
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
-from gen2embed_mteb.storage.atomic import json_bytes
+from gen2embed_mteb.storage.atomic import json_bytes, put
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -21,17 +19,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         path: The file; its folder must exist.
         data: The whole content.
     """
-    # A name of its own: two processes may write the same file at once.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    put(path, data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -44,4 +32,4 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         ValueError: The value holds NaN or an infinity, which are no JSON.
     """
-    write_atomic(path, json_bytes(value))
+    put(path, json_bytes(value))
