@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Times every part of the mix on both encoders, one after the other, and compares their vectors."""
+    """Time every part of the mix on both encoders, one after the other, and compare their vectors."""
     rng = np.random.default_rng(arguments.seed)
     torch.manual_seed(arguments.seed)
     words = common_words()
@@ -128,7 +128,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def encode_stock(stock: SentenceTransformer, side: str, items: list[Item], root: Path) -> np.ndarray:
-    """What a user of sentence-transformers writes, at its default batch size."""
+    """Return what a user of sentence-transformers writes, at its default batch size."""
     inputs = [
         {"text": item.text, "image": Image.open(root / item.images[0]).convert("RGB")} if item.images else item.text
         for item in items
@@ -137,7 +137,7 @@ def encode_stock(stock: SentenceTransformer, side: str, items: list[Item], root:
 
 
 def timed(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """Seconds and result of a call."""
+    """Return seconds and result of a call."""
     started = time.perf_counter()
     result = call()
     return time.perf_counter() - started, result
@@ -146,7 +146,7 @@ def timed(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 def mix(
     rng: np.random.Generator, words: list[str], arguments: argparse.Namespace, images: Path
 ) -> dict[str, list[Item]]:
-    """The parts: labels of 1-3 words, captions of 8-16, photographs of 224-560 pixels a side with a question."""
+    """Return the parts: labels of 1-3 words, captions of 8-16, photographs of 224-560 pixels a side with a question."""
 
     def phrases(count: int, least: int, most: int) -> list[str]:
         found: dict[str, None] = {}
@@ -177,7 +177,7 @@ def mix(
 
 
 def common_words() -> list[str]:
-    """The 3,000 most common words of scikit-learn's sources, longest-lived vocabulary at hand."""
+    """Return the 3,000 most common words of scikit-learn's sources, longest-lived vocabulary at hand."""
     counts = Counter(word for text in corpus() for word in re.findall(r"\b[a-z]{3,12}\b", text))
     return [word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:3000]]
 
@@ -191,7 +191,7 @@ def corpus() -> Iterator[str]:
 
 
 def write_base(directory: Path, shape: str) -> Path:
-    """A random Qwen2-VL in the hub's layout."""
+    """Return a random Qwen2-VL in the hub's layout."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     hidden, layers, intermediate, heads, kv_heads, vision, depth = SHAPES[shape]
@@ -252,7 +252,7 @@ def product_rate(arguments: argparse.Namespace) -> float:
 
 
 def count_tokens(model: Gen2Embed, side: Any, items: list[Item], root: Path) -> tuple[int, int]:
-    """All tokens of the distinct inputs, and those of them in the shared beginning."""
+    """Return all tokens of the distinct inputs, and those of them in the shared beginning."""
     encoder = PrefixEncoder(model)
     tokens = shared = 0
     for item in dict.fromkeys(items):
@@ -278,7 +278,7 @@ def floor_flops(model: Gen2Embed, items: list[Item], tokens: int, root: Path) ->
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures were made on."""
+    """Return what the figures were made on."""
     if device.startswith("cuda"):
         return {"device": torch.cuda.get_device_name(device)}
     info = Path("/proc/cpuinfo")
@@ -287,7 +287,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any]) -> list[list[str]]:
-    """The figures for people."""
+    """Return the figures for people."""
     rows = [["part", "inputs", "stock s", "bulk s", "ratio", "target", "x floor", "tokens", "not shared", "difference"]]
     for name, part in record["parts"].items():
         rows.append(

@@ -169,7 +169,7 @@ def digits_by_multiplier(
 
 
 def write_digit_pairs(folder: Path) -> Path:
-    """Writes the handwritten digits in MMEB-train's form: each scan with the next one of the same digit, in a ring."""
+    """Write the handwritten digits in MMEB-train's form: each scan with the next one of the same digit, in a ring."""
     images, labels = train_digits()
     table, truth = folder / TRAIN_TABLES / DIGIT_PAIRS, folder / "truth" / f"{DIGIT_PAIRS}.json"
     for path in (table, table / "images", truth.parent):
@@ -222,7 +222,7 @@ def count_random(subset: TrainingSubset, meaning: Any) -> Counter[str]:
 
 
 def rate(count: Counter[str]) -> float:
-    """The share of false ones; 0 where nothing was chosen."""
+    """Return the share of false ones; 0 where nothing was chosen."""
     return count["false"] / max(1, count["chosen"])
 
 

@@ -177,7 +177,7 @@ class _Runner:
         keep_settings(arguments)
 
     def zero_shot(self) -> dict[str, float]:
-        """The model as it is, under the same prompt, on the same rows."""
+        """Return the model as it is, under the same prompt, on the same rows."""
         folder = self._work_dir / "zero-shot"
         self._run(
             [
@@ -202,7 +202,7 @@ class _Runner:
         )
 
     def train(self, row: Row, seed: int) -> str:
-        """Trains and evaluates, unless that is done, and says how it went."""
+        """Train and evaluate, unless that is done, and say how it went."""
         folder = self._work_dir / run_name(row, seed)
         if read_run(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -243,12 +243,12 @@ class _Runner:
 
 
 def run_name(row: Row, seed: int) -> str:
-    """The folder of one run, in the working folder."""
+    """Return the folder of one run, in the working folder."""
     return f"{row.slug}/seed-{seed}"
 
 
 def settings_of(arguments: argparse.Namespace, row: Row | None = None) -> dict[str, Any]:
-    """What the runs of one table have in common, or what it comes to for one row."""
+    """Return what the runs of one table have in common, or what it comes to for one row."""
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     if row is not None:
         steps = row.batches if row.steps is None else row.steps
@@ -259,7 +259,7 @@ def settings_of(arguments: argparse.Namespace, row: Row | None = None) -> dict[s
 
 
 def keep_settings(arguments: argparse.Namespace) -> None:
-    """Notes the settings in the working folder, or stops if its runs have others."""
+    """Note the settings in the working folder, or stop if its runs have others."""
     path, settings = arguments.work_dir / "settings.json", settings_of(arguments)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,9 @@ def keep_settings(arguments: argparse.Namespace) -> None:
 
 
 def read_run(folder: Path) -> dict[str, float] | None:
-    """A finished run's figures in [0, 1], averages and datasets, and its seconds of training; None if there is none."""
+    """Return a finished run's figures in [0, 1], averages and datasets, and its seconds of training; None if there is
+    none.
+    """
     path = folder / "train.json"
     if not path.is_file():
         return None
@@ -287,7 +289,7 @@ def read_run(folder: Path) -> dict[str, float] | None:
 
 
 def write_results(arguments: argparse.Namespace, zero_shot: dict[str, float]) -> str:
-    """Writes what there is as JSON and Markdown; returns the Markdown."""
+    """Write what there is as JSON and Markdown; return the Markdown."""
     tables = {}
     for title, rows in (("table_vii", TABLE), ("variations", VARIATIONS), ("controls", CONTROLS)):
         tables[title] = {row.name: summary for row in rows if (summary := summarize(row, arguments)) is not None}

@@ -51,7 +51,7 @@ Indices = npt.NDArray[np.int64]
 
 
 def make(queries: int, candidates: int) -> tuple[Matrix, Matrix, Indices]:
-    """Makes the data, a tile at a time so that the memory of the process stays that of the data."""
+    """Make the data, a tile at a time so that the memory of the process stays that of the data."""
     rng = np.random.default_rng(SEED)
     left, right = np.empty((queries, WIDTH), np.float32), np.empty((candidates, WIDTH), np.float32)
 
@@ -77,7 +77,7 @@ def make(queries: int, candidates: int) -> tuple[Matrix, Matrix, Indices]:
 
 
 def peer(queries: Matrix, candidates: Matrix, positives: Indices, dictionary: bool) -> list[list[int]]:
-    """The official procedure, one query at a time; with `dictionary`, one vector at a time too."""
+    """Run the official procedure, one query at a time; with `dictionary`, one vector at a time too."""
     import faiss
     import torch
 
@@ -123,7 +123,7 @@ def peer(queries: Matrix, candidates: Matrix, positives: Indices, dictionary: bo
 
 
 def bare(queries: Matrix, candidates: Matrix, anchors: Indices, members: Indices, phase: Indices) -> dict[str, Any]:
-    """Times the products that the clusters need, alone."""
+    """Time the products that the clusters need, alone."""
     import torch
 
     first = phase == 1
@@ -147,7 +147,7 @@ def bare(queries: Matrix, candidates: Matrix, anchors: Indices, members: Indices
 
 
 def memory(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
+    """Return a line of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
@@ -155,7 +155,7 @@ def memory(name: str) -> int:
 
 
 def run(case: str, with_peer: bool, backend: str, repeats: int) -> dict[str, Any]:
-    """Runs one case; meant for a fresh process, as memory is measured by its high-water mark."""
+    """Run one case; meant for a fresh process, as memory is measured by its high-water mark."""
     import torch
 
     from trainers import mine_clusters
@@ -213,7 +213,7 @@ def run(case: str, with_peer: bool, backend: str, repeats: int) -> dict[str, Any
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Return the CPU's name."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -221,7 +221,7 @@ def processor() -> str:
 
 
 def main() -> None:
-    """Runs the cases, prints the table, writes the JSON."""
+    """Run the cases, prints the table, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["one-to-one", "labels"])
     parser.add_argument("--no_peer", action="store_true", help="leave the peer out")

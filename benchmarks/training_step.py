@@ -189,7 +189,7 @@ def draw_clusters(
 
 
 def take_step(model: Gen2Embed, collator: BaseDataCollator, loss: torch.nn.Module, rows: list[dict[str, Any]]) -> float:
-    """Makes one step, leaves its gradients in the model, and returns the loss."""
+    """Make one step, leaves its gradients in the model, and return the loss."""
     model.zero_grad()
     batch = collator(rows)
     features = []
@@ -202,12 +202,12 @@ def take_step(model: Gen2Embed, collator: BaseDataCollator, loss: torch.nn.Modul
 
 
 def on_device(features: dict[str, Any], model: Gen2Embed) -> dict[str, Any]:
-    """The features, where the model is."""
+    """Return the features, where the model is."""
     return {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in features.items()}
 
 
 def gradients(model: Gen2Embed) -> list[torch.Tensor]:
-    """What the adapter got."""
+    """Return what the adapter got."""
     return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
 
 
@@ -226,7 +226,7 @@ def floor_flops(model: Gen2Embed, rows: list[dict[str, Any]]) -> float:
 
 
 def memory_of(factor: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The memory figures of a batch size, each from a process of its own."""
+    """Return the memory figures of a batch size, each from a process of its own."""
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     results = []
     for switch in ([], ["--no_reuse"]):
@@ -237,7 +237,7 @@ def memory_of(factor: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def step_memory(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The peak of a step at `memory_factor` sub-batches, above model and batch."""
+    """Return the peak of a step at `memory_factor` sub-batches, above model and batch."""
     model = Gen2Embed("gen2embed-mini", device=arguments.device)
     add_adapter(model)
     rng = np.random.default_rng(0)
@@ -261,7 +261,7 @@ def step_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def resident(field: str) -> int:
-    """Bytes of memory that this process occupies now (VmRSS), or did at most (VmHWM)."""
+    """Return bytes of memory that this process occupies now (VmRSS), or did at most (VmHWM)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 

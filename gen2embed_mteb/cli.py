@@ -145,14 +145,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _load(options: Any, min_side: int) -> Any:
-    """The model; it leaves resizing to bulk encoding, and enlarges alike."""
+    """Return the model; it leaves resizing to bulk encoding, and enlarges alike."""
     from gen2embed_mteb.embedder.model import Gen2Embed
 
     return Gen2Embed(options.model_name, layout=options.layout, min_side=min_side, **options.arguments())
 
 
 def _benchmark(name: str, arguments: argparse.Namespace) -> tuple[Any, Any, str, str]:
-    """What runs the benchmark, what checks its output folder, and where its data and images are."""
+    """Return what runs the benchmark, what checks its output folder, and where its data and images are."""
     from gen2embed_mteb.evaluation.run_folder import check_reports
     from gen2embed_mteb.mini.places import crepe_places, evaluation_places
 

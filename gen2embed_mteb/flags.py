@@ -217,7 +217,7 @@ def _add_flag(
 
 
 def _default(field: dataclasses.Field[Any], defaults: Mapping[str, Any]) -> tuple[Any, bool]:
-    """A flag's default, and whether it must be given."""
+    """Return a flag's default, and whether it must be given."""
     if field.name in defaults:
         return defaults[field.name], False
     if field.default is not dataclasses.MISSING:
@@ -228,14 +228,14 @@ def _default(field: dataclasses.Field[Any], defaults: Mapping[str, Any]) -> tupl
 
 
 def _ending(facts: Mapping[str, Any], default: Any) -> str:
-    """What follows a help text: the choices, and the default where the text does not state one."""
+    """Return what follows a help text: the choices, and the default where the text does not state one."""
     ending = f": {', '.join(filter(None, facts['choices']))}" if facts.get("choices") else ""
     stated = "default:" in facts["help"] or (not default and default != 0) or default is False
     return ending if stated else f"{ending} (default: {default})"
 
 
 def _type_of(hint: Any) -> tuple[Any, int | str]:
-    """What makes a value of a word, and how many words there are: 0 for one, "+" or a number."""
+    """Return what makes a value of a word, and how many words there are: 0 for one, "+" or a number."""
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) in (tuple, list):

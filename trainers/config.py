@@ -40,7 +40,7 @@ class TrainConfig(Recipe):
     eval_limit: int | None = option("rows per dataset, from the first (default: all)", default=None, least=1)
 
     def __post_init__(self) -> None:
-        """Checks every value.
+        """Check every value.
 
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.

@@ -120,7 +120,7 @@ def fine_tune(
 
 @contextlib.contextmanager
 def _quiet(folder: OwnedFolder) -> Iterator[None]:
-    """Keeps what the trainer prints in a file: a bar on a terminal is all that is left between the demo's own lines."""
+    """Keep what the trainer prints in a file: a bar on a terminal is all that is left between the demo's own lines."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -45,7 +45,7 @@ class MmebEvaluator(BaseEvaluator):
     def __call__(
         self, model: Gen2Embed, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Evaluates the model.
+        """Evaluate the model.
 
         Args:
             model: The model, with whatever weights it has now.

@@ -72,7 +72,7 @@ _DECISIVE_ARGUMENTS = (
 
 
 def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
-    """Trains and saves a model.
+    """Train and save a model.
 
     Args:
         config: What to train, on what.
@@ -156,7 +156,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
 
 
 def _inputs(config: TrainConfig) -> dict[str, str | Path]:
-    """What the run reads, by flag."""
+    """Return what the run reads, by flag."""
     processed = Path(config.processed_data_path).expanduser()
     return {
         "model_name": resolve(config.model_name) or config.model_name,
@@ -169,7 +169,7 @@ def _inputs(config: TrainConfig) -> dict[str, str | Path]:
 
 
 def _last_evaluation(trainer: SahaTrainer) -> dict[str, float]:
-    """The figures of the model that is saved; evaluated here unless the last step was."""
+    """Return the figures of the model that is saved; evaluated here unless the last step was."""
     if trainer.evaluator is None:
         return {}
     last: dict[str, float] = trainer.state.log_history[-2] if len(trainer.state.log_history) > 1 else {}
@@ -236,7 +236,7 @@ def _evaluator(config: TrainConfig, args: SahaTrainingArguments) -> MmebEvaluato
 
 
 def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequence[Sampling]) -> dict[str, Any]:
-    """What was run: with equal `recipe`, `arguments` and `sampling` a run can be resumed."""
+    """Return what was run: with equal `recipe`, `arguments` and `sampling` a run can be resumed."""
     evaluation = {"eval_benchmark", "eval_data_dir", "eval_image_dir", "eval_subsets", "eval_limit"}
     places = {"processed_data_path", "data_dir", "image_dir", "follow_links"}
     settings = dataclasses.asdict(config)
@@ -251,7 +251,7 @@ def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequenc
 
 
 def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[TrainConfig, SahaTrainingArguments]:
-    """Reads flags; the size of a batch that is not given follows the method of the sampling files.
+    """Read flags; the size of a batch that is not given follows the method of the sampling files.
 
     Args:
         argv: The flags; None: those of the command line.
@@ -305,7 +305,7 @@ def _of(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Reads flags, trains, and says where the result is; arguments and errors as in `parse` and `train`."""
+    """Read flags, trains, and say where the result is; arguments and errors as in `parse` and `train`."""
     config, args = parse(argv, prog)
     train(config, args)
     if args.process_index == 0:

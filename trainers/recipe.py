@@ -27,12 +27,12 @@ Plain hard negatives take in-batch's: Table VII compares them with it."""
 
 
 def bf16_supported() -> bool:
-    """Whether the machine computes in bfloat16; processors do too, but most of them slower than in float32."""
+    """Return whether the machine computes in bfloat16; processors do too, but most of them slower than in float32."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def recipe_batch(method: str, cluster_size: int) -> int:
-    """The recipe's pairs a process and step, whole clusters.
+    """Return the recipe's pairs a process and step, whole clusters.
 
     Args:
         method: One of `files.METHODS`.
@@ -93,7 +93,7 @@ class SahaTrainingArguments(SentenceTransformerTrainingArguments):
     save_steps: float = option("optimizer steps between two checkpoints", default=200)
 
     def __post_init__(self) -> None:
-        """Checks every value; without an accelerator, memory is not pinned for one, as with `use_cpu`."""
+        """Check every value; without an accelerator, memory is not pinned for one, as with `use_cpu`."""
         for name in _FINITE:
             if not math.isfinite(value := getattr(self, name)):
                 raise Gen2EmbedError(f"{name} is {value}; pass a finite number")
@@ -130,7 +130,7 @@ class Recipe(ImageOptions):
     )
 
     def __post_init__(self) -> None:
-        """Checks every value.
+        """Check every value.
 
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.

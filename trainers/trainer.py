@@ -130,17 +130,17 @@ class SahaTrainer(SentenceTransformerTrainer):
             model.model_card_data.usage_examples = self._usage_examples(train_dataset)
 
     def get_data_collator(self, model: Gen2Embed, args: Any, processing_class: Any = None) -> Any:
-        """The stock collator, which opens cells first."""
+        """Return the stock collator, which opens cells first."""
         collator = super().get_data_collator(model, args, processing_class)
         collator.preprocess_fn = self._reader
         return collator
 
     def get_default_loss(self, model: Gen2Embed) -> torch.nn.Module:
-        """The recipe's loss, gathered across devices where there are several."""
+        """Return the recipe's loss, gathered across devices where there are several."""
         return SahaLoss(model, gather_across_devices=self.args.world_size > 1)
 
     def _usage_examples(self, dataset: Dataset, num_candidates: int = 3) -> list[Any]:
-        """A query and the first distinct candidates, as a user passes them to the model."""
+        """Return a query and the first distinct candidates, as a user passes them to the model."""
         query, candidate = dataset.column_names[:2]
         stored = [dataset[0][query]]
         for number in range(min(100, len(dataset))):
@@ -183,7 +183,7 @@ class SahaTrainer(SentenceTransformerTrainer):
             self.args.eval_on_start = eval_on_start
 
     def _checkpoint(self, wanted: str | bool | None) -> Path | None:
-        """The checkpoint to go on at, proved to be whole; None to begin anew."""
+        """Return the checkpoint to go on at, proved to be whole; None to begin anew."""
         if not wanted:
             return None
         if wanted is not True:
@@ -298,7 +298,7 @@ class SahaTrainer(SentenceTransformerTrainer):
 
     @contextlib.contextmanager
     def _new_checkpoint(self, target: Path) -> Iterator[Path]:
-        """A checkpoint's temporary folder, the same for all processes; renamed when all have written into it."""
+        """Return a checkpoint's temporary folder, the same for all processes; renamed when all have written into it."""
         token = [new_token()]
         if self.args.world_size > 1:
             broadcast_object_list(token)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def generation_of(script: Path) -> ModuleType:
-    """The module that knows a script's generation, `v1` or `v2`.
+    """Return the module that knows a script's generation, `v1` or `v2`.
 
     Args:
         script: VLM2Vec's `eval.py`, in its checkout.

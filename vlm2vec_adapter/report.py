@@ -95,7 +95,7 @@ def read_run(folder: Path) -> Run:
 
 
 def leaderboard_json(run: Run, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The entry that the MMEB leaderboard takes.
+    """Return the entry that the MMEB leaderboard takes.
 
     Args:
         run: the run.
@@ -178,7 +178,7 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
 
 
 def _notes(run: Run) -> list[str]:
-    """What a reader of the averages has to know."""
+    """Return what a reader of the averages has to know."""
     notes = []
     limit = require_one_run(run.folder).get("settings", {}).get("limit")
     if limit is not None:

@@ -38,7 +38,7 @@ def start() -> None:
 
 
 def command_for(words: list[str]) -> list[str] | None:
-    """The command line with the adapter in front of the script.
+    """Return the command line with the adapter in front of the script.
 
     Args:
         words: a command line as `sys.orig_argv` has it, the interpreter first.
@@ -56,7 +56,7 @@ def command_for(words: list[str]) -> list[str] | None:
 
 
 def _place_of_script(words: list[str]) -> int | None:
-    """Where the script stands; `None` under `-c` and `-m`, and where the program is read from elsewhere."""
+    """Return where the script stands; `None` under `-c` and `-m`, and where the program is read from elsewhere."""
     place = 1
     while place < len(words) and words[place].startswith("-"):
         flag = words[place]

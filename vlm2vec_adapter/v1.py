@@ -24,7 +24,7 @@ VENDORED = ("src.vlm_backbone",)
 
 
 def describe_datasets(data_args: Any) -> Mapping[str, Mapping[str, Any]]:
-    """What decides the rows of each dataset of a run."""
+    """Return what decides the rows of each dataset of a run."""
     source = {"dataset_name": data_args.dataset_name, "dataset_split": data_args.dataset_split}
     return dict.fromkeys(data_args.subset_name or (), source)
 
@@ -42,7 +42,7 @@ def install(session: Session) -> None:
 
 
 def _process_batch(model_inputs: dict[str, Any], processor: Any, max_length: int | None = None) -> dict[str, Any]:
-    """What v1's collator calls: the rows of a batch, which bring along how they are prepared."""
+    """Return what v1's collator calls: the rows of a batch, which bring along how they are prepared."""
     rows = [row for group in model_inputs["text"] for row in group]
     return {KEY: rows[0].prepare(rows)}
 

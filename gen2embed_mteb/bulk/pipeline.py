@@ -75,7 +75,7 @@ class Pipeline:
     def __init__(
         self, encoder: StagedEncoder, open_input: Callable[[str, tuple[str, ...]], dict[str, Any]], num_workers: int
     ) -> None:
-        """Keeps the parts; no thread is started yet."""
+        """Keep the parts; no thread is started yet."""
         self.encoder = encoder
         self.open_input = open_input
         self.num_workers = num_workers
@@ -158,14 +158,14 @@ class Stages:
         return entries, self._prepare([entry for entry in entries if isinstance(entry, dict)])
 
     def _prepare(self, inputs: list[dict[str, Any]]) -> Any:
-        """The prepared batch; `None` of nothing; the error of an input that the encoder refuses."""
+        """Return the prepared batch; `None` of nothing; the error of an input that the encoder refuses."""
         try:
             return self._encoder.prepare(self._side, inputs) if inputs else None
         except ValueError as error:
             return error
 
     def _encode(self, inputs: list[dict[str, Any]], prepared: Any, tokens: int) -> list[_Row]:
-        """Runs one batch; halves it when memory runs out, and takes it apart when the encoder refuses it."""
+        """Run one batch; halves it when memory runs out, and take it apart when the encoder refuses it."""
         if not inputs:
             return []
         pipeline = self._pipeline
@@ -210,7 +210,7 @@ class Stages:
 
 
 def _checked(vectors: npt.NDArray[np.float32], count: int) -> list[_Row]:
-    """Splits the encoder's answer into rows and holds it to its contract."""
+    """Split the encoder's answer into rows and hold it to its contract."""
     if vectors.ndim != 2 or len(vectors) != count:
         raise TypeError(f"the encoder returned shape {vectors.shape} for {count} inputs; expected ({count}, d)")
     rows: list[_Row] = []

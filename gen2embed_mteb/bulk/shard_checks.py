@@ -67,7 +67,7 @@ def parse_marker(data: bytes) -> dict[str, Any]:
 
 
 def _marker_fault(marker: dict[str, Any]) -> str:
-    """What is wrong with a marker; empty if nothing is."""
+    """Return what is wrong with a marker; empty if nothing is."""
     digests, counts = ("key", "identity", "sha256"), ("rows", "num_halvings")
     expected = {"made_by", "version", "format", "errors", *digests, *counts}
     if marker.keys() != expected:

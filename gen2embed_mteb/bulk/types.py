@@ -31,10 +31,10 @@ class Encoder(Protocol):
     """
 
     def encode_query(self, inputs: list[dict[str, Any]], /) -> Any:
-        """Encodes queries: (n, d) float32 unit rows."""
+        """Encode queries: (n, d) float32 unit rows."""
 
     def encode_document(self, inputs: list[dict[str, Any]], /) -> Any:
-        """Encodes candidates: (n, d) float32 unit rows."""
+        """Encode candidates: (n, d) float32 unit rows."""
 
 
 @runtime_checkable
@@ -46,17 +46,17 @@ class StagedEncoder(Protocol):
         """How many tokens a call should have, padding included, where the model is."""
 
     def count_tokens(self, side: Side, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
-        """The lengths of n inputs in tokens, from their texts and the (width, height) of their images."""
+        """Return the lengths of n inputs in tokens, from their texts and the (width, height) of their images."""
 
     def prepare(self, side: Side, inputs: list[dict[str, Any]]) -> Any:
         """Everything before the model, on the CPU; called from one thread."""
 
     def encode_prepared(self, side: Side, batch: Any) -> Any:
-        """(n, d) float32 unit rows of what `prepare` returned."""
+        """Return (n, d) float32 unit rows of what `prepare` returned."""
 
 
 def staged(encoder: Encoder) -> StagedEncoder:
-    """The encoder, as one that works in stages."""
+    """Return the encoder, as one that works in stages."""
     return encoder if isinstance(encoder, StagedEncoder) else _Unstaged(encoder)
 
 

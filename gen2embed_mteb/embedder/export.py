@@ -39,7 +39,7 @@ def export(
 
 
 def empty_directory(path: str | Path) -> Path:
-    """The path, if nothing is there yet that writing could mix with.
+    """Return the path, if nothing is there yet that writing could mix with.
 
     Raises:
         FileExistsError: the path is a file, or a directory that is not empty.

@@ -85,7 +85,7 @@ def fingerprint(model: Gen2Embed) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """A configuration without what decides nothing, and without what is unset."""
+    """Return a configuration without what decides nothing, and without what is unset."""
     if isinstance(value, Mapping):
         kept = {str(key): _canonical(part) for key, part in value.items() if str(key) not in _NOT_DECISIVE}
         return {key: part for key, part in kept.items() if part not in (None, {}, []) and part is not False}
@@ -97,7 +97,7 @@ def _canonical(value: Any) -> Any:
 
 
 def _module_settings(module: Any) -> dict[str, Any]:
-    """A module's class and configuration, those of modules in it included (`Router`)."""
+    """Return a module's class and configuration, those of modules in it included (`Router`)."""
     inner = [part for part in module.modules() if part is not module and hasattr(part, "get_config_dict")]
     return {
         "class": type(module).__name__,
@@ -107,7 +107,7 @@ def _module_settings(module: Any) -> dict[str, Any]:
 
 
 def _adapter_settings(model: Any) -> list[dict[str, Any]]:
-    """What decides how a layer uses its adapters, besides their weights."""
+    """Return what decides how a layer uses its adapters, besides their weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
@@ -130,7 +130,7 @@ def _adapter_settings(model: Any) -> list[dict[str, Any]]:
 
 
 def _tokenizer_settings(tokenizer: Any) -> bytes:
-    """The tokenizer without the cutting and padding of the call before, which decide no vector."""
+    """Return the tokenizer without the cutting and padding of the call before, which decide no vector."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.update(truncation=None, padding=None)
     return json.dumps(state, sort_keys=True).encode()

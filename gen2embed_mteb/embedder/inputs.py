@@ -45,7 +45,7 @@ class Content:
     system: str | None = None
 
     def as_messages(self) -> list[dict[str, Any]]:
-        """The conversation, images first, as chat templates read it."""
+        """Return the conversation, images first, as chat templates read it."""
         parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in self.images]
         if self.text:
             parts.append({"type": "text", "text": self.text})
@@ -165,13 +165,13 @@ def _is_stored(value: Any) -> bool:
 
 
 def _as_list(images: Any) -> list[Any]:
-    """The images of a cell, without what is missing: tables write `None` or an empty path for that."""
+    """Return the images of a cell, without what is missing: tables write `None` or an empty path for that."""
     given = list(images) if isinstance(images, (list, tuple)) else [images]
     return [image for image in given if image is not None and not (isinstance(image, str) and image == "")]
 
 
 def _listed(sample: Mapping[str, Any]) -> list[Any]:
-    """The images of a dict, under either key, each of a known type."""
+    """Return the images of a dict, under either key, each of a known type."""
     first, second = _as_list(sample.get("image")), _as_list(sample.get("images"))
     if first and second:
         raise TypeError('cannot encode a dict with both "image" and "images": put all images under one of them')
@@ -189,7 +189,7 @@ def _not_an_image(value: Any) -> TypeError:
 
 
 def _conversation(sample: Any, opened: _Open) -> Content:
-    """A chat conversation; its user turns are joined, as the templates do."""
+    """Return a chat conversation; its user turns are joined, as the templates do."""
     system: str | None = None
     text, images = "", []
     messages = sample if isinstance(sample, list) else [sample]
@@ -230,7 +230,7 @@ def _required(image: Any) -> Any:
 def _opened(
     image: Any, image_root: str | Path | None, source: ImageSource | None, *, exif_orientation: bool
 ) -> tuple[str, Image.Image]:
-    """An image of a known type, as RGB, and its name."""
+    """Return an image of a known type, as RGB, and its name."""
     if isinstance(image, Image.Image):
         return "<PIL image>", to_rgb(upright(image) if exif_orientation else image)
     if isinstance(image, dict):

@@ -109,11 +109,11 @@ class Gen2Embed(SentenceTransformer):
             self.max_seq_length = max_length
 
     def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:
-        """What the parent class calls to load a model: as ever, but every file is checked before it is read."""
+        """Load a model as the parent class does, which calls this, but check every file before it is read."""
         return checked_loading.load_modules(self, super()._load_modules, model_name_or_path, **kwargs)
 
     def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[list[torch.nn.Module], dict]:
-        """What the parent class calls for a model that was not saved by sentence-transformers."""
+        """Load a model that was not saved by sentence-transformers; the parent class calls this."""
         self._is_base = True
         if not kwargs.get("local_files_only") and not Path(model_name_or_path).is_dir():
             self.model_card_data.set_base_model(model_name_or_path, revision=kwargs.get("revision"))
@@ -205,7 +205,7 @@ class Gen2Embed(SentenceTransformer):
     def count_tokens(
         self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]], task: str | None = None
     ) -> list[int]:
-        """Lengths of inputs in tokens, prompt and images included, without opening or rendering any of them.
+        """Return lengths of inputs in tokens, prompt and images included, without opening or rendering any of them.
 
         Args:
             texts: n texts.
@@ -222,7 +222,7 @@ class Gen2Embed(SentenceTransformer):
         return lengths if longest is None else [min(length, longest) for length in lengths]
 
     def render(self, sample: Any, task: str | None = None) -> str:
-        """The conversation as the model reads it, each image as its one marker.
+        """Return the conversation as the model reads it, each image as its one marker.
 
         Args:
             sample: one input.
@@ -281,7 +281,7 @@ class Gen2Embed(SentenceTransformer):
         return super().encode(inputs, prompt_name, prompt, *args, **kwargs)
 
     def side_prompt(self, task: str) -> str | None:
-        """The system prompt in `prompts` that `encode_query` and `encode_document` use, if there is one.
+        """Return the system prompt in `prompts` that `encode_query` and `encode_document` use, if there is one.
 
         Args:
             task: "query" or "document".
@@ -336,12 +336,14 @@ class Gen2Embed(SentenceTransformer):
 
     @classmethod
     def _load_with_module_classes(cls, model_name_or_path: str, module_classes: Any, **kwargs: Any) -> Gen2Embed:
-        """What the stock trainer loads a checkpoint with, to copy its weights: all of their bits, beside the model."""
+        """Return what the stock trainer loads a checkpoint with, to copy its weights: all of their bits, beside the
+        model.
+        """
         kwargs = {"device": "cpu", "model_kwargs": {"dtype": torch.float32}, **kwargs}
         return super()._load_with_module_classes(model_name_or_path, module_classes, **kwargs)
 
     def _inexpressible(self) -> str:
-        """The setting that no stock module can express; empty if all can be."""
+        """Return the setting that no stock module can express; empty if all can be."""
         if self._layout == "official" and self._family.mrope:
             return "layout='official'"
         options = self.image_options
@@ -358,13 +360,13 @@ class Gen2Embed(SentenceTransformer):
         return content
 
     def _broken_up(self, text: str) -> str:
-        """The text with a space inside every control token, so that it is read as text."""
+        """Return the text with a space inside every control token, so that it is read as text."""
         for token in self.processor.tokenizer.all_special_tokens:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
     def _count_rendered(self, content: Content, side: str | None) -> int:
-        """Tokens of the rendered conversation, each image counted as its one marker."""
+        """Return tokens of the rendered conversation, each image counted as its one marker."""
         tokenizer = self.processor.tokenizer
         ids = tokenizer.apply_chat_template(
             content.as_messages(),

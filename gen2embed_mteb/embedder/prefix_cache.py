@@ -72,7 +72,7 @@ class PrefixEncoder:
     """
 
     def __init__(self, model: Gen2Embed, *, reuse_prefix: bool = True) -> None:
-        """Keeps the model; a side's prefix is run when the side is first used.
+        """Keep the model; a side's prefix is run when the side is first used.
 
         Raises:
             Gen2EmbedError: The model has a module that needs more than the pooled vector.
@@ -90,7 +90,7 @@ class PrefixEncoder:
     def count_tokens(
         self, side: Side, texts: Sequence[str], image_sizes: Sequence[Sequence[tuple[int, int]]]
     ) -> list[int]:
-        """How many tokens of each input are run: prompt and image tokens included, the shared beginning not.
+        """Return how many tokens of each input are run: prompt and image tokens included, the shared beginning not.
 
         Args:
             side: `query` or `document`.
@@ -131,7 +131,7 @@ class PrefixEncoder:
 
     @torch.inference_mode()
     def encode_prepared(self, side: Side, batch: Prepared) -> npt.NDArray[np.float32]:
-        """Runs a prepared batch: (n, d) float32 unit rows."""
+        """Run a prepared batch: (n, d) float32 unit rows."""
         device, cache = self._model.device, None
         if batch.num_shared:
             rows = len(batch.input_ids)
@@ -153,11 +153,11 @@ class PrefixEncoder:
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
     def encode_query(self, inputs: list[dict[str, Any]], /) -> npt.NDArray[np.float32]:
-        """Encodes queries: (n, d) float32 unit rows."""
+        """Encode queries: (n, d) float32 unit rows."""
         return self.encode_prepared("query", self.prepare("query", inputs))
 
     def encode_document(self, inputs: list[dict[str, Any]], /) -> npt.NDArray[np.float32]:
-        """Encodes candidates: (n, d) float32 unit rows."""
+        """Encode candidates: (n, d) float32 unit rows."""
         return self.encode_prepared("document", self.prepare("document", inputs))
 
     def _preprocess(self, side: Side, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -186,7 +186,9 @@ class PrefixEncoder:
         return torch.as_tensor(positions)
 
     def _num_shared(self, side: Side, input_ids: torch.Tensor, shortest: int) -> int:
-        """How many tokens of the side's prefix all rows begin with; a text may merge with the prompt's last token."""
+        """Return how many tokens of the side's prefix all rows begin with; a text may merge with the prompt's last
+        token.
+        """
         if not self._reuse_prefix:
             return 0
         prefix = self._prefix(side).token_ids
@@ -218,7 +220,9 @@ class PrefixEncoder:
 
 
 def attends_to_all(config: Any) -> bool:
-    """Whether every decoder layer of a model of this configuration keeps all keys: a sliding window drops a prefix."""
+    """Return whether every decoder layer of a model of this configuration keeps all keys: a sliding window drops a
+    prefix.
+    """
     config = config.get_text_config()
     types = getattr(config, "layer_types", None)
     if types is not None:

@@ -79,7 +79,9 @@ class HierarchicalPrompt:
 
 
 def _axes(system: bool, query: str, document: str) -> HierarchicalPrompt:
-    """A row of Table III: the system prompt on or off, and per side no representation prompt, one, or one with OW."""
+    """Return a row of Table III: the system prompt on or off, and per side no representation prompt, one, or one with
+    OW.
+    """
     texts = {
         "": ("", ""),
         "rep": (_REPRESENT_TEXT_NO_OW, _REPRESENT_IMAGE_NO_OW),
@@ -128,7 +130,7 @@ DEFAULT = "hierarchical"
 
 
 def side_of(name: object, argument: str) -> Side | None:
-    """The side that a name stands for, in any case; `None` for `None`.
+    """Return the side that a name stands for, in any case; `None` for `None`.
 
     Args:
         name: what the caller passed.

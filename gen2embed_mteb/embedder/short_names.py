@@ -80,7 +80,7 @@ _SHADOWED = ("_load_modules", "_load_default_modules", "_module_classes")
 
 
 def _loaders(model: Any) -> dict[str, Any]:
-    """What stands in for a model's own loading: the same, with every file checked before it is read."""
+    """Return what stands in for a model's own loading: the same, with every file checked before it is read."""
     from gen2embed_mteb.embedder.model_folder.checked_loading import load_modules, module_classes
 
     stock = model._load_modules

@@ -42,11 +42,11 @@ class Fitter:
         self._prompts: dict[tuple[int, str | None], int] = {}
 
     def image_tokens(self, images: tuple[Image.Image, ...]) -> list[int]:
-        """The number of tokens each image becomes."""
+        """Return the number of tokens each image becomes."""
         return self.image_tokens_of_sizes([image.size for image in images])
 
     def image_tokens_of_sizes(self, sizes: Sequence[Size]) -> list[int]:
-        """The number of tokens that images of these (width, height) in pixels become.
+        """Return the number of tokens that images of these (width, height) in pixels become.
 
         Raises:
             ValueError: the processor refuses one of them: Qwen's do, where the sides differ by more than 200 to 1.
@@ -63,7 +63,7 @@ class Fitter:
             ) from error
 
     def count_all(self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
-        """The number of tokens of many inputs, up to a token or two where text and prompt merge.
+        """Return the number of tokens of many inputs, up to a token or two where text and prompt merge.
 
         Args:
             texts: n texts.
@@ -85,14 +85,14 @@ class Fitter:
             return [(size, self._tokens_or_none(size)) for size in sizes]
 
     def _tokens_or_none(self, size: Size) -> int:
-        """The tokens of one image; 0 of one that the processor refuses, which is said when it is prepared."""
+        """Return the tokens of one image; 0 of one that the processor refuses, which is said when it is prepared."""
         try:
             return self.image_tokens_of_sizes([size])[0]
         except Gen2EmbedError:
             return 0
 
     def count(self, content: Content) -> int:
-        """The number of tokens that reach the model for this input."""
+        """Return the number of tokens that reach the model for this input."""
         tokens = self.image_tokens(content.images)
         return self._count_rendered(content) - len(tokens) + sum(tokens)
 
@@ -122,7 +122,7 @@ class Fitter:
         return self._without_text(content, max_length) if best is None else best
 
     def _longest(self, content: Content, num_tokens: int, max_length: int) -> Content | None:
-        """The content with as much of its text as fits; `None` if not even an empty text does.
+        """Return the content with as much of its text as fits; `None` if not even an empty text does.
 
         The text's own tokens are only a guess, as they merge differently where the text meets the prompt.
         """
@@ -159,13 +159,15 @@ class Fitter:
         return len(self._plain(_MARKERS.sub("", text))["input_ids"])
 
     def _plain(self, text: str | list[str]) -> Any:
-        """A text, or several, as tokens, control tokens in it being plain text, as they are when it is rendered."""
+        """Return a text, or several, as tokens; control tokens in it are plain text, as when it is rendered."""
         return self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
 
     def _cut(self, text: str, num_tokens: int) -> str:
-        """The longest beginning of the text of at most `num_tokens` tokens; image markers stay and count nothing."""
+        """Return the longest beginning of the text of at most `num_tokens` tokens; image markers stay and count
+        nothing.
+        """
         kept = []
         for piece in _MARKERS.split(text):
             end = len(piece)
@@ -181,7 +183,9 @@ class Fitter:
     def _reduced(
         self, images: tuple[Image.Image, ...], wanted: int, room: int, max_length: int
     ) -> tuple[Image.Image, ...]:
-        """The images at a lower resolution: at most `wanted` tokens, or, if they will not go lower, at most `room`."""
+        """Return the images at a lower resolution: at most `wanted` tokens, or, if they will not go lower, at most
+        `room`.
+        """
         tokens = sum(self.image_tokens(images))
         best: tuple[int, tuple[Image.Image, ...]] = (tokens, images)
         scale = math.sqrt(max(wanted, 1) / tokens)

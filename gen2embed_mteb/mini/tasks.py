@@ -111,7 +111,7 @@ def _pairs(rng: np.random.Generator, count: int) -> list[Picture]:
 
 
 def scene_key(scene: Scene) -> str:
-    """A scene as one string; equal scenes, equal keys."""
+    """Return a scene as one string; equal scenes, equal keys."""
     return "; ".join(" ".join((t.size, t.color, t.shape, t.place)) for t in scene.things) + f"; {scene.background}"
 
 
@@ -137,7 +137,7 @@ def _question(rng: np.random.Generator, picture: Picture) -> Pair:
 
 
 def _relation_questions(rng: np.random.Generator, count: int) -> list[Pair]:
-    """What stands beside a named thing: the answer is the other thing, the named one the hard candidate."""
+    """Return what stands beside a named thing: the answer is the other thing, the named one the hard candidate."""
     rows = []
     for picture in _pairs(rng, count):
         asked, other = (picture.scene.things[i] for i in rng.permutation(2))
@@ -168,7 +168,7 @@ def _images_to_captions(pictures_of: Artist) -> Maker:
 
 
 def _changes(rng: np.random.Generator, count: int) -> list[Pair]:
-    """An image and a change to it; the unchanged scene, drawn again, is the hard candidate."""
+    """Return an image and a change to it; the unchanged scene, drawn again, is the hard candidate."""
     rows = []
     for picture in _singles(rng, count):
         text, thing = language.change(rng, picture.scene.things[0], list(COLORS), SHAPES)
@@ -179,7 +179,7 @@ def _changes(rng: np.random.Generator, count: int) -> list[Pair]:
 
 
 def _web_pages(rng: np.random.Generator, count: int) -> list[Pair]:
-    """A text-only query that carries an image marker, as WebQA's do; candidates are images with captions."""
+    """Return a text-only query that carries an image marker, as WebQA's do; candidates are images with captions."""
     rows = []
     for picture in _singles(rng, count):
         target = Target(language.caption(rng, picture.scene), picture.pixels, scene_key(picture.scene))

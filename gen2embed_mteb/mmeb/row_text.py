@@ -34,7 +34,7 @@ _NUMBERED_MARKER = re.compile(r"<\|image_(\d+)\|>(?:[ \t]*\n|[ \t])?")
 
 
 def drop_unmatched_markers(text: str, num_images: int) -> str:
-    r"""Removes every `<|image_N|>` for which there is no image.
+    r"""Remove every `<|image_N|>` for which there is no image.
 
     Args:
         text: A text of MMEB.
@@ -47,7 +47,7 @@ def drop_unmatched_markers(text: str, num_images: int) -> str:
 
 
 def compose_query(form: Form, instruction: str, text: str) -> str:
-    r"""Puts a V2 query together as V1 has it.
+    r"""Put a V2 query together as V1 has it.
 
     Args:
         form: The dataset's form.
@@ -68,7 +68,7 @@ def compose_query(form: Form, instruction: str, text: str) -> str:
 
 
 def compose_candidates(form: Form, instruction: str, texts: Sequence[str]) -> list[str]:
-    r"""Puts the V2 candidates of one row together as V1 has them.
+    r"""Put the V2 candidates of one row together as V1 has them.
 
     Args:
         form: The dataset's form.

@@ -38,7 +38,7 @@ class CellReader:
         image_options: ImageOptions | None = None,
         max_length: int | None = None,
     ) -> None:
-        """Keeps the parts; opens nothing yet."""
+        """Keep the parts; open nothing yet."""
         self._model = model
         self._images = images
         self._image_options = image_options or ImageOptions(resize="square-448")
@@ -67,7 +67,7 @@ class CellReader:
         return self._model.preprocess(contents, prompt=prompt, task=task, processing_kwargs=padding, **self._limit)
 
     def content(self, cell: Any) -> Content:
-        """Opens one cell."""
+        """Open one cell."""
         if isinstance(cell, dict) and "role" not in cell:
             text, images = read_cell(cell)
             cell = {"text": text, "image": list(images)}

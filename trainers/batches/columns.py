@@ -14,7 +14,7 @@ from gen2embed_mteb.names import Side
 def roles_of(
     columns: Sequence[str], prompt: HierarchicalPrompt, *, query_prompt_in_training: bool = True
 ) -> dict[str, Side]:
-    """The role of every column, as sentence-transformers' `router_mapping` takes it.
+    """Return the role of every column, as sentence-transformers' `router_mapping` takes it.
 
     Args:
         columns: The columns in order; the first holds the queries.

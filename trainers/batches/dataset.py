@@ -89,7 +89,7 @@ class DatasetClusters:
         return int(self.rows.shape[1])
 
     def __len__(self) -> int:
-        """The number of clusters."""
+        """Return the number of clusters."""
         return len(self.rows)
 
     def __repr__(self) -> str:
@@ -131,7 +131,7 @@ class OpenInputs:
         self._images, self._options = images, ImageOptions(resize=resize_policy, min_side=min_side)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
-        """Opens a batch of rows, given column by column.
+        """Open a batch of rows, given column by column.
 
         Raises:
             ImageError: An image cannot be opened.
@@ -139,7 +139,7 @@ class OpenInputs:
         return {column: [self.open(cell) for cell in cells] for column, cells in batch.items()}
 
     def open(self, cell: Mapping[str, Any]) -> dict[str, Any]:
-        """Opens one cell.
+        """Open one cell.
 
         Args:
             cell: `{"text": str, "image": [path, …]}`.
@@ -156,7 +156,7 @@ class OpenInputs:
 
 
 def training_dataset(data: TrainingData, sampling: Sampling | Sequence[Sampling], seed: int = 0) -> TrainingSet:
-    """Builds the dataset of one or several sampled subsets.
+    """Build the dataset of one or several sampled subsets.
 
     Args:
         data: The opened training data; subsets without a sampling file are left out.
@@ -260,14 +260,14 @@ def _read(subset: TrainingSubset, sampling: Sampling, used: npt.NDArray[np.int64
 
 
 def _from(order: list[int], start: int) -> Iterable[int]:
-    """A shuffled deck, begun at another card for every row: cut, not shuffled again."""
+    """Return a shuffled deck, begun at another card for every row: cut, not shuffled again."""
     cut = start % len(order)
     yield from order[cut:]
     yield from order[:cut]
 
 
 def _topped_up(own: list[Item], positive: Item, k: int, deck: Iterable[Item]) -> list[Item]:
-    """A row's negatives, brought to k from the deck; if that has too few, they come again."""
+    """Return a row's negatives, brought to k from the deck; if that has too few, they come again."""
     chosen = list(own)
     for card in deck:
         if len(chosen) == k:

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: int | None = None) -> list[Sampling]:
-    """Reads sampling files.
+    """Read sampling files.
 
     Args:
         path: A folder that `gen2embed sample` wrote, or one of its files.
@@ -67,7 +67,7 @@ def open_sampled_data(
     follow_links: bool = False,
     exif_orientation: bool = False,
 ) -> TrainingData:
-    """Opens the training data that was sampled.
+    """Open the training data that was sampled.
 
     Args:
         samplings: Sampling files of one run.

@@ -129,7 +129,7 @@ class SahaBatchSampler(DefaultBatchSampler):
         return len(self) * self.batch_size // self.clusters.width - len(self.clusters)
 
     def __len__(self) -> int:
-        """Batches an epoch, of all processes together; the same in every epoch."""
+        """Batch an epoch, of all processes together; the same in every epoch."""
         return self.num_processes * sum(-(-len(group) // self._per_step) for group in self._groups)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -146,7 +146,7 @@ class SahaBatchSampler(DefaultBatchSampler):
         return np.random.default_rng((self.seed, self.epoch))
 
     def _plan(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """The epoch's clusters, (steps, clusters a step)."""
+        """Return the epoch's clusters, (steps, clusters a step)."""
         # `resize` begins again at the front; a step is no longer than the group, so nothing is in it twice.
         steps = [
             np.resize(rng.permutation(group), (-(-len(group) // self._per_step), self._per_step))
@@ -155,7 +155,7 @@ class SahaBatchSampler(DefaultBatchSampler):
         return rng.permutation(np.concatenate(steps))
 
     def _neighbourly(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """A step with each batch's clusters of one subset side by side.
+        """Return a step with each batch's clusters of one subset side by side.
 
         The loss does not know an order, but a sub-batch is as wide as its longest row: images apart from labels.
         """

@@ -30,7 +30,7 @@ class CachedImages(ImageSource):
     """
 
     def __init__(self, root: Path | None, cache: Path, **options: Any) -> None:
-        """Checks the root."""
+        """Check the root."""
         if root is None:
             cache.mkdir(parents=True, exist_ok=True)
         super().__init__(root if root is not None else cache, **options)
@@ -38,7 +38,7 @@ class CachedImages(ImageSource):
         self._kept: set[str] = set()
 
     def keep(self, data: bytes) -> str:
-        """Keeps an encoded image.
+        """Keep an encoded image.
 
         Args:
             data: The bytes of an image file.
@@ -63,7 +63,7 @@ class CachedImages(ImageSource):
         return EMBEDDED + digest
 
     def open(self, path: str) -> Image.Image:
-        """Opens one image as RGB; see `ImageSource.open`."""
+        """Open one image as RGB; see `ImageSource.open`."""
         data = self._embedded(path)
         return super().open(path) if data is None else decode(io.BytesIO(data), path, max_pixels=self.max_pixels)
 
@@ -73,7 +73,7 @@ class CachedImages(ImageSource):
         return super().facts(path) if data is None else facts_of(data, path, max_pixels=self.max_pixels)
 
     def _embedded(self, path: str) -> bytes | None:
-        """The bytes of an embedded image, compared with their digest; None for any other path."""
+        """Return the bytes of an embedded image, compared with their digest; None for any other path."""
         digest = path.removeprefix(EMBEDDED)
         if digest == path or not re.fullmatch("[0-9a-f]{64}", digest):
             return None

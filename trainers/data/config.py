@@ -33,7 +33,7 @@ class DataConfig(RowLimits):
     exif_orientation: bool = option("turn images as their EXIF data says", default=False)
 
     def __post_init__(self) -> None:
-        """Checks every value.
+        """Check every value.
 
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.

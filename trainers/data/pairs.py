@@ -35,7 +35,7 @@ class Table(Protocol):
     def rows(
         self, columns: Sequence[str], limit: int | None = None, limits: RowLimits | None = None
     ) -> Iterator[dict[str, Any] | RowFault]:
-        """Reads rows in order."""
+        """Read rows in order."""
 
 
 class _Content(NamedTuple):
@@ -73,7 +73,7 @@ class PairSubset:
         return self.table.source
 
     def rows(self) -> Iterator[TrainRow | BadRow]:
-        """Reads the pairs in order; embedded images are kept on the way.
+        """Read the pairs in order; embedded images are kept on the way.
 
         Raises:
             DataError: The file is damaged.
@@ -83,7 +83,7 @@ class PairSubset:
             yield row if isinstance(row, BadRow) else TrainRow(index, self._kept(row[0]), self._kept(row[1]), None)
 
     def require_usable(self) -> None:
-        """Looks for one row that can be used, before hours of work.
+        """Look for one row that can be used, before hours of work.
 
         Raises:
             DataError: There is none among the first; the message says what is wrong with them.

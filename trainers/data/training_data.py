@@ -83,7 +83,7 @@ class TrainingSubset(Protocol):
         """The file or Hub id, for messages."""
 
     def rows(self) -> Iterator[TrainRow | BadRow]:
-        """Reads the pairs in order."""
+        """Read the pairs in order."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class MmebSubset:
         return self.table.source
 
     def rows(self) -> Iterator[TrainRow | BadRow]:
-        """Reads the pairs in order.
+        """Read the pairs in order.
 
         Raises:
             DataError: The file is damaged.
@@ -116,7 +116,7 @@ class MmebSubset:
         return read_train_rows(self.table, self.limit, self.limits)
 
     def columns(self) -> Iterator[dict[str, Any]]:
-        """Reads the rows as they are, MMEB-train's columns by name; all None in a row that cannot be read.
+        """Read the rows as they are, MMEB-train's columns by name; all None in a row that cannot be read.
 
         Raises:
             DataError: The file is damaged.
@@ -143,7 +143,7 @@ class TrainingData:
 
 
 def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
-    """Opens every subset and checks its columns; reads no rows.
+    """Open every subset and check its columns; read no rows.
 
     Args:
         config: Which data.
@@ -182,7 +182,9 @@ def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
 
 
 def _training_sets(benchmark: Benchmark, subsets: Sequence[str], found: Sequence[str]) -> list[DatasetInfo]:
-    """The subsets that were asked for, or all: the benchmark's training sets, then folders of its form beside them."""
+    """Return the subsets that were asked for, or all: the benchmark's training sets, then folders of its form beside
+    them.
+    """
     with_training = [dataset for dataset in benchmark.datasets if dataset.in_domain]
     names = {folder for dataset in with_training for folder in dataset.folders}
     # Only its name and its folder are used of such a record.
@@ -203,7 +205,7 @@ def _benchmark_of(found: Sequence[str]) -> Benchmark:
 
 
 def _mmeb_folders(root: Path, split: str) -> list[str]:
-    """The folders with files of the split in MMEB-train's form, by name."""
+    """Return the folders with files of the split in MMEB-train's form, by name."""
     inside = [path for parent in (root, root / "data") if parent.is_dir() for path in parent.iterdir()]
     names = {path.name for path in inside if path != root / "data" and is_utf8(path.name) and split_files(path, split)}
     return sorted(names)
@@ -262,7 +264,7 @@ def _two_columns(table: Table, wanted: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _local_tables(path: Path, split: str) -> tuple[dict[str, list[Path]], str]:
-    """The files of each table of a local file or folder, by subset name, and the split that they are of.
+    """Return the files of each table of a local file or folder, by subset name, and the split that they are of.
 
     Raises:
         DataError: There are none, or none of that split, or it is not clear which are.
@@ -303,7 +305,7 @@ def _is_table(file: Path) -> bool:
 
 
 def _saved_split(path: Path, split: str) -> str:
-    """The split of a folder of `save_to_disk`; it knows its own."""
+    """Return the split of a folder of `save_to_disk`; it knows its own."""
     try:
         saved = str(json.loads(require_regular(path / "state.json").read_bytes())["_split"] or "")
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -315,7 +317,7 @@ def _saved_split(path: Path, split: str) -> str:
 
 
 def _open_table(name: str, files: Sequence[Path], *, whole: bool) -> Table:
-    """Opens a table; `whole` demands all its shards."""
+    """Open a table; `whole` demands all its shards."""
     import datasets
 
     if files[0].is_dir():
@@ -351,7 +353,7 @@ def _hub_tables(config: DataConfig, names: Sequence[str], split: str) -> dict[st
 
 
 def _chosen(subsets: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The names that were asked for, or all, in the order of all."""
+    """Return the names that were asked for, or all, in the order of all."""
     chosen = {lookup(name, {known: known for known in names}, "subset", names) for name in subsets}
     return [name for name in names if not subsets or name in chosen]
 

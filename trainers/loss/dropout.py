@@ -9,7 +9,7 @@ from torch import nn
 
 
 def has_dropout(modules: Iterable[nn.Module], config: Any) -> bool:
-    """Whether any of these modules drops anything while it trains.
+    """Return whether any of these modules drops anything while it trains.
 
     Args:
         modules: The modules of the part, an adapter's among them.

@@ -22,7 +22,7 @@ _KEPT = ("pooler_output", "deepstack_features")
 
 
 def has_frozen_vision(model: nn.Module) -> bool:
-    """Whether images become the same tokens in both passes, whatever the step trains.
+    """Return whether images become the same tokens in both passes, whatever the step trains.
 
     Args:
         model: The inner model of a multimodal family, as `AutoModel` loads it.
@@ -42,7 +42,7 @@ def has_frozen_vision(model: nn.Module) -> bool:
 
 @contextmanager
 def reusing_image_features(model: nn.Module, kept: dict[int, Any], number: int, *, keep: bool) -> Iterator[None]:
-    """Lets a forward pass take its image tokens from an earlier one.
+    """Let a forward pass take its image tokens from an earlier one.
 
     Args:
         model: A model with `has_frozen_vision`.

@@ -32,7 +32,7 @@ _PER_IMAGE = {"deepstack_visual_embeds"}
 
 
 def can_share_prefix(model: nn.Module) -> bool:
-    """Whether the rows of a mini-batch may share what they begin with.
+    """Return whether the rows of a mini-batch may share what they begin with.
 
     Args:
         model: The inner model of a multimodal family, as `AutoModel` loads it.
@@ -49,7 +49,7 @@ def can_share_prefix(model: nn.Module) -> bool:
 
 
 def gains_from_sharing(model: nn.Module) -> bool:
-    """Whether sharing saves time and changes nothing but rounding.
+    """Return whether sharing saves time and changes nothing but rounding.
 
     Args:
         model: The inner model of a multimodal family, as `AutoModel` loads it.
@@ -64,7 +64,7 @@ def gains_from_sharing(model: nn.Module) -> bool:
 
 @contextmanager
 def sharing_prefix(model: nn.Module) -> Iterator[None]:
-    """Lets the decoder run what its rows begin with once.
+    """Let the decoder run what its rows begin with once.
 
     Args:
         model: A model with `can_share_prefix`, whose inputs are not padded on the left.

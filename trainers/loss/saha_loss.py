@@ -99,7 +99,7 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         return self.loss.gather_across_devices and get_world_size() > 1
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             sentence_features: One dict of features a column, B rows each.
@@ -166,7 +166,7 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
     def embed_minibatch(
         self, sentence_feature: dict[str, Any], begin: int, end: int, with_grad: bool, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
-        """Embeds rows `begin` to `end` of a column; called by the base class, twice where gradients are wanted."""
+        """Embed rows `begin` to `end` of a column; called by the base class, twice where gradients are wanted."""
         keep = torch.is_grad_enabled() and not with_grad
         column = sentence_feature if isinstance(sentence_feature, _Column) else None
         with column.saving_work(begin, keep=keep) if column is not None else nullcontext():
@@ -178,7 +178,7 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         return bool(self.share_prefix) or gains_from_sharing(model)
 
     def get_config_dict(self) -> dict[str, Any]:
-        """The settings, for model cards."""
+        """Return the settings, for model cards."""
         return {**super().get_config_dict(), "mask_equal_positives": self.mask_equal_positives}
 
 
@@ -186,7 +186,7 @@ class _Column(dict[str, Any]):
     """The features of a column, and how its mini-batches save work; it lives as long as its batch."""
 
     def __init__(self, features: dict[str, Any], model: torch.nn.Module, *, frozen_vision: bool, prefix: bool) -> None:
-        """Keeps what `forward` found out about the model, once a step."""
+        """Keep what `forward` found out about the model, once a step."""
         super().__init__(features)
         self._model, self._frozen_vision, self._prefix = model, frozen_vision, prefix
         self._image_features: dict[int, Any] = {}

@@ -14,7 +14,7 @@ _CARD_SECTION_BEFORE = "\n### Framework Versions"
 
 
 def data_section(samplings: Sequence[Sampling], training_set: TrainingSet, base_model: str) -> str:
-    """Says in Markdown where the training batches came from.
+    """Say in Markdown where the training batches came from.
 
     Args:
         samplings: The sampling files.

@@ -170,12 +170,12 @@ class Figures(TrainerCallback):
             write_in_scratch(folder / FIGURES_FILE, text.encode())
 
     def _gathered(self, value: torch.Tensor) -> list[float]:
-        """The value of each process."""
+        """Return the value of each process."""
         found = self._trainer.accelerator.gather(value.detach().reshape(1))
         return [float(one) if found.is_floating_point() else int(one) for one in found.tolist()]
 
     def _evaluators(self) -> list[Any]:
-        """The evaluators whose figures the card shows."""
+        """Return the evaluators whose figures the card shows."""
         evaluator = self._trainer.evaluator
         if evaluator is None:
             return []

@@ -92,7 +92,7 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
     devices: Sequence[str] | None = None,
     tile: int = TILE,
 ) -> Clusters:
-    """Mines clusters of hard negatives. The result is a function of the first seven arguments alone.
+    """Mine clusters of hard negatives. The result is a function of the first seven arguments alone.
 
     Two candidates, or two owners, are compared by their inner products with the anchor (`canonical_scores`: exact,
     rounded to float32), equal ones by the smaller index.
@@ -215,7 +215,7 @@ class _Miner:
         self.phases: list[int] = []
 
     def run(self, phase: int) -> None:
-        """Goes once over the queries that are still unused."""
+        """Go once over the queries that are still unused."""
         self.taken = np.zeros_like(self.used)
         self.free = self.owners.copy()
         self.any_free = self.free > 0
@@ -281,7 +281,7 @@ class _Miner:
             self.crowd.drop(self.places[cluster])
 
     def _first(self, anchor: int, candidates: Integers, scores: Floats, count: int) -> Integers:
-        """The `count` candidates most similar to the anchor; with `labelled` in canonical order, else in any."""
+        """Return the `count` candidates most similar to the anchor; with `labelled` in canonical order, else in any."""
         error = self.search.error
         first, stop = (0, len(candidates)) if len(candidates) <= count else contested_places(scores, count, error)
         if self.labelled:
@@ -316,7 +316,7 @@ class _Miner:
         return places[near], scores[near]
 
     def _most_similar(self, anchor: int, candidates: Integers) -> tuple[Integers, Floats, Integers, Integers]:
-        """The owners of some candidates with few: see `Crowd.most_similar`."""
+        """Return the owners of some candidates with few: see `Crowd.most_similar`."""
         counts = self.owners[candidates]
         groups = np.repeat(np.arange(len(candidates)), counts)
         places = np.repeat(self.starts[candidates] - (np.cumsum(counts) - counts), counts) + np.arange(len(groups))
@@ -329,7 +329,7 @@ class _Miner:
         return places, scores, near, groups[near]
 
     def _settle(self, anchor: int, places: Integers, near: Integers, groups: Integers) -> Integers:
-        """Keeps of each group the canonically most similar of those that are within the error of its best."""
+        """Keep of each group the canonically most similar of those that are within the error of its best."""
         queries = self.by_positive[places[near]]
         exact = np.zeros(len(near), np.float32)
         contested = np.flatnonzero(np.bincount(groups)[groups] > 1)
@@ -358,7 +358,7 @@ class _Miner:
         return near[first_in_order(-self._exact(anchor, near), near, self.k)]
 
     def fill(self) -> None:
-        """Gives every query still unused a place: in the first cluster it fits in, or in one of its own."""
+        """Give every query still unused a place: in the first cluster it fits in, or in one of its own."""
         following = list(range(len(self.anchors) + 1))
         for cluster, members in enumerate(self.members):
             if len(members) == self.k:
@@ -385,7 +385,7 @@ class _Miner:
         return any(self.positives[query] == positive for query in (self.anchors[cluster], *self.members[cluster]))
 
     def result(self) -> Clusters:
-        """Pads the lists into arrays, and adds the similarities."""
+        """Pad the lists into arrays, and adds the similarities."""
         members = np.full((len(self.anchors), self.k), -1, np.int64)
         for cluster, queries in enumerate(self.members):
             members[cluster, : len(queries)] = queries
@@ -404,7 +404,7 @@ class _Miner:
 
 
 def _open_from(following: list[int], cluster: int) -> int:
-    """The first open cluster from one on (union-find with path halving: `following` of an open one is itself)."""
+    """Return the first open cluster from one onwards (union-find, path halving: `following` of an open one is itself)."""
     while following[cluster] != cluster:
         following[cluster] = following[following[cluster]]
         cluster = following[cluster]

@@ -42,7 +42,7 @@ def hard_negatives(
     *,
     backend: Backend = "auto",
 ) -> Negatives:
-    """Finds the global top-k of every query, exactly.
+    """Find the global top-k of every query, exactly.
 
     Args:
         query_embeddings: (N, d) unit rows.

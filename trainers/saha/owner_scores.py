@@ -45,13 +45,13 @@ class Crowd:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets which owners are free."""
+        """Forget which owners are free."""
         self.held = np.empty(0, np.int64)
         self.copy: torch.Tensor | None = None
         self.scores: Floats = np.empty((0, 0), np.float32)
 
     def score(self, vectors: torch.Tensor, free: npt.NDArray[np.bool_] | None) -> None:
-        """Multiplies a block of anchors with the owners.
+        """Multiply a block of anchors with the owners.
 
         Args:
             vectors: (block, d) anchors.
@@ -74,13 +74,13 @@ class Crowd:
             self.scores[:, ~free[self.by_positive[self.held]]] = -np.inf
 
     def drop(self, places: Integers) -> None:
-        """Takes owners out of what remains of the block."""
+        """Take owners out of what remains of the block."""
         if self.count:
             columns = self.column[places]
             self.scores[:, columns[columns >= 0]] = -np.inf
 
     def most_similar(self, row: int, candidates: Integers) -> tuple[Integers, Floats, Integers, Integers]:
-        """Finds each candidate's owner most similar to an anchor, and others as similar within the error.
+        """Find each candidate's owner most similar to an anchor, and others as similar within the error.
 
         Args:
             row: The anchor's row in the block.
@@ -135,12 +135,12 @@ class LookAhead:
         self.scale = 1.0
 
     def size(self, waiting: int) -> int:
-        """The next block's size, for so many unused queries."""
+        """Return the next block's size, for so many unused queries."""
         size = int(self.scale * (36 * waiting / self.k) ** 0.5) // _SMALLEST_BLOCK * _SMALLEST_BLOCK
         return min(self.most, max(_SMALLEST_BLOCK, size))
 
     def learn(self, size: int, wasted: int) -> None:
-        """Takes note of how many of a block's queries had been used up when their turn came."""
+        """Take note of how many of a block's queries had been used up when their turn came."""
         if wasted > 0.2 * size:
             self.scale *= 0.7
         elif wasted < 0.06 * size:

@@ -30,7 +30,7 @@ _FIXED_POINT = 2.0**50
 
 
 def as_tensor(vectors: Vectors) -> torch.Tensor:
-    """Views vectors as a tensor, without a copy where NumPy's layout allows it.
+    """View vectors as a tensor, without a copy where NumPy's layout allows it.
 
     Args:
         vectors: An array or tensor of floating point numbers.
@@ -47,7 +47,7 @@ def as_tensor(vectors: Vectors) -> torch.Tensor:
 
 
 def check_unit_rows(vectors: Vectors, name: str) -> torch.Tensor:
-    """Refuses what is not a matrix of unit vectors.
+    """Refuse what is not a matrix of unit vectors.
 
     Args:
         vectors: (n, d), float16, bfloat16, float32 or float64.
@@ -82,7 +82,7 @@ def check_unit_rows(vectors: Vectors, name: str) -> torch.Tensor:
 
 
 def error_bound(terms: int) -> float:
-    """Bounds how far a float32 inner product of unit vectors can be from the canonical one.
+    """Bound how far a float32 inner product of unit vectors can be from the canonical one.
 
     A sum of products in which no product goes through more than n roundings, in whatever order, with or without fused
     multiply-add, is within n u / (1 - n u) of the truth, times sum |a_i b_i| <= |a| |b| (Higham, Accuracy and Stability
@@ -98,17 +98,19 @@ def error_bound(terms: int) -> float:
 
 
 def sliced_terms(dimensions: int) -> int:
-    """The n of `error_bound` for `sliced_product`."""
+    """Return the n of `error_bound` for `sliced_product`."""
     return min(dimensions, SLICE) + -(-dimensions // SLICE)
 
 
 def aligned(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """An uninitialised float32 matrix whose rows begin on a cache line: others make a product up to a third slower."""
+    """Return an uninitialised float32 matrix whose rows begin on a cache line: others make a product up to a third
+    slower.
+    """
     return torch.empty((rows, -(-columns // 16) * 16), device=device)[:, :columns]
 
 
 def sliced_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Multiplies `left @ right.T`, a slice of the columns at a time.
+    """Multiply `left @ right.T`, a slice of the columns at a time.
 
     That is hardly slower (BLAS works in slices itself, but promises nothing), and the error of a long sum is bounded
     four times as well, so that fewer places are contested.
@@ -129,7 +131,7 @@ def sliced_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | 
 
 
 def canonical_scores(left: Floats, right: Floats) -> Floats:
-    """Scores pairs of unit vectors, reproducibly.
+    """Score pairs of unit vectors, reproducibly.
 
     A product of two float32 is exact in float64. Each is rounded to a multiple of 2^-50; the sum of those is exact in
     float64 (it stays under 2^53 multiples), hence the same in every order; it is rounded to float32.
@@ -149,7 +151,7 @@ def canonical_scores(left: Floats, right: Floats) -> Floats:
 
 
 def take(vectors: torch.Tensor, index: Integers, room: Floats | None = None) -> Floats:
-    """Gathers rows as float32 on the CPU: in NumPy, which begins a small thing in a fifth of the time torch takes.
+    """Gather rows as float32 on the CPU: in NumPy, which begins a small thing in a fifth of the time torch takes.
 
     Args:
         vectors: (n, d).
@@ -169,7 +171,7 @@ def take(vectors: torch.Tensor, index: Integers, room: Floats | None = None) -> 
 
 
 def first_in_order(scores: Floats, index: Integers, count: int) -> Integers:
-    """Orders by score, the best first, equal scores by the smaller index.
+    """Order by score, the best first, equal scores by the smaller index.
 
     Args:
         scores: (n,) canonical scores.
@@ -184,7 +186,7 @@ def first_in_order(scores: Floats, index: Integers, count: int) -> Integers:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Holds matrix products to float32, whatever autocast or TF32 the caller has on: `error_bound` relies on it."""
+    """Hold matrix products to float32, whatever autocast or TF32 the caller has on: `error_bound` relies on it."""
     settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [setting.fp32_precision for setting in settings]
     with ExitStack() as stack:
@@ -202,7 +204,7 @@ def full_precision() -> Iterator[None]:
 
 
 def on_device(vectors: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Moves vectors to a GPU that has room for them twice over; elsewhere they stay, and tiles are sent as needed.
+    """Move vectors to a GPU that has room for them twice over; elsewhere they stay, and tiles are sent as needed.
 
     Args:
         vectors: (n, d).
@@ -218,7 +220,7 @@ def on_device(vectors: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def contested_places(scores: Floats, k: int, error: float) -> tuple[int, int]:
-    """Says which places of a list might, after canonical scoring, fall on the other side of the k-th.
+    """Say which places of a list might, after canonical scoring, fall on the other side of the k-th.
 
     Args:
         scores: Approximate scores, descending, more than k.
@@ -238,7 +240,7 @@ def contested_places(scores: Floats, k: int, error: float) -> tuple[int, int]:
 
 
 def pair_scores(left: torch.Tensor, rows: Integers, right: torch.Tensor, columns: Integers) -> Floats:
-    """Scores pairs canonically, a bounded number at a time.
+    """Score pairs canonically, a bounded number at a time.
 
     Args:
         left: (n, d) unit vectors.

@@ -66,7 +66,7 @@ class _Found:
     scores: Floats
 
     def where(self, keep: npt.NDArray[np.bool_] | Integers) -> _Found:
-        """Those that a mask keeps, or in a given order."""
+        """Return those that a mask keeps, or in a given order."""
         return _Found(self.rows[keep], self.columns[keep], self.scores[keep])
 
 
@@ -94,7 +94,7 @@ class ExactSearch:
         devices: Sequence[str] | None = None,
         tile: int = TILE,
     ) -> None:
-        """Checks the vectors and shares them out among the devices."""
+        """Check the vectors and shares them out among the devices."""
         self.candidates = check_unit_rows(candidates, "candidate_embeddings")
         if tile < 1:
             raise Gen2EmbedError(f"tile is {tile}; give how many candidates to score at a time, 1 or more")
@@ -109,7 +109,7 @@ class ExactSearch:
         self.error = self._scans[0].error
 
     def top_k(self, queries: Vectors, k: int) -> tuple[Integers, Floats]:
-        """Finds and orders.
+        """Find and order.
 
         Args:
             queries: (n, d) unit vectors.
@@ -134,7 +134,7 @@ class ExactSearch:
         return columns, scores
 
     def pools(self, queries: Vectors, k: int, exclude: Integers | None = None) -> tuple[list[Integers], list[Floats]]:
-        """Finds the same candidates as `top_k`, but scores canonically only where the k-th place is contested.
+        """Find the same candidates as `top_k`, but scores canonically only where the k-th place is contested.
 
         Args:
             queries: (n, d) unit vectors.
@@ -187,7 +187,7 @@ class ExactSearch:
         return _merge(parts, len(queries), k, self.error)
 
     def _canonical(self, queries: torch.Tensor, rows: Integers, columns: Integers, expected: int = 0) -> Floats:
-        """Scores pairs; where they are many more than expected, the reason is copies, and one of each is scored."""
+        """Score pairs; where they are many more than expected, the reason is copies, and one of each is scored."""
         if len(columns) <= (expected + _SLACK) * len(queries):
             return pair_scores(queries, rows, self.candidates, columns)
         pairs, inverse = np.unique(rows * len(self.candidates) + self._first_copy[columns], return_inverse=True)
@@ -207,7 +207,7 @@ class ExactSearch:
     def _settle(
         self, queries: torch.Tensor, found: _Found, k: int, columns: list[Integers], scores: list[Floats]
     ) -> None:
-        """Sorts what step 1 kept and cuts it to k, the contested places canonically; appends to the two lists."""
+        """Sort what step 1 kept and cut it to k, the contested places canonically; appends to the two lists."""
         order = np.lexsort((-found.scores, found.rows))
         found = found.where(order)
         ends = np.cumsum(np.bincount(found.rows, minlength=len(queries)))
@@ -267,7 +267,7 @@ def _choose(backend: str, devices: list[torch.device]) -> type[_TorchScan | _Fai
 
 
 def _kth_best(rows: Integers, scores: Floats, count: int, k: int) -> Floats:
-    """The k-th best score of each of `count` rows; minus infinity where a row has fewer."""
+    """Return the k-th best score of each of `count` rows; minus infinity where a row has fewer."""
     ordered = scores[np.lexsort((-scores, rows))]
     counts = np.bincount(rows, minlength=count)
     last = np.cumsum(counts) - counts + k - 1
@@ -275,7 +275,7 @@ def _kth_best(rows: Integers, scores: Floats, count: int, k: int) -> Floats:
 
 
 def _merge(parts: Sequence[_Found], count: int, k: int, error: float) -> _Found:
-    """Joins what several scans kept, dropping what the others' scores rule out."""
+    """Join what several scans kept, dropping what the others' scores rule out."""
     rows = np.concatenate([part.rows for part in parts])
     columns = np.concatenate([part.columns for part in parts])
     scores = np.concatenate([part.scores for part in parts])
@@ -333,7 +333,7 @@ class _TorchScan:
 
 
 def _kth_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """The k-th largest of each column."""
+    """Return the k-th largest of each column."""
     if scores.device.type != "cpu":
         return scores.topk(k, dim=0, sorted=False).values.amin(0)
     # Six times as fast as torch's on a CPU.

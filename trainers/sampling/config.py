@@ -49,7 +49,7 @@ class SampleConfig(DataConfig, EncodingConfig):
     )
 
     def __post_init__(self) -> None:
-        """Checks every value, so that a run never fails on one hours later.
+        """Check every value, so that a run never fails on one hours later.
 
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.
@@ -74,7 +74,7 @@ class SampleConfig(DataConfig, EncodingConfig):
         return self.folder / "images-cache"
 
     def decisive(self, subset: str) -> dict[str, Any]:
-        """The settings that decide a subset's clusters; None where the method does not use one."""
+        """Return the settings that decide a subset's clusters; None where the method does not use one."""
         saha = self.method == "saha"
         return {
             "num_hard_negatives": 0 if self.method == "in-batch" else self.num_hard_negatives,

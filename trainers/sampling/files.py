@@ -109,7 +109,7 @@ class Sampling:
     clusters: SampledClusters
 
     def require_data(self, digest: str) -> None:
-        """Checks that row ids refer to the data at hand.
+        """Check that row ids refer to the data at hand.
 
         Args:
             digest: `RowsDigest` of its rows.
@@ -133,7 +133,7 @@ class RowsDigest:
         self._digest = hashlib.blake2b(digest_size=16)
 
     def add(self, row: TrainRow | BadRow) -> None:
-        """Takes the next row."""
+        """Take the next row."""
         content = [row.index, row.query, row.positive] if isinstance(row, TrainRow) else [row.index]
         self._digest.update(json.dumps(content).encode() + b"\n")
 
@@ -200,7 +200,7 @@ def _as_parquet(clusters: SampledClusters) -> bytes:
 
 
 def read_sampling(path: str | Path, methods: Sequence[str] = METHODS) -> Sampling:
-    """Reads a subset's clusters and its record.
+    """Read a subset's clusters and its record.
 
     Args:
         path: `<subset>.parquet` or `<subset>.json`; the other is expected beside it.
@@ -272,7 +272,7 @@ def _from_parquet(path: Path, data: bytes, record: Mapping[str, Any]) -> Sampled
 
 
 def _numbers(column: Any, dtype: Any) -> npt.NDArray[Any]:
-    """A column's values; a null or a text among them is an error, not a number."""
+    """Return a column's values; a null or a text among them is an error, not a number."""
     if column.null_count:
         raise Gen2EmbedError("a value is null")
     values = column.to_numpy(zero_copy_only=False) if not hasattr(column, "chunks") else column.to_numpy()
@@ -299,7 +299,7 @@ def _check(path: Path, clusters: SampledClusters, num_rows: int) -> None:
 
 
 def write_official(path: Path, clusters: SampledClusters, rows: Iterable[Mapping[str, Any]], method: str) -> None:
-    """Writes the official code's JSON.
+    """Write the official code's JSON.
 
     Args:
         path: `<subset>_hard_negatives.json`.
@@ -326,7 +326,7 @@ def write_official(path: Path, clusters: SampledClusters, rows: Iterable[Mapping
 
 
 def read_official(path: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[str, SampledClusters]:
-    """Reads the official code's JSON, whoever wrote it.
+    """Read the official code's JSON, whoever wrote it.
 
     Args:
         path: `<subset>_hard_negatives.json`.

@@ -102,7 +102,7 @@ def _check_place(data: TrainingData, config: SampleConfig) -> None:
 
 
 def _is_of_split(path: Path, root: Path, splits: Collection[str]) -> bool:
-    """Whether a file lies where a split of MMEB-train's form is looked for; see `mmeb/tables.py`."""
+    """Return whether a file lies where a split of MMEB-train's form is looked for; see `mmeb/tables.py`."""
     if not path.is_relative_to(root):
         return False
     parts = path.relative_to(root).parts
@@ -119,7 +119,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _tables(data: TrainingData) -> Iterator[Path]:
-    """The local files that hold the rows."""
+    """Return the local files that hold the rows."""
     for subset in data.subsets:
         table = getattr(subset, "table", None)
         yield from getattr(table, "files", ())

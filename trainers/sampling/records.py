@@ -200,7 +200,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _look_up(record: dict[str, Any], field: str) -> tuple[Any, bool]:
-    """A field's value, and whether it is there."""
+    """Return a field's value, and whether it is there."""
     section, _, name = field.rpartition(".")
     if not section:
         return record.get(field), field in record
@@ -216,6 +216,6 @@ def _require(field: str, value: Any, rule: _Rule) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value as JSON, cut where it is long."""
+    """Return a value as JSON, cut where it is long."""
     text = json.dumps(value, default=repr)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"

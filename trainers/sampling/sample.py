@@ -48,7 +48,7 @@ class SampleResult(RunSummary):
 
 
 def sample(encoder: Encoder | None, model: ModelRecord, data: TrainingData, config: SampleConfig) -> SampleResult:
-    """Samples every subset and writes its files into `config.output_dir`.
+    """Sample every subset and write its files into `config.output_dir`.
 
     Args:
         encoder: The model; None will do for `in-batch`.
@@ -114,7 +114,7 @@ def sample(encoder: Encoder | None, model: ModelRecord, data: TrainingData, conf
 def _encode_share(
     encoder: Encoder | None, runs: Sequence[SubsetRun], config: SampleConfig, start: float
 ) -> SampleResult:
-    """What every process but the first does; it has nothing to report."""
+    """Return what every process but the first does; it has nothing to report."""
     if encoder is not None and config.method != "in-batch":
         for run in runs:
             run.encode_share(encoder)
@@ -133,7 +133,7 @@ def _official_subsets(subsets: Sequence[TrainingSubset]) -> None:
 
 
 def text_table(result: SampleResult) -> str:
-    """The run as a table for the terminal.
+    """Return the run as a table for the terminal.
 
     Args:
         result: The run's outcome.

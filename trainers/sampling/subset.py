@@ -45,13 +45,13 @@ class SubsetRun:
     """One subset of a run: its rows, and what is made of them."""
 
     def __init__(self, subset: TrainingSubset, data: TrainingData, model: ModelRecord, config: SampleConfig) -> None:
-        """Keeps the parts; nothing is read yet."""
+        """Keep the parts; nothing is read yet."""
         self.subset = subset
         self._data, self._model, self._config = data, model, config
         self._path = config.folder / f"{subset.name}.json"
 
     def finished(self) -> dict[str, Any] | None:
-        """The record of this subset if it is done; None if it is to be made.
+        """Return the record of this subset if it is done; None if it is to be made.
 
         Raises:
             SamplingError: It was made otherwise, and may not be replaced.
@@ -93,11 +93,11 @@ class SubsetRun:
         return None
 
     def encode_share(self, encoder: Encoder) -> None:
-        """Makes this process's share of the vectors."""
+        """Make this process's share of the vectors."""
         self._encode(encoder, self._read().rows)
 
     def make(self, encoder: Encoder | None) -> tuple[dict[str, Any], SampledClusters, list[RowError]]:
-        """Encodes and mines."""
+        """Encode and mine."""
         start = time.monotonic()
         read = self._read()
         faults: dict[int, Fault] = {}
@@ -178,7 +178,7 @@ class SubsetRun:
         return bulk
 
     def _mine(self, bulk: BulkEncoder | None, rows: list[TrainRow]) -> tuple[SampledClusters, int]:
-        """Chooses negatives; returns them in row ids, and the number of distinct candidates."""
+        """Choose negatives; return them in row ids, and the number of distinct candidates."""
         config = self._config
         numbers: dict[Item, int] = {}
         firsts: dict[Hashable, Item] = {}
@@ -214,7 +214,7 @@ class SubsetRun:
         return SampledClusters(ids, _as_ids(found.candidates, owners), first_phase, found.similarities), len(numbers)
 
     def write_official(self) -> None:
-        """Writes the official code's form of a finished subset."""
+        """Write the official code's form of a finished subset."""
         if not isinstance(self.subset, MmebSubset):
             raise TypeError(f"{self.subset.source}: not in MMEB-train's form")
         sampling = read_sampling(self._path)

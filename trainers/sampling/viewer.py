@@ -74,7 +74,7 @@ def inspect(
     follow_links: bool = False,
     num_clusters: int = 20,
 ) -> Path:
-    """Writes a page of a subset's clusters, taken at even distances from the first to the last.
+    """Write a page of a subset's clusters, taken at even distances from the first to the last.
 
     Args:
         file: `<subset>.parquet` or `<subset>.json`, or the official code's `<subset>_hard_negatives.json`.
@@ -136,7 +136,7 @@ def inspect(
 
 
 def _stand_in(path: Path, data_dir: str) -> dict[str, Any]:
-    """What stands for the record of an official file, which has none."""
+    """Return what stands for the record of an official file, which has none."""
     if not data_dir:
         raise SamplingError(f"{path}: the official form does not say what it was made of; pass --data_dir")
     data = {"data_dir": data_dir, "image_dir": "", "split": "", "columns": (), "image_columns": (), "limit": None}

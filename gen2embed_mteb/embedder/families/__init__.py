@@ -25,7 +25,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (*QWEN, L
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a model.
+    """Return the family of a model.
 
     Args:
         model_type: `config.model_type` of the loaded model.
@@ -44,7 +44,7 @@ def family_of(model_type: str) -> Family:
 
 
 def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayout = "native") -> str:
-    """The Jinja chat template that renders this prompt for this family.
+    """Return the Jinja chat template that renders this prompt for this family.
 
     It needs nothing of this package: stock processors render it, with `task` ("query", "document" or undefined) and
     `add_generation_prompt` as variables. Its first line carries the prompt as JSON, which `prompt_of` reads back.

@@ -55,7 +55,7 @@ class Gen2EmbedMeta(ModelMeta):
 
 
 def as_meta(model: Model) -> Gen2EmbedMeta:
-    """Makes mteb's record of a model of the table."""
+    """Make mteb's record of a model of the table."""
     size = None if model.num_parameters is None else round(model.num_parameters * model.parameter_bytes / 2**20)
     on_hub = not Path(model.source).is_dir()
     return Gen2EmbedMeta(
@@ -87,7 +87,7 @@ def as_meta(model: Model) -> Gen2EmbedMeta:
 
 
 def meta_of(model: Gen2Embed) -> Gen2EmbedMeta:
-    """Makes mteb's record of a loaded model, whose revision follows from all that decides its vectors.
+    """Make mteb's record of a loaded model, whose revision follows from all that decides its vectors.
 
     Args:
         model: The model; its weights are read for the revision, about a second a gigabyte.
@@ -106,7 +106,7 @@ def meta_of(model: Gen2Embed) -> Gen2EmbedMeta:
 
 
 def load_gen2embed(name: str, revision: str | None = None, **kwargs: Any) -> Any:
-    """Loads a model for mteb; see `encoder.load`, which is imported when it is needed."""
+    """Load a model for mteb; see `encoder.load`, which is imported when it is needed."""
     from gen2embed_mteb.mteb_plugin.models.encoder import load
 
     return load(name, revision, **kwargs)

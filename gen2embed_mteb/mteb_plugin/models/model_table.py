@@ -209,7 +209,7 @@ HUB_MODELS = (
 
 
 def mini() -> Model:
-    """The embedded model; it saw none of mteb's data, MMEB-mini's training pairs included."""
+    """Return the embedded model; it saw none of mteb's data, MMEB-mini's training pairs included."""
     source = model_dir()
     facts = facts_of(source)
     return Model(
@@ -225,7 +225,7 @@ def mini() -> Model:
 
 
 def chosen() -> Model:
-    """What `gen2embed` stands for: Qwen2-VL-2B-Instruct, or what GEN2EMBED_MODEL names.
+    """Return what `gen2embed` stands for: Qwen2-VL-2B-Instruct, or what GEN2EMBED_MODEL names.
 
     Raises:
         FileNotFoundError: GEN2EMBED_MODEL is a path, and there is no directory there.
