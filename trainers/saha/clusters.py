@@ -404,7 +404,7 @@ class _Miner:
 
 
 def _open_from(following: list[int], cluster: int) -> int:
-    """Return the first open cluster from one onwards (union-find, path halving: `following` of an open one is itself)."""
+    """Return the first open cluster from one onwards (union-find: `following` of an open one is itself)."""
     while following[cluster] != cluster:
         following[cluster] = following[following[cluster]]
         cluster = following[cluster]
