@@ -28,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo test test-fast test-lowest: export HF_HUB_OFFLINE := 1
 # Two test processes on two cores: more threads in each would only wait for one another.
 test test-fast test-lowest: export OMP_NUM_THREADS := 1
-PYTEST := -m pytest -n 2 --dist loadfile
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-lowest docs lint format clean
 .DELETE_ON_ERROR:

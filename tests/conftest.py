@@ -13,6 +13,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first: at the end, one process would run the last of them while the other waits."""
+    slow: dict[Path, int] = {}
+    for item in items:
+        slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: -slow[item.path])  # stable
+
+
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny_dir(family)`: the directory of a tiny random model of a family, in the hub's layout."""

@@ -17,6 +17,8 @@ from gen2embed_mteb import Gen2Embed, cli
 from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.mini.tasks import tasks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from doc_blocks import PLAIN, ROOT, RUN, blocks_of, pages
 
+pytestmark = pytest.mark.slow
+
 PAGES = pages()
 REPOSITORY = "https://github.com/gen2embed/gen2embed"
 _LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")

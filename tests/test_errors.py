@@ -51,6 +51,7 @@ def test_the_command_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("writer", ["safetensors", "torch", "python"])
+@pytest.mark.slow
 def test_libraries_on_a_disk_without_room(tmp_path: Path, writer: str) -> None:
     """A limit on the size of files fails as a full disk does: in the middle of a write, in the library's own way."""
     code = f"""

@@ -15,6 +15,8 @@ from packaging.utils import canonicalize_name
 
 import gen2embed_mteb
 
+pytestmark = pytest.mark.slow
+
 LOADED = "import sys; print(*sorted(sys.modules))"
 HOOKED = "import sys; print('_Finder' in [type(f).__name__ for f in sys.meta_path])"
 ENCODE_MINI = """

@@ -59,6 +59,7 @@ def test_two_processes_make_each_shard_once_and_both_have_all_vectors(tmp_path: 
 
 
 @pytest.mark.parametrize("wait", [0.2, 0.5, 0.9])
+@pytest.mark.slow
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     tmp_path: Path, whole: dict[str, bytes], wait: float
 ) -> None:

@@ -138,6 +138,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 @pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.slow
 def test_large_rows_in_bounded_memory(tmp_path: Path, kind: str) -> None:
     make, reason = LARGE[kind]
     path = tmp_path / "large"

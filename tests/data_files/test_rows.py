@@ -25,6 +25,8 @@ from trainers.data.training_data import open_training_data
 from trainers.sampling.files import read_sampling
 from trainers.sampling.sample import ModelRecord, SampleConfig, sample
 
+pytestmark = pytest.mark.slow
+
 GOOD = eval_row("q\n", "", [("a", ""), ("b", "")])
 LIMITS = ["--max_text_chars", "2000", "--max_candidates", "50", "--max_row_bytes", "100000"]
 LONG, WIDE = "x" * 3000, 60

@@ -21,6 +21,8 @@ import gen2embed_mteb
 from gen2embed_mteb import Gen2Embed, HierarchicalPrompt
 from gen2embed_mteb.embedder.export import export
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(gen2embed_mteb.__file__).parents[1]
 HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
 

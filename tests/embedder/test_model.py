@@ -170,6 +170,7 @@ def test_control_tokens_in_the_users_text_are_text(tiny, pictures, family):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layout", ["native", "official"])
+@pytest.mark.slow
 def test_batched_equals_one_by_one(tiny, mixed, family, side, layout):
     model = tiny(family, layout=layout)
     before = model.tokenizer.padding_side
@@ -298,6 +299,7 @@ def test_pickling_keeps_everything(tiny_dir, mixed):
         close(again.encode_query(mixed), model.encode_query(mixed), 1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_vectors(tiny_dir, tiny, mixed):
     model = tiny("qwen2_vl")
     pool = model.start_multi_process_pool(["cpu", "cpu"])

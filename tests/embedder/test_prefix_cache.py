@@ -33,6 +33,7 @@ def inputs(pictures: list[Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("layout", ["native", "official"])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_vectors_are_those_of_the_full_forward(
     tiny: Any, inputs: list[dict[str, Any]], family: str, layout: str
 ) -> None:
@@ -144,6 +145,7 @@ def _behind(model: Any, name: str) -> None:
 
 @pytest.mark.parametrize("truncate_dim", [None, 8])
 @pytest.mark.parametrize("name", ["Dense", "Dense behind Normalize", "LayerNorm", "Router", "Dropout", "nothing"])
+@pytest.mark.slow
 def test_modules_behind_pooling_are_run(
     tiny_dir: Any, inputs: list[dict[str, Any]], name: str, truncate_dim: int | None
 ) -> None:

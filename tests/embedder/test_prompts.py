@@ -138,6 +138,7 @@ def test_every_strategy_has_the_texts_of_the_paper():
 
 @pytest.mark.parametrize("mode", [*TABLE_IV, "unime", "e5-v", "vladva"])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_gen2embed_renders_each_strategy(tiny, family, mode):
     model = tiny(family, prompt_mode=mode)
     for role, (text, images) in product(("query", "document"), SAMPLES.values()):
@@ -146,6 +147,7 @@ def test_gen2embed_renders_each_strategy(tiny, family, mode):
 
 @pytest.mark.parametrize("mode", [*TABLE_IV, "unime"])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_the_exported_processor_renders_each_strategy(exported, family, mode):
     from transformers import AutoProcessor
 
@@ -155,6 +157,7 @@ def test_the_exported_processor_renders_each_strategy(exported, family, mode):
         assert rendered == expected(family, TEXTS[mode], role, text, images)
 
 
+@pytest.mark.slow
 def test_every_strategy_renders_every_sample_in_both_layouts(stock):
     family, processor = stock
     for mode, layout in product(TEXTS, ("native", "official")):

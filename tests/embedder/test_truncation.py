@@ -74,6 +74,7 @@ def least_image_tokens(model: Gen2Embed, sizes: list[tuple[int, int]]) -> int:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_at_every_length_prompts_and_images_survive(tiny, family):
     model = tiny(family)
     bare = {role: len(model.preprocess([""], task=role)["input_ids"][0]) for role in ("query", "document")}

@@ -199,6 +199,7 @@ def test_the_demo_checks_its_folder_before_it_begins(
 
 
 @pytest.mark.parametrize("writes", [1, 4, 7, 10])
+@pytest.mark.slow
 def test_killed_while_reports_are_replaced_nothing_is_mixed(data: Path, tmp_path: Path, writes: int) -> None:
     """Whatever is left is refused by `report`, or of one run; the next run ends as if there had been none."""
     out = tmp_path / "out"

@@ -46,6 +46,7 @@ def test_there_are_the_43_mock_tasks_that_are_known(encoder: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MOCKS)
+@pytest.mark.slow
 def test_mock_task_runs(name: str, mock_results: Any) -> None:
     outcome = mock_results[name]  # None: skipped as not compatible; a `TaskError`: failed, for lack of a package also
     assert isinstance(outcome, mteb.TaskResult), outcome
@@ -142,6 +143,7 @@ def reaching(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.slow
 def test_what_reaches_the_model(name: str, encoder: Any, reaching: set[tuple[str, str]]) -> None:
     mteb.evaluate(encoder, MOCKS[name], cache=None, show_progress_bar=False)
     assert reaching == EXPECTED[name]

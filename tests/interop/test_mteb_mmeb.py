@@ -22,6 +22,8 @@ from gen2embed_mteb.mini import benchmark, crepe
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb.tables import DataError
 
+pytestmark = pytest.mark.slow
+
 DATASETS = [dataset.name for dataset in MMEB_MINI.datasets]
 SETS = ["swap_object", "swap_attribute", "replace_object", "replace_attribute", "replace_relation"]
 

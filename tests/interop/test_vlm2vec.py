@@ -29,6 +29,8 @@ from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.evaluate import evaluate
 
+pytestmark = pytest.mark.slow
+
 MODEL = ["--model_backbone", "gen2embed", "--model_name", "gen2embed-mini"]
 MAX_LEN = 256
 

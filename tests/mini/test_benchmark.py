@@ -16,6 +16,8 @@ from gen2embed_mteb.mini.digits import train_digits
 from gen2embed_mteb.mmeb.readers import EvalRow, TrainRow, read_eval_rows, read_train_rows
 from gen2embed_mteb.mmeb.tables import open_subset
 
+pytestmark = pytest.mark.slow
+
 IN_DOMAIN = [dataset for dataset in MMEB_MINI.datasets if dataset.in_domain]
 
 

@@ -12,6 +12,8 @@ from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from gen2embed_mteb.storage.owned_folder import LEDGER
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small(monkeypatch):

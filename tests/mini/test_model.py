@@ -84,6 +84,7 @@ def test_it_writes_captions_that_say_what_is_there(generator, processor, picture
     assert np.mean(recall) >= 0.8
 
 
+@pytest.mark.slow
 def test_the_prompt_makes_it_an_embedder(pictures):
     """Image to caption, one of a hundred: the paper's effect in miniature (Table IV)."""
     rng = np.random.default_rng(1)

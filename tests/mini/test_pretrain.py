@@ -10,6 +10,8 @@ from transformers import AutoProcessor
 from gen2embed_mteb.embedder.model_folder import compat
 from gen2embed_mteb.mini import corpus, model_dir, pretrain
 
+pytestmark = pytest.mark.slow
+
 NO_DIGITS = (np.zeros((0, 64, 64, 3), np.uint8), np.zeros(0, np.int64))
 
 

@@ -185,6 +185,7 @@ def test_zipped_equals_unpacked(data: Path, tmp_path: Path) -> None:
         evaluate(PlainEncoder(), MMEB, settings(data, tmp_path / "d", image_dir=str(tmp_path / "none")))
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_ends_in_the_same_bytes(data: Path, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "helpers" / "run_evaluation.py"
 

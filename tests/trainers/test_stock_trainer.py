@@ -17,6 +17,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from gen2embed_mteb import Gen2Embed
 
+pytestmark = pytest.mark.slow
+
 PAIRS = Dataset.from_dict(
     {
         "anchor": [f"which shape is number {number}?" for number in range(16)],

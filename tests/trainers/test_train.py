@@ -92,6 +92,7 @@ def adapter(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_result_is_a_model_its_adapter_and_their_history(trained, model):
     merged, adapted = Gen2Embed(trained), Gen2Embed(trained / "adapter")
     plain = SentenceTransformer(str(trained))
@@ -162,6 +163,7 @@ def test_the_baselines_are_trained_by_the_same_command(data, model, tmp_path, me
     assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(trained, sampled, model, tmp_path):
     """Also without the evaluations of the other run, which leave training as it is."""
     output = tmp_path / "model"

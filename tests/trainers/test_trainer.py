@@ -319,6 +319,7 @@ def test_columns_that_would_be_mixed_up_are_refused(tiny_dir, tmp_path):
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.slow
 def test_resumed_training_is_uninterrupted_training_bit_for_bit(tiny_dir, tmp_path, rows, root, dora):
     """Six steps of two epochs and a half; the checkpoint is in the middle of the second."""
     options = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3}
@@ -366,6 +367,7 @@ class Countdown(BaseEvaluator):
     ],
     ids=["steps", "epochs", "saved by epochs", "best"],
 )
+@pytest.mark.slow
 def test_a_run_that_goes_on_at_any_checkpoint_ends_in_the_same_files(tiny_dir, tmp_path, rows, root, options):
     """State, card, metrics and model; the last step is within an epoch."""
 
@@ -456,6 +458,7 @@ def test_a_checkpoint_is_the_adapter_alone_and_every_key_is_checked(tiny_dir, tm
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_the_saved_model_gives_the_vectors_it_was_trained_to(tiny_dir, tmp_path, rows, root, family):
     model = model_of(tiny_dir(family), dora=True)
     trainer = trainer_of(model, tmp_path, rows, root, max_steps=1, learning_rate=1e-2, warmup_steps=0)

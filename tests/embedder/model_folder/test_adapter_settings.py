@@ -82,6 +82,7 @@ KEYS = [
 
 
 @pytest.mark.parametrize("keys", KEYS, ids=[f"{number}-{next(iter(keys))}" for number, keys in enumerate(KEYS)])
+@pytest.mark.slow
 def test_keys_that_import_fetch_copy_or_run_are_refused(tiny_dir, adapter, tmp_path, monkeypatch, keys):
     (tmp_path / "imported_by_peft.py").write_text("ran = True\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -91,6 +92,7 @@ def test_keys_that_import_fetch_copy_or_run_are_refused(tiny_dir, adapter, tmp_p
 
 
 @pytest.mark.parametrize("pattern", [r"(.*.*)*\.nothing", r"(\w+\.?)+!", r"(.*\.?){20}!"])
+@pytest.mark.slow
 def test_a_pattern_that_never_ends_is_refused(tiny_dir, adapter, tmp_path, monkeypatch, pattern):
     monkeypatch.setattr(adapter_settings, "MATCHING_SECONDS", 1)
     for key in ("target_modules", "exclude_modules"):

@@ -88,6 +88,7 @@ def altered(source, target, change):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_a_reloaded_adapter_gives_the_vectors_it_was_trained_to(adapter, tiny_dir, tiny, inputs, *, family, kind, head):
     directory, want = adapter(family, kind, head)
     assert np.abs(want - tiny(family).encode_query(inputs)).max() > 1e-2  # it does something
@@ -109,6 +110,7 @@ def test_the_magnitudes_of_dora_are_read_from_the_file(adapter, tmp_path, inputs
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.slow
 def test_merged_on_export(adapter, tiny_dir, tmp_path, inputs, kind):
     directory, want = adapter("qwen2_vl", kind)
     exported = export(tiny_dir("qwen2_vl"), tmp_path / "merged", adapter=directory)
@@ -123,6 +125,7 @@ def test_merged_on_export(adapter, tiny_dir, tmp_path, inputs, kind):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_saving_leaves_the_model_in_memory_as_it_was(adapter, tmp_path, inputs, family):
     directory, want = adapter(family)
     model = Gen2Embed(directory)

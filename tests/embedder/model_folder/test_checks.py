@@ -104,6 +104,7 @@ def test_no_pickle_runs_whichever_way_it_is_loaded(hostile, monkeypatch, key):
         assert not proof.exists(), way
 
 
+@pytest.mark.slow
 def test_no_pickle_runs_from_the_command_line_or_vlm2vec(hostile, tmp_path):
     """One line and exit status 2, in processes of their own."""
     folder, proof = hostile
@@ -151,6 +152,7 @@ def test_pickled_weights_beside_safetensors_are_not_read(tiny_dir, tiny, tmp_pat
 
 
 @pytest.mark.parametrize("which", ["base", "exported"])
+@pytest.mark.slow
 def test_a_folder_without_safetensors_is_refused_with_the_way_to_convert_it(tiny_dir, exported, tiny, tmp_path, which):
     folder = copied(tiny_dir("qwen2_vl") if which == "base" else exported("qwen2_vl"), tmp_path / "bin")
     weights = load_file(folder / "model.safetensors")
@@ -582,6 +584,7 @@ def test_models_in_the_hubs_cache_are_checked(hostile, tiny_dir, cache):
     assert not proof.exists()
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_by_the_variables_of_the_hub(hostile, exported, cache, tmp_path):
     """As a user has it: HF_HUB_CACHE and HF_HUB_OFFLINE, a hub id, a short name."""
     in_hub_cache(hostile[0], cache, "org/hostile")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from gen2embed_mteb.storage.owned_folder import LEDGER, LOCK
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(gen2embed_mteb.__file__).parents[1]
 TEXTS = ["a red circle, b c d", "which of the two is larger?", "x"]
 
@@ -35,22 +38,59 @@ import gen2embed_mteb  # torchvision may be absent
 import numpy as np
 from sentence_transformers import SentenceTransformer
 texts = json.loads(sys.argv[1])
-for directory in sys.argv[2:]:
-    model = SentenceTransformer(directory)
-    assert type(model) is SentenceTransformer
-    np.save(directory + ".npy", model.encode_query([{"text": text} for text in texts]))
+for line in sys.stdin:
+    for directory in json.loads(line):
+        model = SentenceTransformer(directory)
+        assert type(model) is SentenceTransformer
+        np.save(directory + ".npy", model.encode_query([{"text": text} for text in texts]))
+    print("done", flush=True)
 """
+
+
+class CleanProcess:
+    """An interpreter of its own with plain sentence-transformers, asked for the vectors of saved directories.
+
+    It serves the whole file, since loading its libraries takes longer than loading the tiny models.
+    """
+
+    def __init__(self, log: Path) -> None:
+        environment = {**os.environ, "GEN2EMBED_NO_HOOK": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-W", "ignore", "-c", CLIENT, json.dumps(TEXTS)]
+        self.log = log
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+
+    def vectors(self, directories: Sequence[Path]) -> list[np.ndarray]:
+        before = self.log.stat().st_size
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps([str(directory) for directory in directories]) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        said = self.log.read_bytes()[before:].decode()
+        assert answer == "done\n", said
+        assert "MISSING" not in said
+        assert "UNEXPECTED" not in said
+        return [np.load(f"{directory}.npy") for directory in directories]
+
+
+_STARTED: list[CleanProcess] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clean_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    _STARTED.append(CleanProcess(tmp_path_factory.mktemp("clean") / "stderr"))
+    yield
+    process = _STARTED.pop().process
+    process.communicate()
+    assert process.returncode == 0
 
 
 def by_a_clean_process(*directories: Path) -> list[np.ndarray]:
     """The vectors that plain sentence-transformers makes of saved directories, in an interpreter of its own."""
-    environment = {**os.environ, "GEN2EMBED_NO_HOOK": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", "-c", CLIENT, json.dumps(TEXTS), *map(str, directories)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "MISSING" not in done.stderr
-    assert "UNEXPECTED" not in done.stderr
-    return [np.load(f"{directory}.npy") for directory in directories]
+    return _STARTED[-1].vectors(directories)
 
 
 def shaken(model: Any) -> Any:

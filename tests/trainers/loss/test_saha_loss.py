@@ -121,6 +121,7 @@ def test_without_equal_positives_it_is_the_stock_loss(model):
     }
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_on_the_joint_batch(tiny_dir, model, tmp_path):
     """Under DDP, over gloo; every two equal positives are in different processes."""
     with socket.socket() as free:

@@ -18,6 +18,8 @@ from gen2embed_mteb import cli
 from gen2embed_mteb.launcher import ORPHANED, end_with_launcher
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
+pytestmark = pytest.mark.slow
+
 KILLS = Path(kills.__file__)
 COLOURS = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
 

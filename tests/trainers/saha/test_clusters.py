@@ -136,6 +136,7 @@ def instance(seed: int) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(("variant", "labelled"), VARIANTS)
 @pytest.mark.parametrize("popular", [0, 8])
+@pytest.mark.slow
 def test_equals_the_oracle(variant: Any, labelled: bool, popular: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Small problems have no "popular" candidates by the default threshold.
     monkeypatch.setattr(clusters_module, "_POPULAR", popular)
@@ -203,6 +204,7 @@ def test_fillers_take_the_first_place_they_fit_in() -> None:
 
 @pytest.mark.parametrize(("variant", "labelled"), VARIANTS)
 @pytest.mark.parametrize("kind", ["one-to-one", "labels", "mixed"])
+@pytest.mark.slow
 def test_nothing_but_the_vectors_matters(
     kind: str, variant: Any, labelled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.mini.tasks import tasks
 from trainers.sampling.files import read_sampling
 
+pytestmark = pytest.mark.slow
+
 SUBSETS = ("Digits", "Scenes_t2i")
 ROWS = 20
 
