@@ -1,4 +1,4 @@
-"""Algorithm 1 (paper, Sec. III-C): clusters of queries that are each other's hard negatives, not each other's positives.
+"""Algorithm 1 (paper, Sec. III-C): clusters of queries that are each other's hard negatives, and not their positives.
 
 For each query q in dataset order that is not yet used:
 

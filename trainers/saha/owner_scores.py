@@ -1,8 +1,7 @@
 """Scores the owners of popular candidates with one matrix product per block, and chooses the size of the block.
 
 Many queries can share one positive: a label, an answer. Its owners are then the same rows for every anchor, so
-Algorithm
-1 multiplies a block of anchors with all of them at once (`Crowd`) instead of gathering them for each anchor.
+Algorithm 1 multiplies a block of anchors with all of them at once (`Crowd`) instead of gathering them for each anchor.
 `LookAhead` chooses how many anchors a block has.
 
 Time per block of B anchors: B d multiplications per owner that is held, and for each anchor one pass over its scores.

@@ -6,10 +6,9 @@ whatever other vectors are scored in the same call. A decision that follows the 
 where it is not, is therefore always the same.
 
 Cost: `sliced_product` is one float32 matrix product, m n d multiplications, and stores only its result. Canonical
-scores
-are made pair by pair in float64, without a matrix product: they take several passes over the d products of each pair
-and
-8 d bytes or more per pair while they run. Hence they are computed for few pairs, and `pair_scores` takes 64 at a time.
+scores are made pair by pair in float64, without a matrix product: they take several passes over the d products of each
+pair and 8 d bytes or more per pair while they run. Hence they are computed for few pairs, and `pair_scores` takes 64 at
+a time.
 """
 
 from __future__ import annotations
