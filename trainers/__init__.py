@@ -3,8 +3,8 @@
 ``mine_clusters`` is Algorithm 1, and ``Clusters`` is what it returns. ``training_dataset`` turns data and sampling
 files into a dataset and its ``DatasetClusters``. ``SahaBatchSampler`` makes batches of them. ``SahaLoss`` is the loss,
 for ``SahaTrainer`` with ``SahaTrainingArguments`` or for sentence-transformers' own trainer. All names are imported on
-first use (PEP 562), so importing this package does not load torch. This package imports ``gen2embed_mteb``, never the
-reverse.
+first use (PEP 562), so importing this package does not load torch. This package imports ``gen2embed_mteb``, never
+the reverse.
 """
 
 from importlib import import_module

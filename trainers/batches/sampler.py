@@ -18,8 +18,7 @@ An epoch is planned in steps; a step is one batch for each process, since negati
 Everything follows from the seed and the epoch, in every process alike.
 
 Cost: the sampler reads no data, only indices. An epoch's plan takes memory for one number per cluster. Every missing
-row of a short cluster is compared with at most `LOOK_AHEAD` rows, and three numbers per row of the dataset are kept for
-it.
+row of a short cluster is compared with at most `LOOK_AHEAD` rows; for this, a few numbers per row are kept.
 """
 
 from __future__ import annotations
