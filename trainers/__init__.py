@@ -1,10 +1,10 @@
 """Fine-tuning for Gen2Embed models: self-aware hard negative sampling (SaHa), its baselines, and the trainer.
 
-``mine_clusters`` is Algorithm 1 and ``Clusters`` what it returns. ``training_dataset`` turns data and sampling files
-into a dataset and its ``DatasetClusters``, ``SahaBatchSampler`` makes batches of them, and ``SahaLoss`` is what a model
-is trained with, by ``SahaTrainer`` and ``SahaTrainingArguments`` or by sentence-transformers' own trainer. All are
-imported on first use (PEP 562): importing this package does not load torch. The dependency runs one way: this package
-imports ``gen2embed_mteb``, never the reverse.
+``mine_clusters`` is Algorithm 1, and ``Clusters`` is what it returns. ``training_dataset`` turns data and sampling
+files into a dataset and its ``DatasetClusters``. ``SahaBatchSampler`` makes batches of them. ``SahaLoss`` is the loss,
+for ``SahaTrainer`` with ``SahaTrainingArguments`` or for sentence-transformers' own trainer. All names are imported on
+first use (PEP 562), so importing this package does not load torch. This package imports ``gen2embed_mteb``, never
+the reverse.
 """
 
 from importlib import import_module

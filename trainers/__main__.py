@@ -1,4 +1,4 @@
-"""`python -m trainers`: `gen2embed train`; see `trainers.train`."""
+"""The command `python -m trainers`, which is the same as `gen2embed train`; see `trainers.train`."""
 
 from trainers.train import main
 

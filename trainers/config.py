@@ -1,4 +1,4 @@
-"""What to train, on what: the flags of `gen2embed train` beside those of `recipe.py` and of the libraries."""
+"""The flags of `gen2embed train` for the model and the data; `recipe.py` and the libraries have the other flags."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = ("", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Recipe):
-    """What to train, on what; training arguments are `SahaTrainingArguments`."""
+    """Which model is trained, on which data; the training arguments are in `SahaTrainingArguments`."""
 
     model_name: str = option("hub id, directory or short name", default=DEFAULT, aliases=["model_name_or_path"])
     processed_data_path: str = option(

@@ -1,7 +1,7 @@
-"""The demo's second half: a short SaHa fine-tuning of `gen2embed-mini`, as `sample` and `train` would do it.
+"""The second half of the demo: a short SaHa fine-tuning of `gen2embed-mini`, as `sample` and `train` do it.
 
 Three things differ from the recipe, which is for a model a thousand times larger and a run a hundred times longer: a
-higher learning rate with a shorter warm-up, batches of 64 pairs, and no dropout. Part of the training pairs will do.
+higher learning rate with a shorter warm-up, batches of 64 pairs, and no dropout. Only some training pairs are used.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ MODEL = "gen2embed-mini"
 PROMPT_MODE = "hierarchical"
 NUM_HARD_NEGATIVES, POOL_MULTIPLIER = 7, 6
 ROWS = 600
-"""Training pairs a subset: more than the demo's steps see, few enough to be encoded within a minute."""
+"""Training pairs per subset: more than the demo's steps use, and few enough to be encoded within a minute."""
 FEWEST_ROWS = 16
-"""Below this the subsets would not hold the clusters of a batch."""
+"""With fewer training pairs, the subsets would not have enough clusters for a batch."""
 BATCH_SIZE, LEARNING_RATE, WARMUP_SHARE = 64, 1e-3, 6
 SHOWN = "Scenes_t2i"
-"""The subset whose clusters are put on a page."""
+"""The subset whose clusters are shown on a page."""
 CLUSTERS_SHOWN = 6
 
 
 def fine_tune(
     output_dir: Path, data_dir: Path | None, limit: int | None, max_steps: int
 ) -> Generator[str, None, FineTuned]:
-    """Samples clusters, trains on them, and says how it goes, line by line; may be repeated in the same folder.
+    """Sample clusters and train on them, and yield lines that say what is done; may be repeated in the same folder.
 
     Args:
-        output_dir: Receives the model in `gen2embed-mini-saha`, the clusters in `saha-ROWS`, and what the trainer says
-            in `training.log`.
-        data_dir: Where MMEB-mini is kept; None: the user's cache folder.
-        limit: Training pairs a subset, kept between `FEWEST_ROWS` and `ROWS`; None: `ROWS`.
+        output_dir: Receives the model in `gen2embed-mini-saha`, the clusters in `saha-ROWS`, and what the trainer
+            prints in `training.log`.
+        data_dir: The folder of MMEB-mini; None: the user's cache folder.
+        limit: Training pairs per subset, kept between `FEWEST_ROWS` and `ROWS`; None: `ROWS`.
         max_steps: Optimizer steps of 64 pairs.
 
     Returns:
-        Where the model and the page of clusters are.
+        The places of the model and of the page of clusters.
 
     Raises:
         ValueError: `max_steps` is below 1.
@@ -65,7 +65,7 @@ def fine_tune(
     if max_steps < 1:
         raise Gen2EmbedError(f"max_steps is {max_steps}; pass 1 or more")
     rows = ROWS if limit is None else min(ROWS, max(limit, FEWEST_ROWS))
-    # By the number of rows, so that a demo with another one has nothing to replace.
+    # The name has the number of rows, so that a demo with another number does not replace these clusters.
     sampled_dir = output_dir / f"saha-{rows}"
     yield "Drawing MMEB-mini's training pairs, unless they are there already …"
     root = benchmark.ensure("train", data_dir)
@@ -105,7 +105,7 @@ def fine_tune(
                 learning_rate=LEARNING_RATE,
                 warmup_steps=max_steps // WARMUP_SHARE,
                 logging_steps=1,
-                save_strategy="no",  # a minute's work needs no checkpoints, and one left behind would ask to be resumed
+                save_strategy="no",  # a run of a minute needs no checkpoints, and the next run would have to resume one
                 report_to="none",
                 disable_tqdm=not sys.stderr.isatty(),
                 use_cpu=True,
@@ -120,7 +120,7 @@ def fine_tune(
 
 @contextlib.contextmanager
 def _quiet(folder: OwnedFolder) -> Iterator[None]:
-    """Keep what the trainer prints in a file: a bar on a terminal is all that is left between the demo's own lines."""
+    """Write what the trainer prints to a file; between the demo's own lines, a terminal shows only a progress bar."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

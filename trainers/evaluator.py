@@ -1,4 +1,4 @@
-"""Evaluation during training: MMEB's own score of the model as it is now, as a sentence-transformers evaluator."""
+"""Evaluates during training: MMEB's own score of the current model, as a sentence-transformers evaluator."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 
 
 class MmebEvaluator(BaseEvaluator):
-    """Precision@1 on MMEB, MMEB-mini, or a part of either.
+    """Measures Precision@1 on MMEB, MMEB-mini, or a part of either.
 
-    Metrics are `overall` (the primary one), `ind`, `ood`, `meta_task_NAME` and `dataset_NAME`, in [0, 1], as far as
-    there is something to average; sentence-transformers puts `eval_NAME_` before them. The reports of each run go to
-    `eval/NAME/step-N` of the training's output folder; vectors are not kept, as the next step's model has others.
+    Metrics are `overall` (the primary one), `ind`, `ood`, `meta_task_NAME` and `dataset_NAME`, in [0, 1]; a metric is
+    left out if there is nothing to average. sentence-transformers puts `eval_NAME_` before them. The reports of each
+    run are written to `eval/NAME/step-N` in the training's output folder. Vectors are not kept, as the model has others
+    after the next step: every evaluation encodes the whole benchmark again.
 
     Args:
-        benchmark: MMEB, or another of its form.
-        config: The settings; folder, model and fingerprint are those of the run and the model at hand.
+        benchmark: MMEB, or another benchmark of its form.
+        config: The settings; output folder, prompt and fingerprint are replaced by those of the run and its model.
     """
 
     def __init__(self, benchmark: Benchmark, config: EvaluationConfig) -> None:
@@ -48,10 +49,10 @@ class MmebEvaluator(BaseEvaluator):
         """Evaluate the model.
 
         Args:
-            model: The model, with whatever weights it has now.
-            output_path: Where reports go; None: nowhere.
-            epoch: For the model card.
-            steps: For the model card, and the folder's name.
+            model: The model, with its current weights.
+            output_path: The folder for reports; None: no reports are kept.
+            epoch: The epoch, for the model card.
+            steps: The number of steps, for the model card and the folder's name.
 
         Returns:
             The metrics.
@@ -73,8 +74,8 @@ class MmebEvaluator(BaseEvaluator):
             )
             try:
                 with OwnedFolder(folder, WRITER).scratch() as vectors:
-                    # A new encoder every time: it keeps states of the weights it was made with. All of the encoding
-                    # is this process's, as sentence-transformers calls evaluators in the first process only.
+                    # The encoder is made anew every time, as it caches states of the weights it was made with. This
+                    # process does all of the encoding, as only the first process calls evaluators.
                     result = evaluate(PrefixEncoder(model), self._benchmark, config, Share(), vectors)
             finally:
                 model.train(was_training)
@@ -89,5 +90,5 @@ class MmebEvaluator(BaseEvaluator):
 
     @property
     def description(self) -> str:
-        """How the model card calls it."""
+        """The evaluator's name in the model card."""
         return f"{self._benchmark.title} Precision@1"

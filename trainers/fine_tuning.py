@@ -1,14 +1,15 @@
-"""Fine-tuning from sampling files: `gen2embed train`, or `torchrun --nproc_per_node=8 -m trainers.train`.
+"""Fine-tunes a model from sampling files: `gen2embed train`, or `torchrun --nproc_per_node=8 -m trainers.train`.
 
 1. Flags and sampling files are read; training data, images and the benchmark are looked up.
-2. The model is loaded on the processor, and its adapter attached.
-3. Training runs, or goes on where a checkpoint left off; evaluation as the flags say.
-4. `output_dir` receives the merged model, the adapter, the model card, and `train.json`, which says what was run;
-   times are in `timing.json`. Killed at any moment and started again with `--resume_from_checkpoint true`, the run
-   ends in the same files, but for the times.
+2. The model is loaded on the CPU, and its adapter is attached.
+3. Training begins, or goes on at a checkpoint; the model is evaluated as the flags say.
+4. `output_dir` receives the merged model, the adapter, the model card, and `train.json`, which says what was run; times
+   are in `timing.json`. If the run is killed at any moment and started again with `--resume_from_checkpoint true`, it
+   ends in the same files, except for the times.
 
-Mistakes show in the first two steps, before anything reaches a device. Flags are those of `TrainConfig` and every
-training argument of transformers and sentence-transformers; FSDP and DeepSpeed come by their usual configuration files.
+Mistakes are reported in the first two steps, before anything is moved to a GPU. The flags are those of `TrainConfig`
+and every training argument of transformers and sentence-transformers; FSDP and DeepSpeed are set up by their usual
+configuration files.
 """
 
 from __future__ import annotations
@@ -75,15 +76,15 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
     """Train and save a model.
 
     Args:
-        config: What to train, on what.
+        config: Which model to train, on which data.
         args: Training arguments; `output_dir` receives everything.
 
     Returns:
         The content of `train.json`.
 
     Raises:
-        DataError: Training data or benchmark are not where they should be, or damaged.
-        FileNotFoundError: Images are nowhere.
+        DataError: Training data or benchmark are not where they should be, or are damaged.
+        FileNotFoundError: The images are not found.
         ForeignFileError: `output_dir` holds something that this command did not write.
         OSError: The disk is full.
         SamplingError: A sampling file is missing or damaged, or was made with other data or another k.
@@ -98,11 +99,11 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         if args.process_index == 0:
             with output.exclusive():
                 remove_stale(output.path, older_than=0)
-                output.write_json(RUN_FILE, done)  # a kill may have come before it was noted as written
+                output.write_json(RUN_FILE, done)  # a killed run may not have noted it as written
         return dict(done)
     agreed(args, lambda: output.check(output.known()))
     checkpoint = agreed(args, lambda: checkpoint_to_go_on(args, record))
-    args.resume_from_checkpoint = None  # which the model card would show; a resumed run's is no other
+    args.resume_from_checkpoint = None  # the model card would show it, but must be the same as without resuming
     with args.main_process_first(local=False, desc="looking up the data"):
         data = open_sampled_data(
             samplings,
@@ -116,11 +117,12 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
     args.batch_sampler = partial(SahaBatchSampler, sampling=training_set.clusters, mix_subsets=config.mix_subsets)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # every batch has text, and the adapter is on the language model
-    # The trainer makes its own when the model is on its device: what is wrong with the batch shows here.
+    # The trainer makes its own sampler later, with the model on its device; a wrong batch size is reported here
+    # already.
     args.batch_sampler(training_set.dataset, args.train_batch_size, num_processes=args.world_size)
     model = _load(config, args)
     warn_of_other_model(samplings, model, config.model_name)
-    # A folder has no card on the Hub: nothing to look up.
+    # A folder has no card on the Hub, so there is nothing to look up.
     model.model_card_data.local_files_only = Path(resolve(config.model_name) or config.model_name).is_dir()
     model.model_card_data.train_datasets = [{"name": data_name(samplings)}]
     trainer = SahaTrainer(
@@ -156,7 +158,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
 
 
 def _inputs(config: TrainConfig) -> dict[str, str | Path]:
-    """Return what the run reads, by flag."""
+    """Return the places that the run reads, by flag."""
     processed = Path(config.processed_data_path).expanduser()
     return {
         "model_name": resolve(config.model_name) or config.model_name,
@@ -169,7 +171,7 @@ def _inputs(config: TrainConfig) -> dict[str, str | Path]:
 
 
 def _last_evaluation(trainer: SahaTrainer) -> dict[str, float]:
-    """Return the figures of the model that is saved; evaluated here unless the last step was."""
+    """Return the figures of the model that is saved; evaluate it unless that was done after the last step."""
     if trainer.evaluator is None:
         return {}
     last: dict[str, float] = trainer.state.log_history[-2] if len(trainer.state.log_history) > 1 else {}
@@ -185,7 +187,7 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
         config.model_name,
         prompt_mode=config.prompt_mode,
         revision=config.revision,
-        device="cpu",  # the trainer moves it, when all has been checked
+        device="cpu",  # the trainer moves the model when all is checked
         model_kwargs={"dtype": config.dtype or ("bfloat16" if half else "float32")},
     )
     # The adapter's first weights are drawn here, before the trainer sets the seed.
@@ -229,14 +231,14 @@ def _evaluator(config: TrainConfig, args: SahaTrainingArguments) -> MmebEvaluato
         model_name=config.model_name,
         fingerprint="of each step's model",
     )
-    # A benchmark that is not there shows now, not at the first evaluation.
+    # A missing benchmark is reported now, not at the first evaluation.
     open_subsets(data_dir, benchmark.select(settings.subsets, ()).datasets, settings.split)
     find_images(data_dir, image_dir, follow_links=config.follow_links)
     return MmebEvaluator(benchmark, settings)
 
 
 def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequence[Sampling]) -> dict[str, Any]:
-    """Return what was run: with equal `recipe`, `arguments` and `sampling` a run can be resumed."""
+    """Return the record of what is run; with equal `recipe`, `arguments` and `sampling` a run can be resumed."""
     evaluation = {"eval_benchmark", "eval_data_dir", "eval_image_dir", "eval_subsets", "eval_limit"}
     places = {"processed_data_path", "data_dir", "image_dir", "follow_links"}
     settings = dataclasses.asdict(config)
@@ -251,7 +253,7 @@ def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequenc
 
 
 def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[TrainConfig, SahaTrainingArguments]:
-    """Read flags; the size of a batch that is not given follows the method of the sampling files.
+    """Read the flags; a batch size that is not given follows from the method of the sampling files.
 
     Args:
         argv: The flags; None: those of the command line.
@@ -269,7 +271,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T
     if given["bf16"] is None:
         given["bf16"] = bf16_supported() and not given["use_cpu"] and not given["fp16"]
     if given["per_device_train_batch_size"] is None:
-        # Before the arguments are made: DeepSpeed's configuration takes it over then.
+        # This comes before the arguments are made, since DeepSpeed's configuration copies the batch size then.
         record = read_samplings(config.processed_data_path, config.subsets, config.num_hard_negatives)[0].record
         width = record["settings"]["num_hard_negatives"] + 1 if record["method"] == "saha" else 1
         given["per_device_train_batch_size"] = recipe_batch(record["method"], width)
@@ -279,7 +281,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T
     with refusing_flags(RuntimeError):
         args = SahaTrainingArguments(**arguments)
         for callback in get_reporting_integration_callbacks(args.report_to):
-            callback()  # says so where its package is missing
+            callback()  # raises an error if its package is missing
     if args.eval_strategy != "no" and not config.eval_benchmark:
         raise Gen2EmbedError(f"eval_strategy is {args.eval_strategy.value}; say on what: --eval_benchmark mmeb-mini")
     return config, args
@@ -305,7 +307,7 @@ def _of(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Read flags, trains, and say where the result is; arguments and errors as in `parse` and `train`."""
+    """Read flags, train, and print where the result is; arguments and errors are those of `parse` and `train`."""
     config, args = parse(argv, prog)
     train(config, args)
     if args.process_index == 0:

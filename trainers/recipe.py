@@ -1,7 +1,7 @@
 """The training recipe (paper, Sec. IV-A and Table VII; the adapter's details from the official code) as defaults.
 
-`SahaTrainingArguments` are sentence-transformers' training arguments, all of them, with the recipe's values where it
-names one. `Recipe` holds what those have no place for: the adapter, the loss, how inputs are presented.
+`SahaTrainingArguments` has all training arguments of sentence-transformers; where the recipe names a value, it is the
+default. `Recipe` has the settings that are not among them: the adapter, the loss, and how inputs are presented.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.resizing import RESIZE_POLICIES, ImageOptions
 
 EFFECTIVE_BATCH = {"saha": 2048, "in-batch": 1024}
-"""Pairs an optimizer step, over all devices (Table VII): 256 clusters of k = 7, or 128 of k = 15; 1,024 plain pairs.
+"""Pairs per optimizer step, over all devices (Table VII): 256 clusters of k = 7, or 128 of k = 15; 1,024 plain pairs.
 
-Plain hard negatives take in-batch's: Table VII compares them with it."""
+Plain hard negatives use the value of `in-batch`: Table VII compares them with it."""
 
 
 def bf16_supported() -> bool:
-    """Return whether the machine computes in bfloat16; processors do too, but most of them slower than in float32."""
+    """Say whether a GPU computes in bfloat16; CPUs can do it too, but most of them more slowly than in float32."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def recipe_batch(method: str, cluster_size: int) -> int:
-    """Return the recipe's pairs a process and step, whole clusters.
+    """Return the recipe's number of pairs per process and step, a multiple of the cluster's size.
 
     Args:
-        method: One of `files.METHODS`.
-        cluster_size: Pairs a cluster.
+        method: One of `records.METHODS`.
+        cluster_size: The number of pairs per cluster.
     """
     effective = EFFECTIVE_BATCH["saha" if method == "saha" else "in-batch"]
     share = effective // Share.from_environment().world_size
@@ -45,12 +45,13 @@ def recipe_batch(method: str, cluster_size: int) -> int:
 
 @contextlib.contextmanager
 def refusing_flags(*more: type[Exception]) -> Iterator[None]:
-    """Report what a library says of training arguments as a mistake of the user's, on one line.
+    """Report a library's error about training arguments in one line, as a mistake of the user.
 
-    Use it around the very call that reads them: flags that do not go together, or that need another package.
+    Use it only around the call that reads the arguments. Such errors are flags that do not go together, or that need
+    another package.
 
     Args:
-        more: Further exceptions that say so, beside `ValueError`, `ImportError`, `TypeError` and `KeyError`.
+        more: Further exceptions to report, beside `ValueError`, `ImportError`, `TypeError` and `KeyError`.
 
     Raises:
         Gen2EmbedError: The library raised one of them; the message is the library's own.
@@ -78,7 +79,7 @@ _FINITE = (*_LEAST, "num_train_epochs", "max_grad_norm", "adam_beta1", "adam_bet
 
 @dataclass
 class SahaTrainingArguments(SentenceTransformerTrainingArguments):
-    """sentence-transformers' training arguments with the recipe's defaults."""
+    """The training arguments of sentence-transformers, with the recipe's defaults."""
 
     num_train_epochs: float = option("passes over the clusters", default=1.5, aliases=["num_epochs"])
     learning_rate: float = option("peak learning rate of AdamW", default=5e-5)
@@ -93,7 +94,7 @@ class SahaTrainingArguments(SentenceTransformerTrainingArguments):
     save_steps: float = option("optimizer steps between two checkpoints", default=200)
 
     def __post_init__(self) -> None:
-        """Check every value; without an accelerator, memory is not pinned for one, as with `use_cpu`."""
+        """Check every value; without an accelerator, turn pinned memory off, as `use_cpu` does."""
         for name in _FINITE:
             if not math.isfinite(value := getattr(self, name)):
                 raise Gen2EmbedError(f"{name} is {value}; pass a finite number")
@@ -112,7 +113,7 @@ class SahaTrainingArguments(SentenceTransformerTrainingArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ImageOptions):
-    """The adapter, the loss and the presentation of inputs."""
+    """The settings of the adapter, of the loss and of how inputs are presented."""
 
     lora_rank: int = option("rank of the adapter", default=8, least=1)
     lora_alpha: int = option("its update is scaled by alpha / rank", default=64, least=1)

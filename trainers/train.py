@@ -1,7 +1,7 @@
 """`python -m trainers.train`: `gen2embed train` for launchers such as `torchrun --nproc_per_node=8 -m trainers.train`.
 
-The work is in `fine_tuning.py`, which is imported when the command runs: its libraries take seconds to load, and Ctrl-C
-is one line then, too.
+`fine_tuning.py` does the work. It is imported only when the command runs: its libraries take seconds to load, and
+Ctrl-C prints one line during that time, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main(prog: str) -> None:
     """Train as the flags of the command line say, and end the process.
 
     Args:
-        prog: The command as it was typed.
+        prog: The command as the user typed it.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     end_with_launcher()

@@ -2,15 +2,15 @@
 
 What it adds to the stock trainer:
 
-1. Columns have roles: the first holds queries, which get the representation prompt, the others candidates.
-2. Cells are opened when their batch is made (`collation.py`): images from paths, resized, rows padded on the right.
-3. A checkpoint holds the adapter alone, and resuming sets it by key, every key checked: DoRA's magnitudes, which the
-   stock trainer loses, continue to the bit. It appears whole (`checkpoints.py`), and it holds the figures
-   (`figures.py`), so that a resumed run ends in the same files as one that was never interrupted.
-4. What is saved at the end is the merged model in stock modules, with the adapter beside it in `adapter/`. It is
-   written into a temporary folder first; nothing in the output folder that is not ours is replaced.
+1. Columns have roles: the first column holds queries, which get the representation prompt; the others hold candidates.
+2. Cells are opened when their batch is made (`collation.py`): images are read and resized, rows padded on the right.
+3. A checkpoint holds only the adapter. Resuming loads it by key and checks every key, so that DoRA's magnitudes, which
+   the stock trainer loses, continue bit for bit. A checkpoint is there as a whole or not at all (`checkpoints.py`), and
+   it holds the figures (`figures.py`), so that a resumed run ends in the same files as one that was never interrupted.
+4. At the end, the merged model is saved in stock modules, with the adapter beside it in `adapter/`. It is written into
+   a temporary folder first; nothing in the output folder that is not ours is replaced.
 
-Losses, samplers, evaluators, callbacks and model cards are the stock ones, or of their kind.
+Losses, samplers, evaluators, callbacks and model cards are the stock ones, or work in the same way.
 """
 
 from __future__ import annotations
@@ -55,26 +55,26 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
 KEPT_FILES = {RUN_FILE, TIMING_FILE}
-"""Files of the output folder that are no part of a model."""
+"""Files of the output folder that are not part of a model."""
 
 
 class SahaTrainer(SentenceTransformerTrainer):
     """Trains a `Gen2Embed` model; see the module's docstring for what differs from the stock trainer.
 
     Args:
-        model: The model, with an adapter (`adapters.new_adapter`), or without one to train all of it.
-        args: Training arguments; a `router_mapping` in them goes before the roles found here. Pass a
-            `SahaBatchSampler` as their `batch_sampler`. None: the recipe's.
+        model: The model, with an adapter (`adapters.new_adapter`), or without one to train all weights.
+        args: Training arguments; if they have a `router_mapping`, it is used instead of the roles found here. Pass a
+            `SahaBatchSampler` as their `batch_sampler`. None: the recipe's arguments.
         train_dataset: Columns of cells as `collation.py` describes them; the first holds the queries.
-        images: Opens images by path; None: as the model does, under its `image_root` if it has one.
+        images: Opens images by path; None: the model opens them, under its `image_root` if it has one.
         resize: A name of `resizing.RESIZE_POLICIES`.
         min_side: The least side of an image in pixels; see `resizing.ensure_min_side`.
         exif_orientation: Whether images are turned as their EXIF data says.
-        max_length: Longest training input in tokens, where the model allows as much; None: as long as it allows.
+        max_length: The longest training input in tokens, where the model allows as much; None: the model's own limit.
         query_prompt_in_training: False leaves the representation prompt off training queries.
-        card_section: Markdown for the model card: where the data came from.
-        kwargs: As for `SentenceTransformerTrainer`: `loss`, `evaluator`, `eval_dataset`, `callbacks`, …; the loss is
-            `SahaLoss` unless there is one.
+        card_section: A section in Markdown for the model card that says where the data came from.
+        kwargs: As for `SentenceTransformerTrainer`: `loss`, `evaluator`, `eval_dataset`, `callbacks`, …; the default
+            loss is `SahaLoss`.
 
     Raises:
         ValueError: Names of columns collide, the resize policy is unknown, or a switch does not fit the prompt.
@@ -111,14 +111,14 @@ class SahaTrainer(SentenceTransformerTrainer):
         args.router_mapping = args.router_mapping or roles_of(
             columns, model.prompt, query_prompt_in_training=query_prompt_in_training
         )
-        # The stock trainer's examples show cells as they are stored, paths that mean nothing to a reader. It chooses
-        # none, a thousand rows read for each, where there are some.
+        # The stock trainer's examples show cells as they are stored, with paths that tell a reader nothing, and it
+        # reads a thousand rows to choose each. It chooses none if the card has examples already.
         model.model_card_data.widget = [{}]
         if args.push_to_hub:
             raise Gen2EmbedError(
                 "push_to_hub is True; leave it out, and upload the finished folder: hf upload REPO DIR"
             )
-        # The stock trainer deletes whatever is called checkpoint-N; `checkpoints.delete_oldest` does it here.
+        # The stock trainer deletes every folder called checkpoint-N; `checkpoints.delete_oldest` deletes only ours.
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         model.model_card_data.widget = []
@@ -130,13 +130,13 @@ class SahaTrainer(SentenceTransformerTrainer):
             model.model_card_data.usage_examples = self._usage_examples(train_dataset)
 
     def get_data_collator(self, model: Gen2Embed, args: Any, processing_class: Any = None) -> Any:
-        """Return the stock collator, which opens cells first."""
+        """Return the stock collator, with our reader that opens the cells."""
         collator = super().get_data_collator(model, args, processing_class)
         collator.preprocess_fn = self._reader
         return collator
 
     def get_default_loss(self, model: Gen2Embed) -> torch.nn.Module:
-        """Return the recipe's loss, gathered across devices where there are several."""
+        """Return the recipe's loss, which gathers negatives across devices if there are several."""
         return SahaLoss(model, gather_across_devices=self.args.world_size > 1)
 
     def _usage_examples(self, dataset: Dataset, num_candidates: int = 3) -> list[Any]:
@@ -151,14 +151,14 @@ class SahaTrainer(SentenceTransformerTrainer):
         return [{"text": c.text, "image": c.images[0]} if c.images else c.text for c in contents]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in the stock trainer; random numbers go on as if it had not been called, so that training does too."""
+        """Evaluate as the stock trainer does, and leave the random state as it was, so that training is not changed."""
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=cuda):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in the stock trainer; a run that has done all its steps does none more.
+        """Train as the stock trainer does, but do no further step if the run has done all its steps.
 
         Args:
             resume_from_checkpoint: A checkpoint; True: the newest whole one of the output folder.
@@ -166,8 +166,8 @@ class SahaTrainer(SentenceTransformerTrainer):
             kwargs: As in the stock trainer.
 
         Raises:
-            Gen2EmbedError: The checkpoint is damaged, or is none of this trainer's; or no optimizer is in it
-                (`save_only_model`), so that training cannot go on to the same bits.
+            Gen2EmbedError: The checkpoint is damaged, or was not written by this trainer; or it has no optimizer state
+                (`save_only_model`), so that training cannot go on bit for bit.
         """
         checkpoint, step = self._checkpoint(resume_from_checkpoint), 0
         if checkpoint is not None:
@@ -183,7 +183,7 @@ class SahaTrainer(SentenceTransformerTrainer):
             self.args.eval_on_start = eval_on_start
 
     def _checkpoint(self, wanted: str | bool | None) -> Path | None:
-        """Return the checkpoint to go on at, proved to be whole; None to begin anew."""
+        """Return the checkpoint to go on at, after a check that it is whole; None to begin anew."""
         if not wanted:
             return None
         if wanted is not True:
@@ -195,7 +195,7 @@ class SahaTrainer(SentenceTransformerTrainer):
         return newest
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in the stock trainer; the history keeps no times, and the mean loss is that of the whole run."""
+        """Log as the stock trainer does, but keep no times in the history; the mean loss is that of the whole run."""
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)
         super().log(logs, start_time)
@@ -210,23 +210,23 @@ class SahaTrainer(SentenceTransformerTrainer):
             super()._validate_args(*args, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As in the stock trainer; flags that do not go together are one line."""
+        """Do what the stock trainer does, and report flags that do not go together in one line."""
         with refusing_flags():
             super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As in the stock trainer; flags that do not go together are one line."""
+        """Create what the stock trainer does, and report flags that do not go together in one line."""
         with refusing_flags():
             return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the stock trainer; flags that do not go together are one line."""
+        """Create what the stock trainer does, and report flags that do not go together in one line."""
         with refusing_flags():
             return super().create_scheduler(*args, **kwargs)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         begin = super()._init_training_state(*args, **kwargs)
-        # The best checkpoint is kept beside the others, also where the folder was moved since.
+        # The best checkpoint is looked for beside the others, since the folder may have been moved.
         if self._figures.checkpoint is not None and (step := self.state.best_global_step):
             best = place_of(self._figures.checkpoint.parent, step)
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
@@ -235,12 +235,12 @@ class SahaTrainer(SentenceTransformerTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._catch_up(kwargs["model"], kwargs["trial"], kwargs["ignore_keys_for_eval"], kwargs["start_time"])
         if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True  # the stock loop does one step before it looks
+            self.control.should_training_stop = True  # the stock loop does one step before it checks
             return
         super()._run_epoch(*args, **kwargs)
 
     def _catch_up(self, model: Any, trial: Any, ignore_keys_for_eval: Any, start_time: float) -> None:
-        """Do what is done at the end of an epoch, where a checkpoint is of its last step, before that was done."""
+        """Do the work at the end of an epoch, if the checkpoint was saved at its last step, before that work."""
         if not self._figures.epoch_end_is_due:
             return
         self._figures.epoch_end_is_due = False
@@ -272,7 +272,7 @@ class SahaTrainer(SentenceTransformerTrainer):
         return TrainOutput(outcome.global_step, outcome.metrics["train_loss"], outcome.metrics)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As in the stock trainer, but the checkpoint appears whole, with a ledger of its files."""
+        """Save as the stock trainer does, but so that the checkpoint appears as a whole, with a ledger of its files."""
         if self.hp_search_backend is None and trial is None:
             self.store_flos()
         output_dir = self._get_output_dir(trial=trial)
@@ -298,14 +298,14 @@ class SahaTrainer(SentenceTransformerTrainer):
 
     @contextlib.contextmanager
     def _new_checkpoint(self, target: Path) -> Iterator[Path]:
-        """Return a checkpoint's temporary folder, the same for all processes; renamed when all have written into it."""
+        """Yield a checkpoint's temporary folder, the same in all processes; rename it when all have written to it."""
         token = [new_token()]
         if self.args.world_size > 1:
             broadcast_object_list(token)
         folder = temporary_of(target, token[0])
         if not self.args.should_save:
             self.accelerator.wait_for_everyone()
-            folder.mkdir(parents=True, exist_ok=True)  # there already, but for another host's own disk
+            folder.mkdir(parents=True, exist_ok=True)  # it is missing only on another host with its own disk
             yield folder
             self.accelerator.wait_for_everyone()
         else:
@@ -317,7 +317,7 @@ class SahaTrainer(SentenceTransformerTrainer):
         self.accelerator.wait_for_everyone()
 
     def _note_callbacks(self) -> None:
-        """Put the state of callbacks that have one into the trainer's, as the stock trainer does."""
+        """Put the state of every callback that has one into the trainer's state, as the stock trainer does."""
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 name, state = type(callback).__name__, callback.state()
@@ -327,20 +327,20 @@ class SahaTrainer(SentenceTransformerTrainer):
                     self.state.stateful_callbacks[name] = state
 
     def _load_best_model(self) -> None:
-        """As in the stock trainer, which goes on with the last model where the best one cannot be loaded."""
+        """Load the best checkpoint, or raise an error if it is damaged; the stock trainer would keep the last model."""
         best = self.state.best_model_checkpoint
         require_whole(best)
         self.model.model_card_data.set_best_model_step(self.state.best_global_step)
         self._load_from_checkpoint(best)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in the stock trainer; a checkpoint is an adapter, anything else the merged model.
+        """Save the adapter alone for a checkpoint, and the merged model otherwise.
 
-        Where no process holds all weights (FSDP, ZeRO-3), the latter is the adapter too; `gen2embed export` merges it.
+        If no process holds all weights (FSDP, ZeRO-3), it always saves the adapter; `gen2embed export` merges it.
 
         Raises:
-            ForeignFileError: A file is in the way that this trainer did not write, or that was changed since.
-            OSError: The disk is full; what was there before is as it was.
+            ForeignFileError: It would replace a file that this trainer did not write, or that was changed since.
+            OSError: The disk is full; what was there before is unchanged.
         """
         self._saves_checkpoint = _internal_call
         if self.is_fsdp_enabled and not _internal_call:
@@ -358,7 +358,7 @@ class SahaTrainer(SentenceTransformerTrainer):
             if self.args.should_save:
                 before = set(folder.known()) - KEPT_FILES
                 for name in sorted(before - set(folder.adopt(scratch))):
-                    if folder.owns(name):  # of an earlier model in this folder
+                    if folder.owns(name):  # a file of an earlier model in this folder
                         folder.remove(name)
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -385,3 +385,21 @@ class SahaTrainer(SentenceTransformerTrainer):
             reload_adapter(self.model[0].model, checkpoint_path)
         else:
             super()._load_from_checkpoint(checkpoint_path)
+
+
+class _EpochOfSampler(TrainerCallback):
+    """Tells the batch sampler the epoch.
+
+    accelerate wraps the sampler (twice if several processes resume within an epoch), but passes the epoch on through
+    one level only.
+    """
+
+    def __init__(self, trainer: SahaTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the epoch of every wrapped sampler that knows epochs."""
+        sampler = self._trainer.callback_handler.train_dataloader
+        while (sampler := getattr(sampler, "batch_sampler", None)) is not None:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(int(state.epoch or 0))

@@ -1,1 +1,1 @@
-"""From sampling files to batches: the dataset, the sampler, and what the model is given."""
+"""Turns sampling files into batches: the dataset, the sampler, and the model's features."""

@@ -1,11 +1,11 @@
-"""What stands in a column of training data, opened and made into model features.
+"""Opens the cells of training data and makes model features of them.
 
 A cell is what `Gen2Embed` takes, by the same rule (`inputs.content_of`): a text (a string is always text), a PIL image,
-a `pathlib.Path`, a dict of "text" and "image" (or "images"), either key missing or None, or `{"bytes", "path"}` as
-`datasets` stores an image.
+a `pathlib.Path`, a dict of "text" and "image" (or "images") in which either key may be missing or None, or
+`{"bytes", "path"}`, as `datasets` stores an image.
 
-Images are opened when their batch is made, in the data loader's workers where there are any, and resized before the
-model's processor sees them. Rows are padded on the right: the cached loss then cuts every sub-batch to its own width.
+Images are opened when their batch is made (in the data loader's workers, if there are any), and are resized before the
+model's processor gets them. Rows are padded on the right: the cached loss then cuts every sub-batch to its own width.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class CellReader:
-    """Makes features of a column's cells; what a data collator calls as its `preprocess_fn`.
+    """Makes features of a column's cells; a data collator calls it as its `preprocess_fn`.
 
     Args:
-        model: Renders and tokenizes.
-        images: Opens images by path; None: as the model does, under its `image_root` if it has one.
-        image_options: The size to which images are brought; None: the recipe's, 448 x 448.
-        max_length: Longest input in tokens, where the model allows as much; None: as long as it allows.
+        model: The model, which renders and tokenizes.
+        images: Opens images by path; None: the model opens them, under its `image_root` if it has one.
+        image_options: The size to which images are resized; None: the recipe's, 448 x 448.
+        max_length: The longest input in tokens, where the model allows as much; None: the model's own limit.
     """
 
     def __init__(
@@ -38,19 +38,19 @@ class CellReader:
         image_options: ImageOptions | None = None,
         max_length: int | None = None,
     ) -> None:
-        """Keep the parts; open nothing yet."""
+        """Store the arguments; nothing is opened yet."""
         self._model = model
         self._images = images
         self._image_options = image_options or ImageOptions(resize="square-448")
-        # Not the model's own setting: that is saved with it, and inference takes larger images than training.
+        # The model's own setting is not changed: it is saved with the model, and inference takes larger images.
         known = [length for length in (max_length, model.max_seq_length) if length is not None]
         self._limit = {"max_length": min(known)} if known else {}
 
     def __call__(self, cells: list[Any], prompt: str | None = None, task: str | None = None) -> dict[str, Any]:
-        """Opens, renders and tokenizes n cells.
+        """Open, render and tokenize n cells.
 
         Args:
-            cells: n cells of one column.
+            cells: The n cells, of one column.
             prompt: A system prompt in place of the strategy's.
             task: `query` or `document`.
 
@@ -59,8 +59,8 @@ class CellReader:
 
         Raises:
             ImageError: An image cannot be opened.
-            TypeError: A cell is of another kind.
-            ValueError: A cell is empty, or cannot be made to fit into the model's length.
+            TypeError: A cell is of a kind that this module's docstring does not name.
+            ValueError: A cell is empty, or cannot be shortened to the model's length.
         """
         contents = [self.content(cell) for cell in cells]
         padding = {"text": {"padding_side": "right"}}

@@ -22,8 +22,8 @@ def roles_of(
         query_prompt_in_training: False leaves the representation prompt off the queries, as the official code did.
 
     Raises:
-        ValueError: Without the representation prompt a query would still not read as a candidate does, so there is no
-            role that says it.
+        ValueError: Queries and candidates differ in more than the representation prompt, so no role gives a query
+            without it.
     """
     query: Side = "query"
     if not query_prompt_in_training:
@@ -38,7 +38,7 @@ def roles_of(
 
 
 def columns_of(dataset: Any) -> list[str]:
-    """Return the names of a dataset's columns, of the first one in a dictionary of datasets.
+    """Return the names of a dataset's columns; of a dictionary of datasets, those of the first one.
 
     Args:
         dataset: A dataset, a dictionary of them, or None.
@@ -50,13 +50,13 @@ def columns_of(dataset: Any) -> list[str]:
 
 
 def refuse_colliding(columns: Sequence[str]) -> None:
-    """Refuse columns whose features sentence-transformers would mix up: it tells them apart by `COLUMN_` before them.
+    """Refuse columns whose features sentence-transformers would mix up, since it finds them by the prefix `COLUMN_`.
 
     Args:
         columns: The columns.
 
     Raises:
-        Gen2EmbedError: One begins with another and an underscore.
+        Gen2EmbedError: The name of one column begins with that of another and an underscore.
     """
     for column in columns:
         for other in columns:

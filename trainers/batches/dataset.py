@@ -1,4 +1,4 @@
-"""From sampling files to what a trainer reads: a `datasets.Dataset` of pairs, and the clusters in rows of it.
+"""Turns sampling files into what a trainer reads: a `datasets.Dataset` of pairs, and the clusters in rows of it.
 
     method of the file       columns                                       a row is      a cluster is
     saha                     query, positive                               a pair        an anchor and its k members
@@ -8,11 +8,12 @@
 Plain hard negatives are extra candidates of one query, not pairs, hence columns. A column's name must not be the
 beginning of another's (sentence-transformers collects features by prefix), so none is called plain `negative`.
 
-A cell is `{"text": str, "image": [path, …]}`: nothing is opened before a row is used. `SahaTrainer` opens the cells of
-a batch when it is made; for other trainers `OpenInputs` does, and leaves out what a row does not have, as the stock
-collator needs it.
+A cell is `{"text": str, "image": [path, …]}`: no image is opened before a row is used. `SahaTrainer` opens the cells of
+a batch when the batch is made. For other trainers `OpenInputs` opens them, and leaves out the keys that a row does not
+have, as the stock collator needs it.
 
-Only rows that occur in a cluster become rows of the dataset: those that sampling set aside cannot be read.
+Only rows that occur in a cluster become rows of the dataset: those that sampling set aside cannot be read. Building the
+dataset takes one pass over the rows of each subset, and keeps the texts and paths of the rows in use in memory.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PAIRS = ("saha", "in-batch")
-"""The methods whose clusters are made of pairs; the others bring negatives as extra candidates."""
+"""The methods whose clusters are made of pairs; the others have their negatives as extra candidates."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,11 +46,11 @@ class DatasetClusters:
     """Clusters in rows of a dataset, which is the concatenation of one or several subsets.
 
     Attributes:
-        names: The subsets.
+        names: The names of the subsets.
         rows: (C, k + 1) int64 rows of the dataset, the anchor first, -1 where a cluster is short.
         subsets: (C,) int64, the index of each cluster's subset in `names`.
-        num_rows: Rows of the dataset.
-        positives: (num_rows,) int64, equal where positives are equal; None where that is not known.
+        num_rows: The number of rows of the dataset.
+        positives: (num_rows,) int64, equal where positives are equal; None if it is not known which are equal.
     """
 
     names: tuple[str, ...]
@@ -60,13 +61,13 @@ class DatasetClusters:
 
     @classmethod
     def of(cls, sampling: Sampling | Sequence[Sampling]) -> DatasetClusters:
-        """Clusters for a dataset that holds the very rows that were sampled, one subset behind the other.
+        """Return the clusters for a dataset that holds exactly the rows that were sampled, subset after subset.
 
         Args:
             sampling: What `read_sampling` returned, once or several times.
 
         Raises:
-            SamplingError: The files' negatives are not pairs, or methods or k differ between files.
+            SamplingError: The files' negatives are not pairs, or the files differ in method or k.
         """
         samplings = _alike(sampling)
         if samplings[0].record["method"] not in PAIRS:
@@ -85,7 +86,7 @@ class DatasetClusters:
 
     @property
     def width(self) -> int:
-        """The rows of a whole cluster, k + 1."""
+        """The number of rows of a whole cluster, k + 1."""
         return int(self.rows.shape[1])
 
     def __len__(self) -> int:
@@ -103,9 +104,9 @@ class TrainingSet:
     """What a trainer needs of training data and its sampling files.
 
     Attributes:
-        dataset: The rows; columns and cells as this module's docstring says.
+        dataset: The rows; this module's docstring describes its columns and cells.
         clusters: The clusters in rows of `dataset`.
-        num_drawn: Negatives that were drawn because a query had fewer than k of its own (`hn`, `hn-beta`).
+        num_drawn: How many negatives were drawn because a query had fewer than k of its own (`hn`, `hn-beta`).
     """
 
     dataset: Dataset
@@ -114,12 +115,12 @@ class TrainingSet:
 
     @property
     def roles(self) -> dict[str, str]:
-        """The role of each column, as `router_mapping` of the training arguments wants it."""
+        """The role of each column, as `router_mapping` of the training arguments takes it."""
         return {name: "query" if name == "query" else "document" for name in self.dataset.column_names}
 
 
 class OpenInputs:
-    """Opens the images of stored cells: for `Dataset.with_transform`, or for a collator, cell by cell.
+    """Opens the images of stored cells: pass it to `Dataset.with_transform`, or call `open` for one cell.
 
     Args:
         images: Opens images by path.
@@ -145,7 +146,7 @@ class OpenInputs:
             cell: `{"text": str, "image": [path, …]}`.
 
         Returns:
-            `{"text": str, "image": PIL image or list of them}`, without what the cell does not have.
+            `{"text": str, "image": PIL image or list of them}`, without the keys that the cell does not have.
 
         Raises:
             ImageError: An image cannot be opened.
@@ -161,15 +162,15 @@ def training_dataset(data: TrainingData, sampling: Sampling | Sequence[Sampling]
     Args:
         data: The opened training data; subsets without a sampling file are left out.
         sampling: What `read_sampling` returned, once or several times; all of one method and one k.
-        seed: Of the negatives that are drawn at random from the subset where a query has fewer than k.
+        seed: The seed for negatives that are drawn at random from the subset, where a query has fewer than k.
 
     Returns:
         The dataset, its clusters, and how many negatives were drawn.
 
     Raises:
         DataError: A table is damaged.
-        SamplingError: A subset is not in the data, a file was made with other rows, methods or k differ, or a subset
-            of `hn` or `hn-beta` has a single candidate.
+        SamplingError: A subset is not in the data, a file was made with other rows, the files differ in method or k,
+            or a subset of `hn` or `hn-beta` has a single candidate.
     """
     import datasets
 
@@ -209,7 +210,7 @@ class _Part:
 
     Attributes:
         columns: The items of each column.
-        rows: (C, width) int64, -1 where a cluster is short.
+        rows: (C, width) int64 rows of these columns, -1 where a cluster is short.
         num_drawn: As in `TrainingSet`.
     """
 
@@ -219,7 +220,7 @@ class _Part:
         pairs = _read(subset, sampling, used)
         self.num_drawn = 0
         if sampling.record["method"] in PAIRS:
-            # Short clusters have -1 here, which becomes -1 again.
+            # Short clusters have -1 in `ids`, which stays -1.
             self.rows = np.where(ids < 0, -1, np.searchsorted(used, ids))
             kept = used.tolist()
             self.columns = {"query": [pairs[row][0] for row in kept], "positive": [pairs[row][1] for row in kept]}
@@ -242,12 +243,12 @@ class _Part:
 
     @property
     def num_rows(self) -> int:
-        """The rows of this part."""
+        """The number of rows of this part."""
         return len(self.columns["query"])
 
 
 def _read(subset: TrainingSubset, sampling: Sampling, used: npt.NDArray[np.int64]) -> dict[int, tuple[Item, Item]]:
-    """Query and positive of the rows that are used, by row id."""
+    """Return query and positive of the rows that are used, by row id."""
     wanted = set(used.tolist())
     digest = RowsDigest()
     pairs: dict[int, tuple[Item, Item]] = {}
@@ -260,14 +261,14 @@ def _read(subset: TrainingSubset, sampling: Sampling, used: npt.NDArray[np.int64
 
 
 def _from(order: list[int], start: int) -> Iterable[int]:
-    """Return a shuffled deck, begun at another card for every row: cut, not shuffled again."""
+    """Yield a shuffled order from `start` on, and then from its beginning: each row begins at another place."""
     cut = start % len(order)
     yield from order[cut:]
     yield from order[:cut]
 
 
 def _topped_up(own: list[Item], positive: Item, k: int, deck: Iterable[Item]) -> list[Item]:
-    """Return a row's negatives, brought to k from the deck; if that has too few, they come again."""
+    """Return a row's own negatives, and others from the shuffled candidates up to k; too few of them are repeated."""
     chosen = list(own)
     for card in deck:
         if len(chosen) == k:
@@ -281,7 +282,7 @@ def _topped_up(own: list[Item], positive: Item, k: int, deck: Iterable[Item]) ->
 
 
 def _row_ids(sampling: Sampling) -> npt.NDArray[np.int64]:
-    """(C, k + 1) row ids, the anchor first, -1 where a cluster is short; also where every cluster is."""
+    """Return row ids, (C, k + 1) even if all clusters are short: the anchor first, -1 where a member is missing."""
     clusters = sampling.clusters
     ids = np.full((len(clusters.anchors), sampling.record["settings"]["num_hard_negatives"] + 1), -1, dtype=np.int64)
     ids[:, 0] = clusters.anchors
@@ -290,7 +291,7 @@ def _row_ids(sampling: Sampling) -> npt.NDArray[np.int64]:
 
 
 def _alike(sampling: Sampling | Sequence[Sampling]) -> list[Sampling]:
-    """One or several sampling files as a list: at least one, all of one method and one k."""
+    """Return one or several sampling files as a list: at least one, all of one method and one k."""
     samplings = [sampling] if isinstance(sampling, Sampling) else list(sampling)
     if not samplings:
         raise SamplingError("no sampling file; pass what gen2embed sample wrote")

@@ -1,4 +1,4 @@
-"""Sampling files as `gen2embed train` takes them: found, compared with one another, and the data that they are of."""
+"""Finds the sampling files for `gen2embed train`, compares them with one another, and opens the data they are of."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: i
 
     Args:
         path: A folder that `gen2embed sample` wrote, or one of its files.
-        subsets: The subsets wanted; empty: all.
+        subsets: The subsets that are wanted; empty: all.
         num_hard_negatives: The k that they must have; None: any.
 
     Returns:
-        One a subset, by name.
+        One sampling per subset, sorted by name.
 
     Raises:
-        SamplingError: There is none, a subset was not sampled, or k differs.
+        SamplingError: There is no file, a subset was not sampled, or k differs.
     """
     given = Path(path).expanduser()
     if given.is_dir():
@@ -71,14 +71,14 @@ def open_sampled_data(
 
     Args:
         samplings: Sampling files of one run.
-        data_dir: The data, where it is not where the files say.
-        image_dir: Its images, likewise.
+        data_dir: The data, if it is not where the files say.
+        image_dir: Its images, if they are not where the files say.
         follow_links: Whether links in the image folder may lead out of it.
         exif_orientation: Whether images are turned as their EXIF data says.
 
     Raises:
         DataError: The data is not there.
-        FileNotFoundError: The images are nowhere.
+        FileNotFoundError: The images are not found.
         SamplingError: The files are of different data.
     """
     first = samplings[0].record["data"]
@@ -100,12 +100,12 @@ def open_sampled_data(
 
 
 def warn_of_other_model(samplings: Sequence[Sampling], model: Gen2Embed, model_name: str) -> None:
-    """Warn where another model than the one to be trained was asked which negatives are hard (Sec. III-C).
+    """Warn if the negatives were chosen with another model than the one to be trained (paper, Sec. III-C).
 
     Args:
         samplings: Sampling files.
         model: The model to be trained.
-        model_name: What it was loaded as.
+        model_name: The name or path that it was loaded by.
     """
     for sampling in samplings:
         sampled = sampling.record["model"]
@@ -125,7 +125,7 @@ def warn_of_other_model(samplings: Sequence[Sampling], model: Gen2Embed, model_n
 
 
 def data_name(samplings: Sequence[Sampling]) -> str:
-    """Return how the model card calls the training data.
+    """Return the name of the training data in the model card.
 
     Args:
         samplings: Sampling files.

@@ -7,15 +7,18 @@
 An epoch is planned in steps; a step is one batch for each process, since negatives are gathered across processes:
 
 1. The clusters are shuffled, all together or each subset on its own, and cut into steps. The last step is filled with
-   clusters from the front of the same shuffle: none is lost, no batch is short, no cluster is twice in a step. (Unequal
-   batches, or a number of batches that the processes cannot share evenly, would be dropped under data parallelism, or
-   would leave processes waiting for each other.)
+   clusters from the front of the same shuffle: no cluster is lost, no batch is short, and no cluster is twice in a
+   step. (Unequal batches, or a number of batches that the processes cannot share evenly, would be dropped under data
+   parallelism, or would leave processes waiting for each other.)
 2. The steps are shuffled.
-3. Within a batch, clusters of one subset stand side by side, so that sub-batches are of like length.
-4. Clusters that sampling left short are topped up with further pairs of their subset, preferably such as have neither
-   row nor positive in common with the step.
+3. Within a batch, clusters of one subset are put side by side, so that the rows of a sub-batch are of similar length.
+4. Clusters that sampling left short are filled up with further pairs of their subset ("fillers"), preferably with pairs
+   that share neither row nor positive with the step.
 
 Everything follows from the seed and the epoch, in every process alike.
+
+Cost: the sampler reads no data, only indices. An epoch's plan takes memory for one number per cluster. Every missing
+row of a short cluster is compared with at most `LOOK_AHEAD` rows; for this, a few numbers per row are kept.
 """
 
 from __future__ import annotations
@@ -38,26 +41,26 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LOOK_AHEAD = 4096
-"""Rows among which a filler is chosen; the first that conflicts least is taken."""
+"""The number of rows among which a filler is chosen: the first of those that conflict least."""
 
 
 class SahaBatchSampler(DefaultBatchSampler):
-    """Batches of whole clusters.
+    """Makes batches of whole clusters.
 
-    Usable as `batch_sampler=functools.partial(SahaBatchSampler, sampling=…)`; the trainer passes what comes before
-    `sampling`. A lambda would do as well, but cannot be saved with the arguments.
+    Pass it as `batch_sampler=functools.partial(SahaBatchSampler, sampling=…)`; the trainer passes the arguments before
+    `sampling`. A lambda works as well, but cannot be saved with the training arguments.
 
     Args:
         dataset: The training data; its rows are those that `sampling` names.
-        batch_size: Rows a batch on one process, a multiple of the cluster's k + 1.
-        drop_last: Without effect: every batch is full.
-        valid_label_columns: Without effect: clusters need no labels.
-        generator: Without effect: batches follow from seed and epoch.
-        seed: Of the shuffles.
-        sampling: What `read_sampling` returned, once or several times, for a dataset of the very rows that were
-            sampled, one subset behind the other; or clusters in rows of the dataset (`training_dataset`).
+        batch_size: The rows per batch on one process, a multiple of the cluster's k + 1.
+        drop_last: Has no effect: every batch is full.
+        valid_label_columns: Has no effect: clusters need no labels.
+        generator: Has no effect: batches follow from seed and epoch.
+        seed: The seed of the shuffles.
+        sampling: What `read_sampling` returned, once or several times, for a dataset of exactly the rows that were
+            sampled, subset after subset; or clusters in rows of the dataset (`training_dataset`).
         mix_subsets: Whether a batch mixes clusters of several subsets.
-        num_processes: Processes that take batches in turn; None asks torch.distributed.
+        num_processes: The number of processes that take batches in turn; None: as torch.distributed says.
 
     Attributes:
         epoch: The epoch, set by the trainer.
@@ -120,16 +123,16 @@ class SahaBatchSampler(DefaultBatchSampler):
 
     @property
     def num_fillers(self) -> int:
-        """Rows of this epoch that top up short clusters."""
+        """The number of rows of this epoch that fill up short clusters."""
         return int((self.clusters.rows[self._plan(self._rng())] < 0).sum())
 
     @property
     def num_repeated(self) -> int:
-        """Clusters that come a second time in an epoch, so that the last steps are full."""
+        """The number of clusters that come a second time in an epoch, so that the last steps are full."""
         return len(self) * self.batch_size // self.clusters.width - len(self.clusters)
 
     def __len__(self) -> int:
-        """Batch an epoch, of all processes together; the same in every epoch."""
+        """Return the number of batches per epoch, of all processes together; it is the same in every epoch."""
         return self.num_processes * sum(-(-len(group) // self._per_step) for group in self._groups)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -146,8 +149,8 @@ class SahaBatchSampler(DefaultBatchSampler):
         return np.random.default_rng((self.seed, self.epoch))
 
     def _plan(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """Return the epoch's clusters, (steps, clusters a step)."""
-        # `resize` begins again at the front; a step is no longer than the group, so nothing is in it twice.
+        """Return the epoch's clusters, (steps, clusters per step)."""
+        # `resize` begins again at the front; a step is no longer than the group, so no cluster is in a step twice.
         steps = [
             np.resize(rng.permutation(group), (-(-len(group) // self._per_step), self._per_step))
             for group in self._groups
@@ -155,9 +158,10 @@ class SahaBatchSampler(DefaultBatchSampler):
         return rng.permutation(np.concatenate(steps))
 
     def _neighbourly(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return a step with each batch's clusters of one subset side by side.
+        """Return a step in which the clusters of one subset are side by side in each batch.
 
-        The loss does not know an order, but a sub-batch is as wide as its longest row: images apart from labels.
+        The loss does not depend on the order, but a sub-batch is as wide as its longest row, so long rows (images)
+        should not be with short ones (labels).
         """
         batches = step.reshape(self.num_processes, -1)
         order = np.argsort(self.clusters.subsets[batches], axis=1, kind="stable")
@@ -165,22 +169,22 @@ class SahaBatchSampler(DefaultBatchSampler):
 
 
 class _Fillers:
-    """Deals rows to short clusters, from one shuffled deck a subset."""
+    """Chooses rows for short clusters, from one shuffled list of rows per subset."""
 
     def __init__(self, clusters: DatasetClusters, decks: list[npt.NDArray[np.int64]]) -> None:
         self._decks, self._next = decks, [0] * len(decks)
         rows = np.arange(clusters.num_rows)
-        # Where positives are not known, they are taken to differ.
+        # If positives are not known, they are assumed to differ.
         self._positives = rows if clusters.positives is None else clusters.positives
         self._row_taken = np.zeros(clusters.num_rows, dtype=bool)
         self._positive_taken = np.zeros(int(self._positives.max(initial=-1)) + 1, dtype=bool)
 
     def fill(self, rows: npt.NDArray[np.int64], subsets: npt.NDArray[np.int64]) -> None:
-        """Tops up the clusters of one step in place.
+        """Fill up the clusters of one step, in place.
 
         Args:
-            rows: (clusters a step, k + 1) rows, -1 where one is missing.
-            subsets: (clusters a step,) the subset of each.
+            rows: (clusters per step, k + 1) The rows, -1 where one is missing.
+            subsets: (clusters per step,) The subset of each cluster.
         """
         short = np.flatnonzero((rows < 0).any(axis=1))
         if not len(short):
@@ -203,8 +207,9 @@ class _Fillers:
         places = (self._next[subset] + np.arange(min(len(deck), LOOK_AHEAD))) % len(deck)
         cards = deck[places]
         positives = self._positives[cards]
-        # In order of what matters: a row twice in the cluster, which never happens, as a subset has more rows than a
-        # cluster; twice in the step; its positive in the cluster; its positive in the step.
+        # The worst conflict first: the row is already in the cluster (never the result, as a subset has at least as
+        # many rows as a cluster); it is already in the step; its positive is in the cluster; its positive is in the
+        # step.
         conflicts = 8 * np.isin(cards, own) + 4 * self._row_taken[cards]
         conflicts = conflicts + 2 * np.isin(positives, self._positives[own]) + self._positive_taken[positives]
         chosen = int(conflicts.argmin())

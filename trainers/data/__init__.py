@@ -1,1 +1,1 @@
-"""Training pairs: which ones, from which tables, and what stands in a cell."""
+"""Training pairs: which ones are read, from which tables, and what a cell can hold."""

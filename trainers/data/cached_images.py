@@ -1,4 +1,8 @@
-"""Images that are embedded in a table: written once each, under their SHA-256, since threads open images by path."""
+"""Images that are embedded in a table: each is written to a file once, named by its SHA-256, and then opened by path.
+
+The threads that open images work from paths, so an embedded image needs one. Its bytes are compared with their SHA-256
+at every read.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,15 @@ from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.storage.atomic import ForeignFileError, write_atomic
 
 EMBEDDED = "embedded:"
-"""What the path of an image begins with that was embedded in a table; the rest is its SHA-256."""
+"""The prefix in the path of an image that was embedded in a table; the rest of the path is the image's SHA-256."""
 
 
 class CachedImages(ImageSource):
-    """Images by path, and those that were embedded in a table.
+    """Opens images by path, also those that were embedded in a table.
 
     Args:
-        root: Folder or archive of the images with a path; None where there are none.
-        cache: Folder of the embedded ones; made when the first is kept.
+        root: The folder or archive of the images with a path; None if there are none.
+        cache: The folder of the embedded images; made when the first one is kept.
         options: As for `ImageSource`: `follow_links`, `exif_orientation`.
     """
 
@@ -38,7 +42,7 @@ class CachedImages(ImageSource):
         self._kept: set[str] = set()
 
     def keep(self, data: bytes) -> str:
-        """Keep an encoded image.
+        """Write an encoded image to the cache, unless it is there.
 
         Args:
             data: The bytes of an image file.
@@ -47,7 +51,7 @@ class CachedImages(ImageSource):
             The path under which `open` finds it.
 
         Raises:
-            ForeignFileError: The cache holds something else under its digest.
+            ForeignFileError: The cache holds another content under the image's digest.
         """
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._kept:
@@ -68,7 +72,7 @@ class CachedImages(ImageSource):
         return super().open(path) if data is None else decode(io.BytesIO(data), path, max_pixels=self.max_pixels)
 
     def facts(self, path: str) -> ImageFacts:
-        """Digest and size; see `ImageSource.facts`."""
+        """Return digest and size of an image; see `ImageSource.facts`."""
         data = self._embedded(path)
         return super().facts(path) if data is None else facts_of(data, path, max_pixels=self.max_pixels)
 

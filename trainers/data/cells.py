@@ -1,8 +1,9 @@
-"""What stands in a column of training data: one rule for tables, sampling files and trainers.
+"""What a cell of training data can hold: one rule for tables, sampling files and trainers.
 
-A cell is a text (a string is always text), or a dict with the keys that `Gen2Embed.encode` takes: `text`, and `image`
-or `images`, one or a list of them; or the dict `{"bytes", "path"}` in which `datasets` stores an image. A key whose
-value is null counts as absent, since tables give all rows the same keys. Any other key is refused by name.
+A cell is one of three things: a text (a string is always text); a dict with the keys that `Gen2Embed.encode` takes,
+which are `text`, and `image` or `images` with one image or a list of them; or the dict `{"bytes", "path"}` in which
+`datasets` stores an image. A key whose value is null counts as absent, since tables give all rows the same keys. Any
+other key is refused, and the error names it.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ STORED_IMAGE = ("bytes", "path")
 
 
 class Cell(NamedTuple):
-    """A cell's text, None where it has none, and its images as they were given."""
+    """A cell's text, None if it has none, and its images as they were given."""
 
     text: str | None
     images: tuple[Any, ...]
 
 
 def read_cell(cell: Mapping[str, Any]) -> Cell:
-    """Take a dict apart.
+    """Return the text and the images of a cell that is a dict.
 
     Args:
         cell: The dict.
 
     Returns:
-        Its text and its images; both may be missing. Entries that are null or an empty string are no image.
+        Its text and its images; both may be missing. Entries that are null or an empty string do not count as images.
 
     Raises:
-        TypeError: It has another key, both `image` and `images`, or a text that is no string; the message names it.
+        TypeError: The dict has another key, both `image` and `images`, or a text that is not a string; the message
+            names it.
     """
     given = {key: value for key, value in cell.items() if value is not None}
     if given and given.keys() <= set(STORED_IMAGE):
@@ -55,16 +57,16 @@ def _is_empty(image: Any) -> bool:
 
 
 def stored_image(image: Mapping[str, Any]) -> bytes | str:
-    """Take apart the dict in which `datasets` stores an image.
+    """Return the content or the path of an image that `datasets` stored as a dict.
 
     Args:
-        image: `{"bytes", "path"}`, either missing, null or empty.
+        image: `{"bytes", "path"}`; either of them can be missing, null or empty.
 
     Returns:
-        The image file's bytes where they are there, or its path.
+        The image file's bytes if the dict has them, else its path.
 
     Raises:
-        TypeError: It has another key, neither of the two, or one of another type; the message names it.
+        TypeError: The dict has another key, neither of the two, or one of another type; the message names it.
     """
     if unknown := sorted(str(key) for key in image if key not in STORED_IMAGE and image[key] is not None):
         raise TypeError(f'an image has the unknown key {", ".join(map(repr, unknown))}; it is {{"bytes", "path"}}')

@@ -1,4 +1,4 @@
-"""Which training pairs to read."""
+"""The settings that say which training pairs are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gen2embed_mteb.flags import check_options, option
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(RowLimits):
-    """Which training pairs to read."""
+    """Says which training pairs are read, and where their images are."""
 
     data_dir: str = option(
         "training pairs: folder, file or hub id, or mmeb-mini", needs="a folder, a file, a Hub id, or mmeb-mini"
@@ -52,19 +52,19 @@ class DataConfig(RowLimits):
         follow_links: bool = False,
         exif_orientation: bool = False,
     ) -> DataConfig:
-        """Return what the records of a sampling run were made of.
+        """Return the settings for the data that a sampling run read.
 
         Args:
             records: One record per subset, of one run.
-            data_dir: The data, where it is not where the records say.
-            image_dir: Its images, likewise.
+            data_dir: The data, if it is not where the records say.
+            image_dir: Its images, if they are not where the records say.
             follow_links: Whether links in the image folder may lead out of it.
             exif_orientation: Whether images are turned as their EXIF data says.
         """
         data = records[0]["data"]
         return cls(
             data_dir=data_dir or data["data_dir"],
-            # Images that were named beside the old place of the data are looked for beside the new one.
+            # If the data was moved, its images are looked for beside its new place.
             image_dir=image_dir or ("" if data_dir else data["image_dir"]),
             follow_links=follow_links,
             exif_orientation=exif_orientation,

@@ -15,11 +15,11 @@ from trainers.data.cached_images import CachedImages
 from trainers.data.cells import read_cell, stored_image
 
 ROWS_LOOKED_AT = 10_000
-"""If none of so many rows at the beginning can be used, the table is not what it is taken for."""
+"""A table is refused if none of this many rows at its beginning can be used."""
 
 
 class Table(Protocol):
-    """What reading pairs needs of a table; `SubsetTable` and `JsonLines` are ones."""
+    """What reading pairs needs of a table; `SubsetTable` and `JsonLines` have it."""
 
     @property
     def source(self) -> str:
@@ -30,7 +30,7 @@ class Table(Protocol):
         """The names of its columns."""
 
     def file_of(self, row: int) -> str:
-        """Return the file that a row stands in."""
+        """Return the file that holds a row."""
 
     def rows(
         self, columns: Sequence[str], limit: int | None = None, limits: RowLimits | None = None
@@ -39,7 +39,7 @@ class Table(Protocol):
 
 
 class _Content(NamedTuple):
-    """A cell, checked: its text, and its images as paths or as bytes that are not kept yet."""
+    """A checked cell: its text, and its images as paths or as bytes that are not written to the cache yet."""
 
     text: str
     images: tuple[str | bytes, ...]
@@ -47,15 +47,15 @@ class _Content(NamedTuple):
 
 @dataclass(frozen=True)
 class PairSubset:
-    """A subset in two columns.
+    """A subset whose table has the queries in one column and their positives in another.
 
     Attributes:
-        name: Its name.
-        table: Its table.
-        columns: The query's column and its positive's.
-        images: Where images are kept that the table embeds.
+        name: The subset's name.
+        table: The subset's table.
+        columns: The column of the queries, and that of their positives.
+        images: The cache for images that the table embeds.
         image_columns: The columns whose strings are paths of images.
-        limit: Read this many rows.
+        limit: The number of rows to read; None: all.
         limits: How large a row may be.
     """
 
@@ -73,20 +73,20 @@ class PairSubset:
         return self.table.source
 
     def rows(self) -> Iterator[TrainRow | BadRow]:
-        """Read the pairs in order; embedded images are kept on the way.
+        """Read the pairs in order, and write embedded images to the cache.
 
         Raises:
             DataError: The file is damaged.
-            ForeignFileError: A kept image is damaged.
+            ForeignFileError: An image in the cache is damaged.
         """
         for index, row in enumerate(self._contents(self.limit)):
             yield row if isinstance(row, BadRow) else TrainRow(index, self._kept(row[0]), self._kept(row[1]), None)
 
     def require_usable(self) -> None:
-        """Look for one row that can be used, before hours of work.
+        """Check that the table has a row that can be used, so that a wrong table is refused before hours of work.
 
         Raises:
-            DataError: There is none among the first; the message says what is wrong with them.
+            DataError: There is none among the first `ROWS_LOOKED_AT`; the message says what is wrong with them.
         """
         first: BadRow | None = None
         count = 0

@@ -1,6 +1,6 @@
-"""Training pairs, from MMEB-train's form or from any table of two columns, read row by row.
+"""Opens training pairs in MMEB-train's form or in any table of two columns; they are read row by row.
 
-What `data_dir` may be:
+`data_dir` may be:
 
     a folder or Hub id in MMEB-train's form      a subset is a folder with the split's Parquet files (`mmeb/tables.py`)
     `mmeb-mini`                                  the embedded benchmark's training sets, drawn on first use
@@ -12,8 +12,11 @@ All but the first two hold a query and its positive in two columns, as sentence-
 an image as `datasets` stores it (`{"bytes", "path"}`), both (`{"text", "image"}`), or, in the columns that
 `image_columns` names, the path of an image. Text that looks like a path stays text.
 
-Images that are embedded in a table are written once each, under their SHA-256, into a cache folder, since the threads
-that open images work from paths. Images that the data names by path stay where they are.
+Images that are embedded in a table are written to a cache folder (`cached_images.py`). Images that the data names by
+path stay where they are.
+
+Opening reads no rows, except that a table of two columns is read up to its first usable row. Every call of a subset's
+`rows` is one pass over its table.
 """
 
 from __future__ import annotations
@@ -72,11 +75,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class TrainingSubset(Protocol):
-    """Training pairs that are sampled together: opened, and read as often as needed."""
+    """An opened set of training pairs that are sampled together; it can be read several times."""
 
     @property
     def name(self) -> str:
-        """The name of its files and in reports."""
+        """The subset's name, in reports and in the names of its files."""
 
     @property
     def source(self) -> str:
@@ -91,9 +94,9 @@ class MmebSubset:
     """A subset in MMEB-train's form.
 
     Attributes:
-        name: Its name in the training data (`ImageNet_1K`).
-        table: Its table.
-        limit: Read this many rows.
+        name: The subset's name in the training data (`ImageNet_1K`).
+        table: The subset's table.
+        limit: The number of rows to read; None: all.
         limits: How large a row may be.
     """
 
@@ -116,7 +119,7 @@ class MmebSubset:
         return read_train_rows(self.table, self.limit, self.limits)
 
     def columns(self) -> Iterator[dict[str, Any]]:
-        """Read the rows as they are, MMEB-train's columns by name; all None in a row that cannot be read.
+        """Read the rows as dicts of MMEB-train's columns; in a row that cannot be read, all values are None.
 
         Raises:
             DataError: The file is damaged.
@@ -133,7 +136,7 @@ class TrainingData:
 
     Attributes:
         subsets: The subsets, in order.
-        images: Opens the images of all of them.
+        images: Opens the images of all subsets.
         split: The split that was opened.
     """
 
@@ -143,18 +146,18 @@ class TrainingData:
 
 
 def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
-    """Open every subset and check its columns; read no rows.
+    """Open every subset and check its columns; see this module's docstring for what is read.
 
     Args:
-        config: Which data.
-        cache: Folder for images that the tables embed; made if it is needed.
+        config: Which data to open.
+        cache: The folder for images that the tables embed; made if it is needed.
 
     Returns:
         The data.
 
     Raises:
         DataError: A folder, subset, split or column is missing, or a file is damaged.
-        FileNotFoundError: The images are nowhere.
+        FileNotFoundError: The images are not found.
         ValueError: A subset is unknown.
     """
     if config.data_dir == MINI:
@@ -182,12 +185,10 @@ def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
 
 
 def _training_sets(benchmark: Benchmark, subsets: Sequence[str], found: Sequence[str]) -> list[DatasetInfo]:
-    """Return the subsets that were asked for, or all: the benchmark's training sets, then folders of its form beside
-    them.
-    """
+    """Return the subsets that were asked for, or all: the benchmark's training sets, then other folders of its form."""
     with_training = [dataset for dataset in benchmark.datasets if dataset.in_domain]
     names = {folder for dataset in with_training for folder in dataset.folders}
-    # Only its name and its folder are used of such a record.
+    # Only the name and the folder of such a record are used.
     own = [DatasetInfo(name, "Retrieval", True, "label") for name in found if name not in names]
     known = with_training + own if names & set(found) or not own else own
     if not subsets:
@@ -205,7 +206,7 @@ def _benchmark_of(found: Sequence[str]) -> Benchmark:
 
 
 def _mmeb_folders(root: Path, split: str) -> list[str]:
-    """Return the folders with files of the split in MMEB-train's form, by name."""
+    """Return the names of the folders that have files of the split in MMEB-train's form, sorted."""
     inside = [path for parent in (root, root / "data") if parent.is_dir() for path in parent.iterdir()]
     names = {path.name for path in inside if path != root / "data" and is_utf8(path.name) and split_files(path, split)}
     return sorted(names)
@@ -267,7 +268,7 @@ def _local_tables(path: Path, split: str) -> tuple[dict[str, list[Path]], str]:
     """Return the files of each table of a local file or folder, by subset name, and the split that they are of.
 
     Raises:
-        DataError: There are none, or none of that split, or it is not clear which are.
+        DataError: There are no tables, or none of that split, or it is not clear which files belong to it.
     """
     if (path / "dataset_dict.json").is_file():
         path, split = path / (split or "train"), split or "train"
@@ -284,7 +285,7 @@ def _local_tables(path: Path, split: str) -> tuple[dict[str, list[Path]], str]:
             logger.warning("%s is one shard of several; pass its folder as --data_dir to use all", path)
         return {table_name(path): [path]}, split or own or "train"
     if not path.is_dir():
-        require_regular(path)  # a named pipe, a device
+        require_regular(path)  # refuses a named pipe or a device
     folders = [folder for folder in (path, path / "data") if folder.is_dir()]
     found = [[file for file in sorted(folder.iterdir()) if _is_table(file)] for folder in folders]
     files = next((files for files in found if files), [])
@@ -305,7 +306,7 @@ def _is_table(file: Path) -> bool:
 
 
 def _saved_split(path: Path, split: str) -> str:
-    """Return the split of a folder of `save_to_disk`; it knows its own."""
+    """Return the split of a folder of `save_to_disk`, whose state file names it."""
     try:
         saved = str(json.loads(require_regular(path / "state.json").read_bytes())["_split"] or "")
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -317,7 +318,7 @@ def _saved_split(path: Path, split: str) -> str:
 
 
 def _open_table(name: str, files: Sequence[Path], *, whole: bool) -> Table:
-    """Open a table; `whole` demands all its shards."""
+    """Open a table; with `whole`, all its shards must be there."""
     import datasets
 
     if files[0].is_dir():
@@ -325,7 +326,7 @@ def _open_table(name: str, files: Sequence[Path], *, whole: bool) -> Table:
             require_regular(file)
         try:
             loaded = datasets.load_from_disk(str(files[0]))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:  # no shards at all: an IndexError
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # no shards at all raise an IndexError
             what = f"no rows, or no folder of datasets.save_to_disk ({type(error).__name__}: {one_line(error)})"
             raise DataError(f"{files[0]}: the table has {what}; save it again") from error
         return _loaded(loaded, str(files[0]))
@@ -353,7 +354,7 @@ def _hub_tables(config: DataConfig, names: Sequence[str], split: str) -> dict[st
 
 
 def _chosen(subsets: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the names that were asked for, or all, in the order of all."""
+    """Return the names that were asked for, or all names, in the order of `names`."""
     chosen = {lookup(name, {known: known for known in names}, "subset", names) for name in subsets}
     return [name for name in names if not subsets or name in chosen]
 

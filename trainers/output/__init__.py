@@ -1,1 +1,1 @@
-"""The folder of a training run: what may be replaced, checkpoints, figures, the model card."""
+"""The output folder of a training run: what may be replaced in it, checkpoints, figures, and the model card."""

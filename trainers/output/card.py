@@ -1,4 +1,4 @@
-"""The model card's section on data: what was sampled, how, by which model, and from where."""
+"""Writes the model card's section on data: what was sampled, how, with which model, and from where."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _CARD_SECTION_BEFORE = "\n### Framework Versions"
 
 
 def data_section(samplings: Sequence[Sampling], training_set: TrainingSet, base_model: str) -> str:
-    """Say in Markdown where the training batches came from.
+    """Return a section in Markdown that says where the training batches came from.
 
     Args:
         samplings: The sampling files.
-        training_set: What was made of them.
+        training_set: The training set that was made of them.
         base_model: The model that was trained.
 
     Returns:
-        The section, heading included.
+        The section, with its heading.
     """
     first = samplings[0].record
     method, data, model = first["method"], first["data"], first["model"]
@@ -54,8 +54,8 @@ def add_to_card(path: Path, section: str) -> None:
     """Put a section before the versions, or at the end of a card without them.
 
     Args:
-        path: The card, in a temporary folder of ours; where there is none, or no section, nothing is done.
-        section: Markdown.
+        path: The card, in a temporary folder of ours; if there is no card, nothing is done.
+        section: The section in Markdown; if it is empty, nothing is done.
     """
     if not section or not path.is_file():
         return

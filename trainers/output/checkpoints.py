@@ -1,10 +1,11 @@
-"""Checkpoints: each is there as a whole or not at all, and only our own are ever deleted.
+"""Checkpoints: each is there as a whole or not at all, and only our own are deleted.
 
-1. A checkpoint is written under a temporary name, gets a ledger with the SHA-256 of every file, and is renamed once.
-   Without that ledger a folder `checkpoint-N` is no checkpoint of ours, and with a file that differs it is damaged.
-2. Training goes on at the newest whole one. Its optimizer, scheduler and random states are pickles: they are read only
-   where the ledger proves them to be what was written.
-3. Too many checkpoints (`save_total_limit`) are deleted by step, the oldest first, and only where every file is ours.
+1. A checkpoint is written under a temporary name, gets a ledger with the SHA-256 of every file, and is then renamed. A
+   folder `checkpoint-N` without that ledger is not a checkpoint of ours; if a file differs from the ledger, the
+   checkpoint is damaged.
+2. Training goes on at the newest whole checkpoint. Its optimizer, scheduler and random states are pickles: they are
+   read only if the ledger proves that they are what was written.
+3. If there are too many checkpoints (`save_total_limit`), the oldest are deleted, and only if every file is ours.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def place_of(output_dir: str | Path, step: int) -> Path:
-    """Return where the checkpoint of a step is kept.
+    """Return the path of the checkpoint of a step.
 
     Args:
         output_dir: The folder of the run.
-        step: Optimizer steps done.
+        step: The number of optimizer steps done.
     """
     return Path(output_dir) / f"checkpoint-{step}"
 
@@ -56,7 +57,7 @@ def newest_whole(output_dir: str | Path) -> Path | None:
         output_dir: The folder of the run; it may be missing.
 
     Returns:
-        Its folder; None where there is none.
+        The checkpoint's folder; None if there is none.
     """
     for folder in reversed(checkpoints(output_dir)):
         fault = damage(folder, WRITER)
@@ -73,23 +74,23 @@ def require_whole(folder: str | Path) -> None:
         folder: The checkpoint.
 
     Raises:
-        Gen2EmbedError: It is damaged, is no checkpoint, or was not written by this trainer.
+        Gen2EmbedError: It is damaged, is not a checkpoint, or was not written by this trainer.
     """
     if fault := damage(Path(folder), WRITER):
         raise Gen2EmbedError(f"{folder} is no whole checkpoint: {fault}; pass another --resume_from_checkpoint")
 
 
 def make_room(folder: Path) -> None:
-    """Free the place of a checkpoint: what is ours is deleted, what is ours but damaged is set aside.
+    """Free the path of a checkpoint: delete an older checkpoint of ours there; rename it if it is damaged.
 
     Args:
-        folder: The place.
+        folder: The path of the new checkpoint.
 
     Raises:
         ForeignFileError: What is there is not ours.
     """
     if folder not in checkpoints(folder.parent):
-        return  # nothing, or something foreign, which `new_folder` refuses
+        return  # there is nothing, or a foreign folder, which `new_folder` refuses
     try:
         OwnedFolder(folder.parent, WRITER).remove_tree(folder.name)
     except ForeignFileError as error:

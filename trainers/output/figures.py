@@ -1,9 +1,9 @@
-"""What a resumed run must know so that its figures are those of an uninterrupted one; and times, which are kept apart.
+"""Keeps the figures of a run in its checkpoints, so that a resumed run reports what an uninterrupted one does.
 
-transformers' trainer forgets, between two processes, the losses since the last log, their sum over the run (which it
-divides by the steps of the last process alone), and the model card's table. A checkpoint of ours holds them in
+If a run is stopped and resumed, transformers' trainer loses the losses since the last log, their sum over the run
+(which it divides by the steps of the last process alone), and the model card's table. Our checkpoints hold them in
 `figures.json`. Times differ from run to run: they are left out of the trainer's state, of `train.json` and of the model
-card, and go to `timing.json`.
+card, and are written to `timing.json`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def without_times(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Timing:
-    """`timing.json`: how long each process of a run took, and each evaluation.
+    """Writes `timing.json`: how long each start of a run took, and each evaluation.
 
     Args:
-        output_dir: The folder of the run; what is in its file already stays.
+        output_dir: The folder of the run; what its `timing.json` already says is kept.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
@@ -57,10 +57,10 @@ class Timing:
         return empty | dict(json.loads((self._folder.path / TIMING_FILE).read_bytes()))
 
     def begin(self, step: int) -> None:
-        """Start the clock.
+        """Start to measure time.
 
         Args:
-            step: Steps done by earlier processes; 0 forgets what they noted.
+            step: The steps done by earlier processes; 0 forgets what they noted.
         """
         self._from_step, self._start = step, time.monotonic()
         if not step:
@@ -70,8 +70,8 @@ class Timing:
         """Note the times of an evaluation.
 
         Args:
-            step: Steps done.
-            times: Metrics of time by name; without one of an evaluation nothing is noted.
+            step: The number of steps done.
+            times: Metrics of time by name; if none is of an evaluation, nothing is noted.
         """
         if any(name.startswith("eval_") for name in times):
             self._evaluations.append({"step": step, **times})
@@ -80,7 +80,7 @@ class Timing:
         """Write the file.
 
         Args:
-            step: Steps done.
+            step: The number of steps done.
         """
         seconds = round(time.monotonic() - self._start, 3)
         runs = [*self._earlier["runs"], {"from_step": self._from_step, "to_step": step, "seconds": seconds}]
@@ -100,7 +100,7 @@ class Figures(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        """Keep the trainer; nothing is read before training begins."""
+        """Store the trainer; nothing is read before training begins."""
         self._trainer = trainer
         self._at_epoch_end = False
         self.checkpoint: Path | None = None
@@ -117,7 +117,7 @@ class Figures(TrainerCallback):
         self._at_epoch_end = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Give the figures of the checkpoint back, after the stock callbacks have made theirs anew."""
+        """Restore the figures of the checkpoint, after the stock callbacks have reset theirs."""
         card = self._trainer.model.model_card_data
         card._training_start_time = None  # leaves "Training Time" out of the card
         self.epoch_end_is_due = False
@@ -137,10 +137,10 @@ class Figures(TrainerCallback):
         for evaluator, metrics in zip(self._evaluators(), figures["card"]["evaluations"], strict=False):
             if metrics is not None:
                 card.eval_results_dict[evaluator] = metrics
-        # A kill may have come between the last step of an epoch and what is done at its end.
+        # The run may have been killed after the last step of an epoch, before the work at the epoch's end was done.
         ended = state.epoch == int(state.epoch) or state.global_step >= state.max_steps
         self.epoch_end_is_due = ended and not figures["at_epoch_end"]
-        args.eval_on_start = False  # the run did start, and was evaluated
+        args.eval_on_start = False  # the run was evaluated when it started
 
     def write(self, folder: Path) -> None:
         """Write the figures into a checkpoint that is being made; every process must call this.
@@ -165,7 +165,7 @@ class Figures(TrainerCallback):
             },
         }
         if trainer.args.should_save:
-            # As the trainer's own state, which holds NaN where a loss was NaN.
+            # JSON with NaN where a loss was NaN, as in the trainer's own state.
             text = json.dumps(figures, indent=2, default=float) + "\n"
             write_in_scratch(folder / FIGURES_FILE, text.encode())
 

@@ -1,7 +1,7 @@
-"""The folder that a training run writes into: what may lie there, whether the run is finished, and where it goes on.
+"""Checks a training run's output folder: what it may hold, whether the run is finished, and where it goes on.
 
-A run's folder is new, empty, or one that an earlier run wrote and nobody changed since; logs may lie beside. Anything
-else is refused before data or model are loaded: a model, sampling files, checkpoints of another program.
+A run's folder is new, empty, or one that an earlier run wrote and nobody changed since; it may also hold logs. A folder
+with anything else (a model, sampling files, checkpoints of another program) is refused before data or model are loaded.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "train.json"
 HARMLESS = ("*.log", "*.out", "*.err", "runs", "wandb", "emissions.csv", ".*")
-"""What may lie beside: logs, TensorBoard's, wandb's and codecarbon's files, hidden ones. Nothing here is replaced."""
+"""Files that the folder may also hold: logs, files of TensorBoard, wandb and codecarbon, hidden files; all are kept."""
 COMPARED = ("recipe", "arguments", "sampling")
-"""Parts of `train.json`: with equal ones a run can go on."""
+"""Parts of `train.json` that must be equal for a run to go on."""
 
 
 def check_output(output_dir: str | Path, inputs: Mapping[str, str | Path]) -> None:
-    """Refuse a folder in which something lies that this command did not write.
+    """Refuse a folder that holds a file which this command did not write.
 
     Args:
-        output_dir: Where the run is to write; it may be missing.
-        inputs: What the run reads, by the flag that names it; a place that is none is not looked at.
+        output_dir: The folder that the run will write into; it may be missing.
+        inputs: The places that the run reads, by the flag that names them; an empty one is ignored.
 
     Raises:
-        ForeignFileError: The folder is one of the inputs, is no folder, or holds a file of others.
+        ForeignFileError: The folder is one of the inputs, is not a folder, or holds a file of another program.
     """
     output = Path(output_dir)
     for flag, place in inputs.items():
@@ -65,11 +65,11 @@ def check_output(output_dir: str | Path, inputs: Mapping[str, str | Path]) -> No
 
 
 def agreed(args: SahaTrainingArguments, decide: Callable[[], Any]) -> Any:
-    """Return what the first process decides, in every process; what it refuses, all refuse.
+    """Return what the first process decides, in every process; an error of the first is raised in all.
 
     Args:
         args: The training arguments, which say which process this is.
-        decide: Called in the first process.
+        decide: The function that decides; only the first process calls it.
 
     Raises:
         Gen2EmbedError: The first process raised it.
@@ -89,7 +89,7 @@ def agreed(args: SahaTrainingArguments, decide: Callable[[], Any]) -> Any:
 
 
 def wants_to_resume(args: SahaTrainingArguments) -> bool:
-    """Say whether `--resume_from_checkpoint` asks to go on.
+    """Say whether `--resume_from_checkpoint` asks to continue an earlier run.
 
     Args:
         args: The training arguments.
@@ -98,11 +98,11 @@ def wants_to_resume(args: SahaTrainingArguments) -> bool:
 
 
 def finished(args: SahaTrainingArguments, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record of this very run where it is finished and all that it wrote is still there.
+    """Return the record of this run if it is finished and all files that it wrote are still there; None otherwise.
 
     Args:
         args: The training arguments; without `resume_from_checkpoint` nothing counts as finished.
-        record: What is to be run.
+        record: The record of what will be run.
 
     Raises:
         Gen2EmbedError: The folder holds another run than this one.
@@ -114,7 +114,7 @@ def finished(args: SahaTrainingArguments, record: Mapping[str, Any]) -> dict[str
     if "metrics" not in earlier:
         return None
     _require_same(earlier, record, (checkpoints(folder.path) or [folder.path])[-1])
-    # A card that was edited since is the user's, and no reason to train again.
+    # If the user has edited the card since, that is no reason to train again.
     missing = [name for name in folder.known() if name != "README.md" and not folder.owns(name)]
     if missing:
         logger.warning("%s: %s is missing or was changed since it was written", folder.path, missing[0])
@@ -123,15 +123,15 @@ def finished(args: SahaTrainingArguments, record: Mapping[str, Any]) -> dict[str
 
 
 def checkpoint_to_go_on(args: SahaTrainingArguments, record: Mapping[str, Any]) -> str | None:
-    """Return the checkpoint to go on at, if the user wants to and it is of the same run; None to begin anew.
+    """Return the checkpoint to go on at, if the user wants that and it is of the same run; None to begin anew.
 
     Args:
         args: The training arguments.
-        record: What is to be run.
+        record: The record of what will be run.
 
     Raises:
-        Gen2EmbedError: There are checkpoints and nobody said what to do with them, the one that was named is not
-            whole, all of them are damaged, or they are of another run.
+        Gen2EmbedError: There are checkpoints and the flags do not say what to do with them, the one that was named is
+            not whole, all of them are damaged, or they are of another run.
     """
     output_dir = Path(args.output_dir)
     found = checkpoints(output_dir)

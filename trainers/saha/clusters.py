@@ -1,25 +1,33 @@
-"""Algorithm 1: clusters of queries that are each other's hard negatives, and not each other's positives (paper, IV-B).
+"""Algorithm 1 (paper, Sec. III-C): clusters of queries that are each other's hard negatives, and not their positives.
 
 For each query q in dataset order that is not yet used:
 
-1. `pool`: the m k candidates most similar to q, its own positive left out.
-2. The owner of a candidate is the query most similar to q among those whose positive it is.
-3. Owners already taken are dropped: in phase 1 those of any cluster, in phase 2 those of a cluster of phase 2.
-4. Of what is left, the k owners least similar to q become members: with their own positives, q's hard negatives.
-5. q and its members are used.
+1. The pool is the m k candidates most similar to q, without q's own positive.
+2. The owner of a candidate is the query most similar to q among those whose positive the candidate is.
+3. Owners that are already taken are dropped: in phase 1 the queries of any cluster, in phase 2 those of a cluster of
+   phase 2.
+4. Of the owners that are left, the k least similar to q become members: with their own positives, they are q's hard
+   negatives.
+5. q and its members are marked as used.
 
-Phase 1 goes over all queries, phase 2 over those still unused; in it, members of phase 1 may come again. A query with
-no owner left is passed over, first to phase 2; what phase 2 leaves is filled in at the end (variant `paper`) or lost
-(`official`).
+Phase 1 goes over all queries. Phase 2 goes over those that are still unused, and members of phase 1 may come again in
+it. A query that has no owner left forms no cluster: phase 1 leaves it to phase 2. What phase 2 leaves is put into
+clusters with room at the end (variant `paper`, see `fillers.py`) or is lost (variant `official`).
 
-Here the order-dependent pass is sequential, and only it. Pools are searched for a block of unused queries ahead, in one
-product; queries that an earlier one of the block uses up are skipped, and the block is sized so that few are. The pools
-of queries passed over are kept for phase 2, which therefore searches nothing. The owners of candidates with many owners
-(labels) are compared in one product a block too; rows are gathered only for candidates with few.
+Only steps 3 to 5 depend on the order of the queries, and only they are run one query at a time. The pools of the next
+block of unused queries are searched together, in one matrix product. A query of the block that an earlier one uses up
+is skipped, so its search was wasted; the block's size is chosen so that this happens seldom. The pools of queries that
+form no cluster in phase 1 are kept for phase 2, which therefore searches nothing. The owners of popular candidates,
+those with many owners (such as labels), are also compared in one product per block; rows are gathered one anchor at a
+time only for candidates with few owners.
 
-Memory above the vectors: the search's own (see `search.py`), pools kept for phase 2 (12 x pool size bytes a query at
-most), a float32 copy of the rows that own popular candidates where that takes 256 MB or less, and a block of scores
-against them of 128 MB or less: under 1 GB for 100,000 pairs at d = 1536, k = 7, m = 6.
+Time: every query is searched at most once, which costs M d multiplications; a query that a cluster uses up before its
+block comes is never searched. For each anchor, the rows that own the candidates of its pool are gathered and
+multiplied, and its row is multiplied with those of all owners of popular candidates.
+
+Memory above the vectors: the search's own (see `search.py`), the pools that are kept for phase 2 (at most 12 bytes per
+candidate of a pool), a float32 copy of the rows that own popular candidates if it takes 256 MB or less, and a block of
+scores against them of 128 MB or less: under 1 GB for 100,000 pairs at d = 1536, k = 7, m = 6.
 """
 
 from __future__ import annotations
@@ -34,6 +42,7 @@ import numpy.typing as npt
 import torch
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from trainers.saha.fillers import place_fillers
 from trainers.saha.owner_scores import Crowd, LookAhead
 from trainers.saha.scores import (
     SLICE,
@@ -61,10 +70,10 @@ _POPULAR = 8
 
 @dataclass(frozen=True)
 class Clusters:
-    """What Algorithm 1 forms: C clusters, each an anchor query and up to k members, which are queries too.
+    """The result of Algorithm 1: C clusters, each an anchor query and up to k members, which are queries too.
 
     Attributes:
-        anchors: (C,) int64 queries, in the order their clusters were formed.
+        anchors: (C,) int64 queries, in the order in which their clusters were formed.
         members: (C, k) int64 queries in the order in which step 4 ranks them: the one least similar to the anchor first
             (with `labelled`, variant `official`: the one whose positive is most similar to the anchor first); then
             fillers; -1 where a cluster is short.
@@ -92,35 +101,36 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
     devices: Sequence[str] | None = None,
     tile: int = TILE,
 ) -> Clusters:
-    """Mine clusters of hard negatives. The result is a function of the first seven arguments alone.
+    """Mine clusters of hard negatives; the result depends on the first seven arguments alone.
 
     Two candidates, or two owners, are compared by their inner products with the anchor (`canonical_scores`: exact,
-    rounded to float32), equal ones by the smaller index.
+    rounded to float32); of two with equal products, the one with the smaller index comes first.
 
-    Fillers, the queries that both phases of variant `paper` leave over: in dataset order, each joins the first cluster,
-    in order of formation, that has room and holds no query with the same positive, behind its members. One that fits
-    nowhere becomes a cluster of its own, at the end, which later ones can join.
+    Fillers are the queries that both phases of variant `paper` leave over. In dataset order, each joins the first
+    cluster, in order of formation, that has room and holds no query with the same positive; it is put behind the
+    cluster's members. A filler that fits nowhere becomes a cluster of its own, at the end, which others can join.
 
     Args:
         query_embeddings: (N, d) unit vectors, float16, bfloat16, float32 or float64; NumPy or torch.
         candidate_embeddings: (M, d) unit vectors of the distinct candidates, made by the same model.
-        positives: (N,) for each query, the candidate that is its positive; candidates may be shared, or nobody's.
-        num_hard_negatives: k, members a cluster.
+        positives: (N,) The positive of each query, as a row of `candidate_embeddings`. Several queries can have the
+            same positive, and a candidate need not be a positive of any query.
+        num_hard_negatives: k, the number of members per cluster.
         pool_multiplier: m; the pool holds m k candidates.
-        variant: `paper`, or `official` for what the official code does instead. That fetches 2 m k candidates, drops
-            the query's own positive afterwards, and walks down them to the first m k (in phase 2: through all of them)
-            that still have a free owner, of which it takes the most similar: taken owners are dropped before step 2 and
-            not after it. A query with no free owner in phase 2 is lost.
-        labelled: The candidates are class labels (method: ImageNet_1K and its like). With variant `official`, step 4
-            then keeps the order of retrieval: the owners of the k candidates most similar to q. Variant `paper` treats
-            all data alike.
+        variant: `paper`, or `official` for what the official code does instead. The official code fetches 2 m k
+            candidates and drops the query's own positive afterwards. In their order, it keeps the first m k (in phase
+            2: all) that still have a free owner, and takes the most similar of the free owners: taken owners are
+            dropped before step 2 and not after it. A query with no free owner in phase 2 is lost.
+        labelled: Whether the candidates are class labels (method: ImageNet_1K and its like). With variant `official`,
+            step 4 then keeps the order of retrieval: the members are the owners of the k candidates most similar to q.
+            Variant `paper` treats all data alike.
         backend: See `ExactSearch`; changes the speed only.
         devices: See `ExactSearch`; changes the speed only.
         tile: See `ExactSearch`; changes the speed and the memory only.
 
     Returns:
-        The clusters. None holds a query twice, or two queries that share a positive. Those of phase 1 are disjoint,
-        fillers included. With variant `paper` every query is in at least one.
+        The clusters. No cluster holds a query twice, or two queries that share a positive. Those of phase 1 are
+        disjoint, fillers included. With variant `paper` every query is in at least one cluster.
 
     Raises:
         ValueError: Wrong input; the message names the first offending index.
@@ -172,10 +182,10 @@ def _checked_positives(
 
 
 class _Miner:
-    """The state of the greedy pass.
+    """The state of the greedy pass over the queries.
 
     `by_positive` lists all queries sorted by their positive, then by index: the owners of candidate c are
-    `by_positive[starts[c] : starts[c] + owners[c]]`, and a place in that list stands for a query in what follows.
+    `by_positive[starts[c] : starts[c] + owners[c]]`. A "place" below is an index into that list, so it means a query.
     """
 
     def __init__(
@@ -201,11 +211,11 @@ class _Miner:
         self.starts = np.cumsum(self.owners) - self.owners
         self.by_positive = np.argsort(positives, kind="stable")
         self.places = np.argsort(self.by_positive)
-        # Gathering a row costs about as much as a dozen of a product; an anchor gathers `pool` candidates' owners.
+        # To gather a row costs about as much as to multiply twelve; an anchor gathers the owners of `pool` candidates.
         self.popular = self.owners > max(_POPULAR, len(queries) // (12 * self.pool))
         self.crowd = Crowd(queries, positives, self.by_positive, self.popular, search.devices[0])
         self.error = error_bound(sliced_terms(queries.shape[1]))
-        # One buffer: fresh memory for each anchor costs as much again as the gathering.
+        # One buffer for all anchors: new memory for each anchor would double the cost of gathering.
         self.gathered = np.empty((2 * self.pool + 1, queries.shape[1]), np.float32)
         self.used = np.zeros(len(queries), bool)
         self.taken = self.used
@@ -215,7 +225,7 @@ class _Miner:
         self.phases: list[int] = []
 
     def run(self, phase: int) -> None:
-        """Go once over the queries that are still unused."""
+        """Go once over the queries that are still unused, and form clusters."""
         self.taken = np.zeros_like(self.used)
         self.free = self.owners.copy()
         self.any_free = self.free > 0
@@ -237,7 +247,7 @@ class _Miner:
             waiting = waiting[~self.taken[waiting]]
 
     def _prepare(self, block: Integers) -> None:
-        """The products of a block: pools where they are not known yet, and scores of popular candidates' owners."""
+        """Compute a block's products: pools that are not known yet, and scores of the owners of popular candidates."""
         vectors = torch.from_numpy(take(self.queries, block))
         if block[0] not in self.pools:
             own = None if self.official else self.positives[block]
@@ -247,10 +257,10 @@ class _Miner:
         self.crowd.score(vectors, ~self.taken if self.official else None)
 
     def _form(self, anchor: int, row: int, phase: int) -> None:
-        """Steps 2 to 5 for one query."""
+        """Do steps 2 to 5 for one query."""
         candidates, scores = self.pools[anchor]
         free = self.any_free[candidates]
-        # In variant `paper` a taken owner is dropped only after it was found the most similar of several.
+        # Variant `paper` drops a taken owner after step 2, so a candidate with several owners must be looked at.
         able = free if self.official else free | (self.owners[candidates] > 1)
         able &= candidates != self.positives[anchor]
         candidates, scores = candidates[able], scores[able]
@@ -273,7 +283,7 @@ class _Miner:
         self.phases.append(phase)
         cluster = np.concatenate((members, (anchor,)))
         self.used[cluster] = self.taken[cluster] = True
-        # No two queries of a cluster share a positive, so none is named twice.
+        # No two queries of a cluster share a positive, so no index is repeated here.
         positives = self.positives[cluster]
         self.free[positives] -= 1
         self.any_free[positives] = self.free[positives] > 0
@@ -294,9 +304,9 @@ class _Miner:
         return np.concatenate((candidates[:first], won))
 
     def _owners(self, anchor: int, row: int, candidates: Integers) -> tuple[Integers, Floats]:
-        """Step 2: each candidate's owner, as a place in `by_positive`, and its approximate similarity.
+        """Do step 2: return each candidate's owner, as a place in `by_positive`, and its approximate similarity.
 
-        With variant `official`, the owner is one of the free.
+        With variant `official`, only free queries can be owners.
         """
         if self.one_to_one:
             places = self.starts[candidates]
@@ -316,7 +326,7 @@ class _Miner:
         return places[near], scores[near]
 
     def _most_similar(self, anchor: int, candidates: Integers) -> tuple[Integers, Floats, Integers, Integers]:
-        """Return the owners of some candidates with few: see `Crowd.most_similar`."""
+        """Return what `Crowd.most_similar` returns, for candidates with few owners."""
         counts = self.owners[candidates]
         groups = np.repeat(np.arange(len(candidates)), counts)
         places = np.repeat(self.starts[candidates] - (np.cumsum(counts) - counts), counts) + np.arange(len(groups))
@@ -329,7 +339,7 @@ class _Miner:
         return places, scores, near, groups[near]
 
     def _settle(self, anchor: int, places: Integers, near: Integers, groups: Integers) -> Integers:
-        """Keep of each group the canonically most similar of those that are within the error of its best."""
+        """Keep, of each group's queries that are within the error of its best, the canonically most similar."""
         queries = self.by_positive[places[near]]
         exact = np.zeros(len(near), np.float32)
         contested = np.flatnonzero(np.bincount(groups)[groups] > 1)
@@ -338,7 +348,7 @@ class _Miner:
         return near[order[np.unique(groups[order], return_index=True)[1]]]
 
     def _gathered(self, anchor: int, places: Integers) -> Floats:
-        """Approximate inner products of the anchor with the queries at some places, as by `sliced_product`."""
+        """Return approximate inner products of the anchor and the queries at some places, as by `sliced_product`."""
         rows = take(self.queries, np.concatenate((self.by_positive[places], (anchor,))), self.gathered)
         whole = rows.shape[1] // SLICE * SLICE
         slices = rows[:, :whole].reshape(len(rows), -1, SLICE).transpose(1, 0, 2)
@@ -349,7 +359,7 @@ class _Miner:
         return canonical_scores(take(self.queries, np.array(anchor)), take(self.queries, queries))
 
     def _least_similar(self, anchor: int, members: Integers, scores: Floats) -> Integers:
-        """Step 4: the k least similar, the least first."""
+        """Do step 4: return the k members least similar to the anchor, the least similar first."""
         order = np.argsort(scores)
         ascending = scores[order[: self.k + 1]]
         if len(ascending) == 1 or (ascending[1:] - ascending[:-1]).min() > 2 * self.error:
@@ -358,34 +368,18 @@ class _Miner:
         return near[first_in_order(-self._exact(anchor, near), near, self.k)]
 
     def fill(self) -> None:
-        """Give every query still unused a place: in the first cluster it fits in, or in one of its own."""
-        following = list(range(len(self.anchors) + 1))
-        for cluster, members in enumerate(self.members):
-            if len(members) == self.k:
-                following[cluster] = cluster + 1
-        # A cluster that is full, or holds a positive, stays so: no query need look at it again for that positive.
-        begin: dict[int, int] = {}
-        for query in np.flatnonzero(~self.used).tolist():
-            positive = int(self.positives[query])
-            cluster = _open_from(following, begin.get(positive, 0))
-            while cluster < len(self.anchors) and self._holds(cluster, positive):
-                cluster = _open_from(following, cluster + 1)
-            begin[positive] = cluster + 1
-            if cluster == len(self.anchors):
-                self.anchors.append(query)
-                self.members.append([])
-                self.phases.append(2)
-                following.append(cluster + 1)
-                continue
-            self.members[cluster].append(query)
-            if len(self.members[cluster]) == self.k:
-                following[cluster] = cluster + 1
-
-    def _holds(self, cluster: int, positive: int) -> bool:
-        return any(self.positives[query] == positive for query in (self.anchors[cluster], *self.members[cluster]))
+        """Give every query that is still unused a place; see `place_fillers`."""
+        place_fillers(
+            np.flatnonzero(~self.used).tolist(),
+            self.positives,
+            self.k,
+            anchors=self.anchors,
+            members=self.members,
+            phases=self.phases,
+        )
 
     def result(self) -> Clusters:
-        """Pad the lists into arrays, and adds the similarities."""
+        """Pad the lists into arrays, and add the similarities."""
         members = np.full((len(self.anchors), self.k), -1, np.int64)
         for cluster, queries in enumerate(self.members):
             members[cluster, : len(queries)] = queries
@@ -401,11 +395,3 @@ class _Miner:
             list(pool.map(score, range(0, len(anchors), 8)))
         similarities[members < 0] = np.nan
         return Clusters(anchors, members, np.array(self.phases, np.int64), similarities)
-
-
-def _open_from(following: list[int], cluster: int) -> int:
-    """Return the first open cluster from one onwards (union-find: `following` of an open one is itself)."""
-    while following[cluster] != cluster:
-        following[cluster] = following[following[cluster]]
-        cluster = following[cluster]
-    return cluster

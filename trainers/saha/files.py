@@ -1,4 +1,4 @@
-"""The old place of `trainers.sampling.files`, whose names it hands on: sampling files are read by them."""
+"""The old place of `trainers.sampling.files`: programs may still import the names from here."""
 
 from importlib import import_module
 from typing import Any

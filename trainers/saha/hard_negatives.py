@@ -1,8 +1,12 @@
 """The baselines that SaHa is compared with (paper, Table VII): plain hard negatives, with and without a margin.
 
-`hn` takes the k candidates most similar to a query, its own positive left out. `hn-beta` leaves out, before it takes
-them, every candidate n with sim(q, n) > sim(q, q+) + beta, on the suspicion that it is a positive nobody labelled.
-`in-batch` takes none: each row is alone, and its negatives are what else happens to be in the batch.
+`hn` takes the k candidates most similar to a query, without its own positive. `hn-beta` first leaves out every
+candidate n with sim(q, n) > sim(q, q+) + beta, since it may be a positive that nobody labelled. `in-batch` takes none:
+each row is alone, and its negatives are what else happens to be in the batch.
+
+Time: one exact search of all N queries for k + 1 candidates (N M d multiplications, see `search.py`). With `hn-beta`,
+queries that have too few candidates within the margin are searched again, four times as deep each time, up to all M.
+Memory above the vectors and the result: that of the search, and 50 MB for the candidates of a block of queries.
 """
 
 from __future__ import annotations
@@ -17,15 +21,15 @@ from trainers.saha.scores import as_tensor, pair_scores
 from trainers.saha.search import Backend, ExactSearch
 
 RESULTS_AT_ONCE = 2**22
-"""The bound on queries times depth of one search: 50 MB of indices and similarities."""
+"""The most queries times depth in one search: 50 MB of indices and similarities."""
 
 
 @dataclass(frozen=True)
 class Negatives:
-    """Hard negatives of every query.
+    """The hard negatives of every query.
 
     Attributes:
-        candidates: (N, k) int64, most similar first, ties by the smaller index; -1 where there are not enough.
+        candidates: (N, k) int64, the most similar first, ties by the smaller index; -1 where there are not enough.
         similarities: (N, k) float32, NaN where the candidate is -1.
     """
 
@@ -42,18 +46,18 @@ def hard_negatives(
     *,
     backend: Backend = "auto",
 ) -> Negatives:
-    """Find the global top-k of every query, exactly.
+    """Find the k hard negatives of every query among all candidates, exactly.
 
     Args:
         query_embeddings: (N, d) unit rows.
         candidate_embeddings: (M, d) unit rows, distinct candidates.
-        positives: (N,) int64, the candidate that is each query's own.
+        positives: (N,) int64, the positive of each query, as a row of `candidate_embeddings`.
         num_hard_negatives: k.
         beta: The margin of `hn-beta`; None for `hn`.
         backend: See `ExactSearch`; changes the speed only.
 
     Returns:
-        The negatives. Memory beyond it is bounded: no N x M matrix is made, whatever the margin leaves out.
+        The negatives. Memory beyond them is bounded: no N x M matrix is made, whatever the margin leaves out.
 
     Raises:
         ValueError: Shapes do not fit, or k is below 1.
@@ -85,7 +89,7 @@ def hard_negatives(
             found, scores = search.top_k(query_embeddings[numbers], depth)
             allowed = (found != positives[numbers, None]) & (scores <= limits[numbers, None])
             done = (allowed.sum(axis=1) >= num_hard_negatives) | (depth == num_candidates)
-            # Stable: the allowed ones come first, in their order.
+            # A stable sort puts the allowed candidates first and keeps their order.
             order = np.argsort(~allowed, axis=1, kind="stable")[:, :num_hard_negatives]
             taken = np.take_along_axis(allowed, order, axis=1)[done]
             kept = numbers[done], slice(order.shape[1])
@@ -93,6 +97,6 @@ def hard_negatives(
             similarities[kept] = np.where(taken, np.take_along_axis(scores, order, axis=1)[done], np.nan)
             unfinished.append(numbers[~done])
         waiting = np.concatenate(unfinished)
-        # Few queries have more than a handful of candidates above the margin; those are searched again, deeper.
+        # Only few queries have many candidates above the margin; they are searched again, four times as deep.
         depth = min(4 * depth, num_candidates)
     return Negatives(candidates, similarities)

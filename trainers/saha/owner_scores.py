@@ -1,4 +1,14 @@
-"""What makes Algorithm 1's batches pay: popular candidates' owners in one product, and a look-ahead that fits."""
+"""Scores the owners of popular candidates with one matrix product per block, and chooses the size of the block.
+
+Many queries can share one positive: a label, an answer. Its owners are then the same rows for every anchor, so
+Algorithm 1 multiplies a block of anchors with all of them at once (`Crowd`) instead of gathering them for each anchor.
+`LookAhead` chooses how many anchors a block has.
+
+Time per block of B anchors: B d multiplications per owner that is held, and for each anchor one pass over its scores.
+The rows of owners are copied again only when 30 % of them have been used up. Memory: one float32 copy of the owners'
+rows where it takes `MAX_COPY` bytes or less (otherwise rows are copied tile by tile, for every block), and B scores per
+owner, `MAX_SCORES` bytes or less unless a single row of scores takes more.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +26,7 @@ _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 512
 
 
 class Crowd:
-    """The owners of popular candidates, scored against a block of anchors in one product.
+    """The owners of popular candidates, and their scores against a block of anchors, made by one product.
 
     Attributes:
         count: How many such owners there are.
@@ -38,7 +48,7 @@ class Crowd:
         self.count = len(self.places)
         self.error = error_bound(sliced_terms(queries.shape[1]))
         fits = self.count * queries.shape[1] * 4 <= MAX_COPY
-        # One buffer for all copies: fresh memory costs as much again as the copying.
+        # One buffer for all copies: new memory each time would double the cost of copying.
         self.room = torch.empty((self.count, queries.shape[1]), device=device) if fits else None
         self.column = np.full(len(by_positive), -1, np.int64)
         self.slot = np.full(len(popular), -1, np.int64)
@@ -54,13 +64,13 @@ class Crowd:
         """Multiply a block of anchors with the owners.
 
         Args:
-            vectors: (block, d) anchors.
-            free: (N,) which queries can be asked for; None for all.
+            vectors: (block, d) The vectors of the anchors.
+            free: (N,) Which queries can be owners; None for all.
         """
         if not self.count:
             return
         live = self.places if free is None else self.places[free[self.by_positive[self.places]]]
-        # Owners are used up as the pass goes on; leaving them out each time would cost more than it saves.
+        # Owners are used up as the pass goes on; to copy the rest for every block would cost more than it saves.
         if len(live) < 0.7 * len(self.held) or not len(self.held):
             self._hold(live)
         vectors = vectors.to(self.device)
@@ -80,15 +90,15 @@ class Crowd:
             self.scores[:, columns[columns >= 0]] = -np.inf
 
     def most_similar(self, row: int, candidates: Integers) -> tuple[Integers, Floats, Integers, Integers]:
-        """Find each candidate's owner most similar to an anchor, and others as similar within the error.
+        """Find each candidate's owner most similar to an anchor, and others that are as similar within the error.
 
         Args:
             row: The anchor's row in the block.
-            candidates: (n,) popular candidates with an owner that was not dropped.
+            candidates: (n,) Popular candidates, each with an owner that was not dropped.
 
         Returns:
-            places, scores: of all owners asked for; near: positions in them, one or more a candidate, in the
-            candidates' order; groups: for each of `near`, which candidate it belongs to.
+            Four arrays. The places and the scores of all owners that are held; `near`: positions in these two, one or
+            more per candidate, in the candidates' order; `groups`: for each of `near`, the number of its candidate.
         """
         scores = self.scores[row]
         slots = self.slot[candidates]
@@ -121,12 +131,13 @@ class Crowd:
 
 
 class LookAhead:
-    """How many unused queries to search ahead.
+    """Chooses how many unused queries to search ahead: the size B of the next block.
 
-    Each cluster uses up k queries, any of which may be in the block: of B out of U unused, about k B / 2 U of it. A
-    product of few rows is slow, by about 18 / B on a CPU. Their sum is least at B = sqrt(36 U / k). Data in an order
-    (neighbours alike) wastes more, and late in a phase clusters are small and waste less, so the size follows what is
-    seen.
+    Each cluster uses up k queries, and any of them may be in the block. If U queries are unused, this wastes a share of
+    about k B / 2 U of the block's searches. A product of few rows is slower than one of many, by a share of about 18 /
+    B on a CPU. The sum of both shares is least at B = sqrt(36 U / k). Sorted data, in which neighbours are alike,
+    wastes more; late in a phase, clusters are small and waste less. Therefore the size is also scaled by the waste that
+    was seen.
     """
 
     def __init__(self, k: int, columns: int) -> None:
@@ -135,12 +146,12 @@ class LookAhead:
         self.scale = 1.0
 
     def size(self, waiting: int) -> int:
-        """Return the next block's size, for so many unused queries."""
+        """Return the size of the next block, for a number of unused queries."""
         size = int(self.scale * (36 * waiting / self.k) ** 0.5) // _SMALLEST_BLOCK * _SMALLEST_BLOCK
         return min(self.most, max(_SMALLEST_BLOCK, size))
 
     def learn(self, size: int, wasted: int) -> None:
-        """Take note of how many of a block's queries had been used up when their turn came."""
+        """Adapt the size to how many of a block's queries had been used up when their turn came."""
         if wasted > 0.2 * size:
             self.scale *= 0.7
         elif wasted < 0.06 * size:

@@ -1,8 +1,14 @@
 """Inner products of unit vectors, in two kinds: approximate with a proven bound, and canonical.
 
 A matrix product in float32 depends, in its last bits, on the library, the shapes and the threads. `sliced_product` is
-within `error_bound` of the truth whatever they are. `canonical_scores` is the same float32 for the same two vectors in
-any company. Whoever decides by the first where it is clear, and by the second where it is not, decides the same always.
+within `error_bound` of the truth whatever they are. `canonical_scores` is the same float32 for the same two vectors,
+whatever other vectors are scored in the same call. A decision that follows the first where it is clear, and the second
+where it is not, is therefore always the same.
+
+Cost: `sliced_product` is one float32 matrix product, m n d multiplications, and stores only its result. Canonical
+scores are made pair by pair in float64, without a matrix product: they take several passes over the d products of each
+pair and 8 d bytes or more per pair while they run. Hence they are computed for few pairs, and `pair_scores` takes 64 at
+a time.
 """
 
 from __future__ import annotations
@@ -47,18 +53,18 @@ def as_tensor(vectors: Vectors) -> torch.Tensor:
 
 
 def check_unit_rows(vectors: Vectors, name: str) -> torch.Tensor:
-    """Refuse what is not a matrix of unit vectors.
+    """Refuse what is not a matrix of unit vectors; this takes one pass over the vectors.
 
     Args:
-        vectors: (n, d), float16, bfloat16, float32 or float64.
+        vectors: (n, d) Vectors in float16, bfloat16, float32 or float64.
         name: What to call them in an error.
 
     Returns:
         The vectors as a tensor.
 
     Raises:
-        ValueError: Not two-dimensional, empty, not floating point, or a row that is not finite or not of length one
-            (within 1e-2, as vectors are that once were in half precision); the message names the first such row.
+        ValueError: They are not two-dimensional, empty or not floating point, or a row is not finite or not of length
+            one (within 1e-2, for vectors that once were in half precision); the message names the first such row.
     """
     tensor = as_tensor(vectors)
     if tensor.ndim != 2 or 0 in tensor.shape:
@@ -82,11 +88,12 @@ def check_unit_rows(vectors: Vectors, name: str) -> torch.Tensor:
 
 
 def error_bound(terms: int) -> float:
-    """Bound how far a float32 inner product of unit vectors can be from the canonical one.
+    """Return how far a float32 inner product of unit vectors can be from the canonical one.
 
-    A sum of products in which no product goes through more than n roundings, in whatever order, with or without fused
-    multiply-add, is within n u / (1 - n u) of the truth, times sum |a_i b_i| <= |a| |b| (Higham, Accuracy and Stability
-    of Numerical Algorithms, 3.1), u = 2^-24. The canonical score adds its own u; the lengths are one within 1e-2.
+    Take a sum of products in which no product goes through more than n roundings, in whatever order, with or without
+    fused multiply-add. It is within n u / (1 - n u) of the truth, times sum |a_i b_i| <= |a| |b| (Higham, Accuracy and
+    Stability of Numerical Algorithms, 3.1), where u = 2^-24. The canonical score adds its own u; the lengths are one
+    within 1e-2.
 
     Args:
         terms: n; the dimension, for any product of float32 vectors.
@@ -98,13 +105,14 @@ def error_bound(terms: int) -> float:
 
 
 def sliced_terms(dimensions: int) -> int:
-    """Return the n of `error_bound` for `sliced_product`."""
+    """Return the number of terms that `error_bound` takes for `sliced_product`."""
     return min(dimensions, SLICE) + -(-dimensions // SLICE)
 
 
 def aligned(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """Return an uninitialised float32 matrix whose rows begin on a cache line: others make a product up to a third
-    slower.
+    """Make an uninitialised float32 matrix whose rows begin on a cache line.
+
+    A product that is written into another matrix takes up to a third longer.
     """
     return torch.empty((rows, -(-columns // 16) * 16), device=device)[:, :columns]
 
@@ -112,13 +120,13 @@ def aligned(rows: int, columns: int, device: torch.device) -> torch.Tensor:
 def sliced_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Multiply `left @ right.T`, a slice of the columns at a time.
 
-    That is hardly slower (BLAS works in slices itself, but promises nothing), and the error of a long sum is bounded
-    four times as well, so that fewer places are contested.
+    Slices are hardly slower: BLAS works in slices itself, but does not promise it. The bound on the error of a long sum
+    is four times as tight, so fewer places are contested.
 
     Args:
         left: (m, d) float32.
         right: (n, d) float32.
-        out: (m, n) float32 to write to, best one of `aligned`.
+        out: (m, n) A float32 matrix to write to, best one that `aligned` made.
 
     Returns:
         (m, n) float32.
@@ -133,8 +141,9 @@ def sliced_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | 
 def canonical_scores(left: Floats, right: Floats) -> Floats:
     """Score pairs of unit vectors, reproducibly.
 
-    A product of two float32 is exact in float64. Each is rounded to a multiple of 2^-50; the sum of those is exact in
-    float64 (it stays under 2^53 multiples), hence the same in every order; it is rounded to float32.
+    The product of two float32 numbers is exact in float64. Each product is rounded to a multiple of 2^-50. The sum of
+    these multiples is exact in float64 (it stays under 2^53 multiples), hence it is the same in every order; it is
+    rounded to float32.
 
     Args:
         left: (..., d) float32, broadcast against `right`.
@@ -151,19 +160,21 @@ def canonical_scores(left: Floats, right: Floats) -> Floats:
 
 
 def take(vectors: torch.Tensor, index: Integers, room: Floats | None = None) -> Floats:
-    """Gather rows as float32 on the CPU: in NumPy, which begins a small thing in a fifth of the time torch takes.
+    """Gather rows as float32 on the CPU.
+
+    NumPy does it where it can, since a small call takes a fifth of the time that it takes in torch.
 
     Args:
-        vectors: (n, d).
-        index: Rows, in any shape.
-        room: A buffer to write to where it is long enough; for an index of one dimension.
+        vectors: (n, d) Vectors.
+        index: The rows, in any shape.
+        room: A buffer that is written to where it is long enough; for an index of one dimension.
 
     Returns:
-        (*index.shape, d).
+        (*index.shape, d) float32.
     """
     if vectors.device.type == "cpu" and vectors.dtype == torch.float32:
         if room is not None and len(index) <= len(room):
-            # All rows exist; "clip" only spares the copy that checking them would make.
+            # All rows exist; mode "clip" avoids the copy that NumPy makes to check them.
             return np.take(vectors.numpy(), index, axis=0, out=room[: len(index)], mode="clip")
         rows: Floats = vectors.numpy()[index]
         return rows
@@ -174,8 +185,8 @@ def first_in_order(scores: Floats, index: Integers, count: int) -> Integers:
     """Order by score, the best first, equal scores by the smaller index.
 
     Args:
-        scores: (n,) canonical scores.
-        index: (n,) what breaks ties.
+        scores: (n,) Canonical scores.
+        index: (n,) The numbers that break ties.
         count: How many to return at most.
 
     Returns:
@@ -186,7 +197,7 @@ def first_in_order(scores: Floats, index: Integers, count: int) -> Integers:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Hold matrix products to float32, whatever autocast or TF32 the caller has on: `error_bound` relies on it."""
+    """Keep matrix products in float32, whatever autocast or TF32 the caller has on: `error_bound` relies on it."""
     settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [setting.fp32_precision for setting in settings]
     with ExitStack() as stack:
@@ -204,14 +215,14 @@ def full_precision() -> Iterator[None]:
 
 
 def on_device(vectors: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move vectors to a GPU that has room for them twice over; elsewhere they stay, and tiles are sent as needed.
+    """Move vectors to a GPU if twice their size is free there; otherwise they stay, and tiles are sent when needed.
 
     Args:
-        vectors: (n, d).
-        device: Where they are to be used.
+        vectors: (n, d) Vectors.
+        device: The device on which they will be used.
 
     Returns:
-        The vectors, there or where they were.
+        The vectors, on that device or where they were.
     """
     if device.type != "cuda" or vectors.device == device:
         return vectors
@@ -220,15 +231,15 @@ def on_device(vectors: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def contested_places(scores: Floats, k: int, error: float) -> tuple[int, int]:
-    """Say which places of a list might, after canonical scoring, fall on the other side of the k-th.
+    """Return which places of a list might, after canonical scoring, fall on the other side of the k-th place.
 
     Args:
-        scores: Approximate scores, descending, more than k.
-        k: Where the list is cut.
-        error: Their bound.
+        scores: Approximate scores, descending, more than k of them.
+        k: The number of places before the cut.
+        error: The bound on the error of the scores.
 
     Returns:
-        (first, stop): places before `first` are among the first k for certain, those from `stop` on are not.
+        (first, stop): Places before `first` are certainly among the first k, those from `stop` on certainly are not.
     """
     if scores[k - 1] - scores[k] > 2 * error:
         return k, k
@@ -240,16 +251,16 @@ def contested_places(scores: Floats, k: int, error: float) -> tuple[int, int]:
 
 
 def pair_scores(left: torch.Tensor, rows: Integers, right: torch.Tensor, columns: Integers) -> Floats:
-    """Score pairs canonically, a bounded number at a time.
+    """Score pairs canonically, 64 at a time.
 
     Args:
-        left: (n, d) unit vectors.
-        rows: (p,) rows of `left`.
-        right: (m, d) unit vectors.
-        columns: (p,) rows of `right`.
+        left: (n, d) Unit vectors.
+        rows: (p,) Rows of `left`.
+        right: (m, d) Unit vectors.
+        columns: (p,) Rows of `right`.
 
     Returns:
-        (p,) canonical scores.
+        (p,) Canonical scores.
     """
     scores = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), 64):

@@ -1,19 +1,22 @@
 """Exact inner-product search over unit vectors: the same answer from every backend, tile size and number of threads.
 
-A float32 product's order of two almost equal candidates is an accident (see `scores.py`). The search goes round that in
-three steps:
+The order that a float32 product gives to two almost equal candidates depends on rounding (see `scores.py`). The search
+removes this dependence in three steps:
 
-1. Approximate scores come from one product a tile. Every candidate is kept whose score is at least the k-th best minus
-   twice the largest error that such a product can have (`error_bound`, a proof and not a guess): whatever the rounding,
-   the true first k are among them.
-2. Where the k-th place is contested within that error, the contestants are scored again, canonically:
-   `canonical_scores` gives the same float32 for the same two vectors in any company.
-3. Order is by canonical score, equal scores by the smaller index.
+1. Approximate scores come from one product per tile of candidates. Every candidate is kept whose score is at least the
+   k-th best minus twice the largest error that such a product can have (`error_bound`, which is proven): whatever the
+   rounding, the true first k are among them.
+2. Where the k-th place is contested within that error, the candidates in question are scored again, canonically:
+   `canonical_scores` gives the same float32 for the same two vectors in every call.
+3. The order is by canonical score, equal scores by the smaller index.
+
+Time: n M d multiplications for n queries, in one pass over all M candidates per block of 512 queries. Canonical
+scores add about k pairs per query in `top_k`, and only the contested pairs in `pools`. No index is built.
 
 Memory above the vectors, for a block of up to 512 queries: 512 x tile float32 scores (8 MB at 4,096), a float32 copy
-of one tile where the vectors are in half precision (25 MB at d = 1536), and what step 1 keeps, some 20 bytes each, k a
-query unless there are many ties. With ties by the million (copies of one vector) the block is halved until that is no
-more than `MAX_FOUND` entries, so that the total stays under 400 MB at d = 1536.
+of one tile where the vectors are in half precision (25 MB at d = 1536), and what step 1 keeps: about 20 bytes per
+candidate, and k candidates per query unless there are many ties. With millions of ties (copies of one vector) the block
+is halved until no more than `MAX_FOUND` candidates are kept, so that the total stays under 400 MB at d = 1536.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ from trainers.saha.scores import (
 Backend = Literal["auto", "faiss", "torch"]
 
 BLOCK = 512
-MAX_FOUND = 4_000_000  # of a block, over all its rows; 80 MB
+MAX_FOUND = 4_000_000  # candidates kept per block, over all its queries; 80 MB
 
 _GROUPS = 512
 _SLACK = 32
@@ -59,14 +62,14 @@ _SLACK = 32
 
 @dataclass(frozen=True)
 class _Found:
-    """Candidates kept by step 1: parallel arrays of query row, candidate, approximate score."""
+    """The candidates that step 1 keeps: parallel arrays of query row, candidate and approximate score."""
 
     rows: Integers
     columns: Integers
     scores: Floats
 
     def where(self, keep: npt.NDArray[np.bool_] | Integers) -> _Found:
-        """Return those that a mask keeps, or in a given order."""
+        """Return the entries that a mask keeps, or all of them in a given order."""
         return _Found(self.rows[keep], self.columns[keep], self.scores[keep])
 
 
@@ -74,16 +77,16 @@ class ExactSearch:
     """Finds the k candidates most similar to each query.
 
     Args:
-        candidates: (M, d) unit vectors, float16, bfloat16, float32 or float64 (rounded to float32), NumPy or torch.
+        candidates: (M, d) Unit vectors, float16, bfloat16, float32 or float64 (rounded to float32), NumPy or torch.
         backend: `faiss`, `torch`, or `auto`, which is torch: all give identical results, and torch was the fastest on
-            the CPU (benchmarks/mining.py) and needs nothing more for GPUs. FAISS uses GPUs where it was built for them.
+            the CPU (benchmarks/mining.py) and needs no other package for GPUs. FAISS uses GPUs if built for them.
         devices: Where to search, for instance `["cuda:0", "cuda:1"]`: each takes an equal share of the candidates.
-            Default: every GPU there is, the CPU where there is none.
+            Default: every GPU there is, or the CPU if there is none.
         tile: How many candidates are scored at a time.
 
     Raises:
-        ValueError: Candidates that are not unit vectors, an unknown backend, a tile under 1.
-        ImportError: FAISS asked for and not installed, or without the GPU support that the devices need.
+        ValueError: The candidates are not unit vectors, the backend is unknown, or the tile is under 1.
+        ImportError: FAISS is asked for and not installed, or has not the GPU support that the devices need.
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class ExactSearch:
         devices: Sequence[str] | None = None,
         tile: int = TILE,
     ) -> None:
-        """Check the vectors and shares them out among the devices."""
+        """Check the vectors and divide them among the devices."""
         self.candidates = check_unit_rows(candidates, "candidate_embeddings")
         if tile < 1:
             raise Gen2EmbedError(f"tile is {tile}; give how many candidates to score at a time, 1 or more")
@@ -109,17 +112,17 @@ class ExactSearch:
         self.error = self._scans[0].error
 
     def top_k(self, queries: Vectors, k: int) -> tuple[Integers, Floats]:
-        """Find and order.
+        """Find the k candidates most similar to each query, in order.
 
         Args:
-            queries: (n, d) unit vectors.
+            queries: (n, d) Unit vectors.
             k: How many; all M where there are fewer.
 
         Returns:
-            Candidates (n, min(k, M)), best first, ties by the smaller index, and their canonical scores.
+            Candidates (n, min(k, M)), the best first, ties by the smaller index, and their canonical scores.
 
         Raises:
-            ValueError: Queries that are not unit vectors of the candidates' dimension, or k under 1.
+            ValueError: The queries are not unit vectors of the candidates' dimension, or k is under 1.
         """
         tensor = self._checked(queries, k)
         k = min(k, len(self.candidates))
@@ -134,12 +137,12 @@ class ExactSearch:
         return columns, scores
 
     def pools(self, queries: Vectors, k: int, exclude: Integers | None = None) -> tuple[list[Integers], list[Floats]]:
-        """Find the same candidates as `top_k`, but scores canonically only where the k-th place is contested.
+        """Find the same candidates as `top_k`, but score canonically only where the k-th place is contested.
 
         Args:
-            queries: (n, d) unit vectors.
-            k: How many; fewer where there are fewer.
-            exclude: (n,) a candidate each that does not count.
+            queries: (n, d) Unit vectors.
+            k: How many; all candidates where there are fewer.
+            exclude: (n,) One candidate per query that is left out.
 
         Returns:
             For each query the exact set of its first k, and approximate scores (within `error` of the canonical ones),
@@ -187,7 +190,7 @@ class ExactSearch:
         return _merge(parts, len(queries), k, self.error)
 
     def _canonical(self, queries: torch.Tensor, rows: Integers, columns: Integers, expected: int = 0) -> Floats:
-        """Score pairs; where they are many more than expected, the reason is copies, and one of each is scored."""
+        """Score pairs; if there are many more than expected, there are copies among them, and one of each is scored."""
         if len(columns) <= (expected + _SLACK) * len(queries):
             return pair_scores(queries, rows, self.candidates, columns)
         pairs, inverse = np.unique(rows * len(self.candidates) + self._first_copy[columns], return_inverse=True)
@@ -196,7 +199,7 @@ class ExactSearch:
 
     @cached_property
     def _first_copy(self) -> Integers:
-        """(M,) for each candidate the first one with the same vector."""
+        """(M,) For each candidate, the first one with the same vector."""
         first: dict[bytes, int] = {}
         copies: list[int] = []
         for start in range(0, len(self.candidates), TILE):
@@ -207,7 +210,7 @@ class ExactSearch:
     def _settle(
         self, queries: torch.Tensor, found: _Found, k: int, columns: list[Integers], scores: list[Floats]
     ) -> None:
-        """Sort what step 1 kept and cut it to k, the contested places canonically; appends to the two lists."""
+        """Sort what step 1 kept, cut it to k (contested places by canonical score), and append it to the two lists."""
         order = np.lexsort((-found.scores, found.rows))
         found = found.where(order)
         ends = np.cumsum(np.bincount(found.rows, minlength=len(queries)))
@@ -237,11 +240,11 @@ class ExactSearch:
 
 
 class _TooManyFoundError(Exception):
-    """So many ties that what step 1 keeps does not fit; the block is to be made smaller."""
+    """Raised when step 1 keeps more than `MAX_FOUND` candidates, because of ties: the block must be made smaller."""
 
 
 def _in_full_precision(scan: _TorchScan | _FaissScan, queries: torch.Tensor, k: int) -> _Found:
-    """Inference mode and autocast belong to a thread, so each thread sets its own."""
+    """Run a scan in a thread of its own, which must set inference mode and autocast for itself."""
     with full_precision():
         return scan(queries, k)
 
@@ -267,7 +270,7 @@ def _choose(backend: str, devices: list[torch.device]) -> type[_TorchScan | _Fai
 
 
 def _kth_best(rows: Integers, scores: Floats, count: int, k: int) -> Floats:
-    """Return the k-th best score of each of `count` rows; minus infinity where a row has fewer."""
+    """Return the k-th best score of each of `count` rows; minus infinity where a row has fewer than k."""
     ordered = scores[np.lexsort((-scores, rows))]
     counts = np.bincount(rows, minlength=count)
     last = np.cumsum(counts) - counts + k - 1
@@ -275,7 +278,7 @@ def _kth_best(rows: Integers, scores: Floats, count: int, k: int) -> Floats:
 
 
 def _merge(parts: Sequence[_Found], count: int, k: int, error: float) -> _Found:
-    """Join what several scans kept, dropping what the others' scores rule out."""
+    """Join what several scans kept, and drop what the others' scores rule out."""
     rows = np.concatenate([part.rows for part in parts])
     columns = np.concatenate([part.columns for part in parts])
     scores = np.concatenate([part.scores for part in parts])
@@ -285,9 +288,9 @@ def _merge(parts: Sequence[_Found], count: int, k: int, error: float) -> _Found:
 class _TorchScan:
     """Step 1 with torch, on one device.
 
-    The candidates of a tile are dealt into groups. The k-th best of the groups' maxima can only be under the k-th best
-    of all scores (k groups hold one each), and with several times k groups it is close to it: a threshold for the price
-    of one pass, after which only the groups that reach it are looked into.
+    The candidates of a tile are divided into groups, and the maximum of each group is computed in one pass. The k-th
+    best of these maxima is never above the k-th best of all scores (k groups have a score that high), and with several
+    times k groups it is close to it. It is used as the threshold: only groups whose maximum reaches it are searched.
     """
 
     def __init__(self, candidates: torch.Tensor, offset: int, device: torch.device, tile: int) -> None:
@@ -298,7 +301,7 @@ class _TorchScan:
         self.error = error_bound(sliced_terms(candidates.shape[1]))
 
     def __call__(self, queries: torch.Tensor, k: int) -> _Found:
-        """Scans: all candidates of this share that can be among the first k."""
+        """Return all candidates of this share that can be among the first k."""
         queries = queries.to(self.device).float()
         k = min(k, len(self.candidates))
         groups = min(max(_GROUPS, 4 * k), len(self.candidates))
@@ -315,7 +318,7 @@ class _TorchScan:
             for left in range(width, len(part), width):
                 piece = scores[left : left + width]
                 torch.maximum(maxima[: len(piece)], piece, out=maxima[: len(piece)])
-            # Any place in `best` will do, as each candidate counts once; small tiles take turns, so that all fill up.
+            # Any place in `best` is right, as each candidate counts once; small tiles use different places in turn.
             place = min(start % groups, groups - width)
             torch.maximum(best[place : place + width], maxima, out=best[place : place + width])
             threshold = _kth_largest(best, k) - 2 * self.error
@@ -333,18 +336,19 @@ class _TorchScan:
 
 
 def _kth_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Return the k-th largest of each column."""
+    """Return the k-th largest score of each column."""
     if scores.device.type != "cpu":
         return scores.topk(k, dim=0, sorted=False).values.amin(0)
-    # Six times as fast as torch's on a CPU.
+    # On a CPU, NumPy's partition is six times as fast as torch's `topk`.
     place = len(scores) - k
     return torch.from_numpy(np.partition(np.ascontiguousarray(scores.numpy().T), place, axis=1)[:, place].copy())
 
 
 class _FaissScan:
-    """Step 1 with FAISS: k and some more from each tile.
+    """Step 1 with FAISS, which is asked for k + `_SLACK` candidates from each tile.
 
-    A row whose surplus does not reach below the error (many near-equal candidates) is scanned with torch instead.
+    If the last of these is still within the error of the k-th best (many almost equal candidates), FAISS may have left
+    some out, and that query is scanned with torch instead.
     """
 
     def __init__(self, candidates: torch.Tensor, offset: int, device: torch.device, tile: int) -> None:
@@ -354,14 +358,14 @@ class _FaissScan:
         self.candidates = candidates
         self.offset = offset
         self.device = device
-        # FAISS streams through the vectors by itself; where they need no conversion, one call sees them all.
+        # FAISS reads the vectors in parts by itself; where they need no conversion, one call takes them all.
         self.tile = len(candidates) if candidates.dtype == torch.float32 and tile == TILE else tile
         self.error = error_bound(candidates.shape[1])
         self.fallback = _TorchScan(candidates, offset, device, tile)
         self.resources = faiss.StandardGpuResources() if device.type == "cuda" else None
 
     def __call__(self, queries: torch.Tensor, k: int) -> _Found:
-        """Scans: all candidates of this share that can be among the first k."""
+        """Return all candidates of this share that can be among the first k."""
         k = min(k, len(self.candidates))
         asked = queries.cpu().float().contiguous().numpy()
         parts: list[_Found] = []
@@ -375,7 +379,7 @@ class _FaissScan:
             rows = np.repeat(np.arange(len(asked)), size)
             parts.append(_Found(rows, columns.ravel().astype(np.int64) + start + self.offset, values.ravel()))
         merged = _merge(parts, len(asked), k, self.error)
-        # That is everything down to the k-th best less the error among what FAISS gave: did it give all of it?
+        # A row for which FAISS may have left out a candidate above the k-th best minus the error is scanned again.
         kth = _kth_best(merged.rows, merged.scores, len(asked), k)
         open_rows = np.flatnonzero(lowest >= kth - 2 * self.error)
         if not len(open_rows):

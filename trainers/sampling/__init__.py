@@ -1,1 +1,1 @@
-"""Sampling offline: the command `gen2embed sample`, the files it writes, and the page that shows them."""
+"""Samples hard negatives offline: the command `gen2embed sample`, the files it writes, and a page that shows them."""

@@ -1,4 +1,4 @@
-"""The settings of a sampling run, and what its records say of the model."""
+"""The settings of a sampling run, and what its records say about the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LABELLED = frozenset(
     if dataset.meta_task == "Classification"
     for name in (dataset.name, dataset.train_name or dataset.name)
 )
-"""Classification subsets, whose candidates are labels; the official code does not re-rank those of MMEB."""
+"""Classification subsets, whose candidates are labels; the official code does not re-rank the candidates of MMEB's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class SampleConfig(DataConfig, EncodingConfig):
     )
 
     def __post_init__(self) -> None:
-        """Check every value, so that a run never fails on one hours later.
+        """Check every value, so that a run does not fail on one hours later.
 
         Raises:
             ValueError: A value is out of its range; the message names it and the remedy.
@@ -70,7 +70,7 @@ class SampleConfig(DataConfig, EncodingConfig):
 
     @property
     def images_cache(self) -> Path:
-        """Where images are kept that the data embeds."""
+        """The folder for images that the data embeds."""
         return self.folder / "images-cache"
 
     def decisive(self, subset: str) -> dict[str, Any]:
@@ -90,13 +90,13 @@ class SampleConfig(DataConfig, EncodingConfig):
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What the record says of the model.
+    """What a record says about the model.
 
     Attributes:
-        name: Its name or path.
+        name: The model's name or path.
         revision: Its revision on the Hub, if any.
         prompt_mode: The prompt strategy.
-        fingerprint: Digest of everything that decides its vectors; empty for `in-batch`, which has no use of a model.
+        fingerprint: The digest of everything that decides its vectors; empty for `in-batch`, which uses no model.
     """
 
     name: str = ""

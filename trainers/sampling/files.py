@@ -1,16 +1,16 @@
-"""What `gen2embed sample` writes and training reads, a subset at a time.
+"""The files that `gen2embed sample` writes for each subset, and that training reads.
 
-`<subset>.parquet` has one row a cluster, in the order in which the clusters were formed:
+`<subset>.parquet` has one row per cluster, in the order in which the clusters were formed:
 
-| column         | type          |                                                                                   |
+| column         | type          | meaning                                                                           |
 |----------------|---------------|-----------------------------------------------------------------------------------|
 | `anchor`       | int64         | the anchor's row id                                                               |
 | `members`      | list<int64>   | row ids, in the order of the method; a short cluster has a shorter list           |
 | `phase`        | int8          | 1 or 2 (Algorithm 1); 1 for the other methods                                     |
-| `similarities` | list<float32> | one a member: of the anchor's query to what `MEANING` says                        |
+| `similarities` | list<float32> | one per member: between the anchor's query and what `MEANING` names               |
 
-A row id is the number of a row in the split of the training data, from 0. Nothing is copied out of that data;
-training reads the rows from where they are.
+A row id is the number of a row in the split of the training data, from 0. The files hold no texts or images; training
+reads the rows from the training data itself.
 
 `<subset>.json`, the record, names the data (with a digest of its rows), the model (with its fingerprint), every
 setting, the counts and the Parquet file's checksum. It is written last: a subset is finished when its record is there.
@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 WRITER = "sample"
-"""Who owns the files of a sampling folder; see `gen2embed_mteb.storage.owned_folder`."""
+"""The writer that owns the files of a sampling folder; see `gen2embed_mteb.storage.owned_folder`."""
 _ONLY_POSITIVE = (
     "of a member only its positive is meant, a hard negative of the anchor; similarity of query and negative"
 )
@@ -96,11 +96,11 @@ class SampledClusters:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A subset's clusters, and how they came about.
+    """A subset's clusters, and the record of how they were made.
 
     Attributes:
-        path: The record.
-        record: Its content.
+        path: The path of the record.
+        record: The content of the record.
         clusters: The clusters.
     """
 
@@ -109,10 +109,10 @@ class Sampling:
     clusters: SampledClusters
 
     def require_data(self, digest: str) -> None:
-        """Check that row ids refer to the data at hand.
+        """Check that the row ids refer to the data that was opened.
 
         Args:
-            digest: `RowsDigest` of its rows.
+            digest: The `RowsDigest` of the data's rows.
 
         Raises:
             SamplingError: The clusters were made with other rows.
@@ -126,19 +126,19 @@ class Sampling:
 
 
 class RowsDigest:
-    """Digests training rows in order: row numbers, texts, image paths."""
+    """Makes a digest of training rows in order: of row numbers, texts and image paths."""
 
     def __init__(self) -> None:
-        """Begins."""
+        """Begin with no rows."""
         self._digest = hashlib.blake2b(digest_size=16)
 
     def add(self, row: TrainRow | BadRow) -> None:
-        """Take the next row."""
+        """Add the next row."""
         content = [row.index, row.query, row.positive] if isinstance(row, TrainRow) else [row.index]
         self._digest.update(json.dumps(content).encode() + b"\n")
 
     def hexdigest(self) -> str:
-        """32 hexadecimal digits."""
+        """Return the digest, 32 hexadecimal digits."""
         return self._digest.hexdigest()
 
 
@@ -155,14 +155,14 @@ def write_sampling(directory: Path, record: Mapping[str, Any], clusters: Sampled
     """Write a subset's Parquet file, then its record; equal clusters are equal bytes.
 
     Args:
-        directory: The folder; made if missing.
+        directory: The folder; it is made if it is missing.
         record: The record's content, with every field of `records.REQUIRED` but `file` and `sha256`.
         clusters: The clusters.
 
     Raises:
         ForeignFileError: A file of one of these names is there that `gen2embed sample` did not write, or that was
             changed since; nothing was written then.
-        ValueError: The record has a field missing or out of its range.
+        ValueError: A field of the record is missing or out of its range.
     """
     data = _as_parquet(clusters)
     clusters_file, record_file, official_file = subset_files(record["subset"])
@@ -172,10 +172,10 @@ def write_sampling(directory: Path, record: Mapping[str, Any], clusters: Sampled
     require_record(whole)
     folder = OwnedFolder(directory, WRITER)
     folder.check((clusters_file, record_file))
-    # A kill between two writes leaves a subset that is not finished, never one that looks damaged.
+    # If the process is killed between two writes, the subset is not finished, but it never looks damaged.
     folder.remove(record_file)
     if folder.owns(official_file):
-        folder.remove(official_file)  # it holds the clusters that are replaced
+        folder.remove(official_file)  # it holds the old clusters
     folder.write(clusters_file, data)
     folder.write_json(record_file, whole)
 
@@ -204,10 +204,10 @@ def read_sampling(path: str | Path, methods: Sequence[str] = METHODS) -> Samplin
 
     Args:
         path: `<subset>.parquet` or `<subset>.json`; the other is expected beside it.
-        methods: The methods that will do.
+        methods: The methods that are accepted.
 
     Returns:
-        Both, checked: every row id is a row of the data, and no cluster names a row twice.
+        The clusters and the record, both checked: every row id is a row of the data, and no cluster names a row twice.
 
     Raises:
         SamplingError: A file is missing, damaged, of an unknown format or of another method.
@@ -239,7 +239,7 @@ def _from_parquet(path: Path, data: bytes, record: Mapping[str, Any]) -> Sampled
     import pyarrow.parquet as pq
 
     try:
-        # Not `read_table`: its read-ahead threads may let go of `data` only after the interpreter is gone, and abort.
+        # Not `read_table`: its read-ahead threads may release `data` only when the interpreter has ended, and abort.
         file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
         table = file.read(["anchor", "members", "phase", "similarities"], use_threads=False)
         anchors = _numbers(table["anchor"], np.int64)
@@ -255,7 +255,7 @@ def _from_parquet(path: Path, data: bytes, record: Mapping[str, Any]) -> Sampled
     width = record["settings"]["num_hard_negatives"]
     if not np.array_equal(lengths["members"], lengths["similarities"]) or lengths["members"].max(initial=0) > width:
         raise SamplingError(f"{path}: members and similarities do not match; {ANEW}")
-    # Compared before the table is made: a wrong k in the record would make it as wide as memory allows.
+    # This is compared before the table is made: a wrong k in the record could make the table too wide for memory.
     found = {"clusters": len(anchors), "short": int((lengths["members"] < width).sum())}
     for name, count in found.items():
         if record["counts"][name] != count:
@@ -272,7 +272,7 @@ def _from_parquet(path: Path, data: bytes, record: Mapping[str, Any]) -> Sampled
 
 
 def _numbers(column: Any, dtype: Any) -> npt.NDArray[Any]:
-    """Return a column's values; a null or a text among them is an error, not a number."""
+    """Return a column's values as numbers; a null or a text among them raises an error."""
     if column.null_count:
         raise Gen2EmbedError("a value is null")
     values = column.to_numpy(zero_copy_only=False) if not hasattr(column, "chunks") else column.to_numpy()
@@ -299,16 +299,16 @@ def _check(path: Path, clusters: SampledClusters, num_rows: int) -> None:
 
 
 def write_official(path: Path, clusters: SampledClusters, rows: Iterable[Mapping[str, Any]], method: str) -> None:
-    """Write the official code's JSON.
+    """Write clusters in the official code's JSON form.
 
     Args:
         path: `<subset>_hard_negatives.json`.
         clusters: The clusters.
         rows: The training rows in order, in MMEB-train's columns.
-        method: One of `METHODS`, but `in-batch`.
+        method: One of `METHODS`, except `in-batch`.
 
     Raises:
-        ValueError: The method is `in-batch`, which that form has no place for.
+        ValueError: The method is `in-batch`, which that form cannot express.
     """
     if method == "in-batch":
         raise Gen2EmbedError("the official form holds hard negatives; pass --format parquet with --method in-batch")
@@ -326,16 +326,16 @@ def write_official(path: Path, clusters: SampledClusters, rows: Iterable[Mapping
 
 
 def read_official(path: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[str, SampledClusters]:
-    """Read the official code's JSON, whoever wrote it.
+    """Read clusters from the official code's JSON form, whichever program wrote it.
 
     Args:
         path: `<subset>_hard_negatives.json`.
         rows: The training rows in order, in MMEB-train's columns.
 
     Returns:
-        The method, `saha` or `hn` (which `hn-beta` looks like), and the clusters. Of rows that are equal, the last is
-        taken, as in the official code; of positives, the first row that has them. Similarities are not in the file
-        (NaN), and phases neither: they are taken to be 1 until the first cluster that repeats a row, and 2 from there.
+        The method, `saha` or `hn` (`hn-beta` cannot be told from it), and the clusters. Of equal rows, the last is
+        taken, as in the official code; for a positive, the first row that has it. The file has no similarities (they
+        are NaN here) and no phases: they are assumed to be 1 before the first cluster that repeats a row, then 2.
 
     Raises:
         SamplingError: The file is damaged, or a row of it is not in the training data.

@@ -1,13 +1,13 @@
-"""Where a sampling run may write: never over its data, never over a file that is not proved to be its own.
+"""Checks where a sampling run writes: never over its data, and never over a file that is not proved to be its own.
 
-All of it is checked before a model is loaded, and no `--overwrite` lifts it.
+Three rules are checked before a model is loaded; `--overwrite` does not change them.
 
 1. The output folder is not the folder of the training data: the next command would read the clusters as data.
 2. Every file that is written is new, or is one that `gen2embed sample` wrote and nobody changed since
    (`gen2embed_mteb.storage.owned_folder`).
-3. Every subset has a name that can stand in front of `.parquet`, `.json` and `_hard_negatives.json`.
+3. Every subset has a name that can be followed by `.parquet`, `.json` and `_hard_negatives.json`.
 
-A folder that was sampled before digests were kept can be read, but nothing in it is replaced.
+A folder that a version without digests of its files has written can be read, but nothing in it is replaced.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ ERRORS = "errors.jsonl"
 
 
 def check_outputs(data: TrainingData, config: SampleConfig, to_make: Collection[str] | None = None) -> None:
-    """Refuse an output folder in which a run would replace what is not its own; nothing is written.
+    """Refuse an output folder in which a run would replace a file that is not its own; write nothing.
 
     Args:
         data: The opened training data.
         config: The run's settings.
-        to_make: The names of the subsets that are to be made; None: this is not known yet, any of them may be.
+        to_make: The names of the subsets that will be made; None: not known yet, so any subset may be.
 
     Raises:
-        ForeignFileError: A file is in the way that `gen2embed sample` did not write, or that was changed since.
-        SamplingError: The files of a subset that is to be made are of a version that kept no digests.
-        ValueError: The folder is the data's own, a subset's name cannot be a file's, or a path is no text.
+        ForeignFileError: The run would replace a file that `gen2embed sample` did not write, or that was changed since.
+        SamplingError: The files of a subset that will be made are of a version that kept no digests.
+        ValueError: The folder is that of the data, a subset's name cannot be the name of a file, or a path is not
+            UTF-8.
     """
     _check_names(data, config)
     _check_place(data, config)
@@ -102,7 +103,7 @@ def _check_place(data: TrainingData, config: SampleConfig) -> None:
 
 
 def _is_of_split(path: Path, root: Path, splits: Collection[str]) -> bool:
-    """Return whether a file lies where a split of MMEB-train's form is looked for; see `mmeb/tables.py`."""
+    """Say whether a file is where a split of MMEB-train's form is looked for; see `mmeb/tables.py`."""
     if not path.is_relative_to(root):
         return False
     parts = path.relative_to(root).parts
@@ -119,7 +120,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _tables(data: TrainingData) -> Iterator[Path]:
-    """Return the local files that hold the rows."""
+    """Yield the local files that hold the rows."""
     for subset in data.subsets:
         table = getattr(subset, "table", None)
         yield from getattr(table, "files", ())
@@ -136,11 +137,11 @@ def _is_sampled(record: Path) -> bool:
 
 
 def write_known_errors(folder: OwnedFolder, errors: Mapping[str, list[RowError]]) -> None:
-    """Write `errors.jsonl`: one row that was set aside per line, by subset and row.
+    """Write `errors.jsonl`: one line per row that was set aside, sorted by subset.
 
     Args:
         folder: The output folder.
-        errors: The rows by subset; the file does not tell which subset was made when.
+        errors: The rows by subset; the file does not depend on the order in which subsets were made.
     """
     rows = (error._asdict() for name in sorted(errors) for error in errors[name])
     folder.write(ERRORS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())

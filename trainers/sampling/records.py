@@ -1,7 +1,7 @@
 """The record of a sampled subset, `<subset>.json`: every field is checked by type and range when it is read.
 
-A record is a small JSON file that people copy, edit and lose halves of. Whatever `inspect`, `train` and a second
-`sample` look up in it is checked here, so that damage is one line that names the file, the field and the remedy.
+A record is a small JSON file that people copy and edit, and that can be cut off. Every field that `inspect`, `train`
+and a later `sample` use is checked here, so that damage is reported in one line with file, field and remedy.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ FORMAT = 1
 ROW_LIMITS = tuple(RowLimits().row_limits())
 METHODS = ("saha", "hn", "hn-beta", "in-batch")
 MAX_HARD_NEGATIVES = 10_000
-"""The largest k: a table of clusters has a row per cluster and a column per hard negative."""
+"""The largest k; it bounds a table of clusters, which has a row per cluster and a column per hard negative."""
 MAX_RECORD_BYTES = 1 << 20
-"""A record has about two kilobytes; a file above this limit is none, and is not read."""
+"""A record has about two kilobytes; a larger file than this is not a record, and is not read."""
 MAX_ROWS = 1 << 40
 OFFICIAL_SUFFIX = "_hard_negatives.json"
 AGAIN = "run gen2embed sample again"
 ANEW = f"move it away, then {AGAIN}"
-"""A damaged file is not proved to be ours any more, so it is the user who moves it."""
+"""For damaged files: they cannot be proved to be ours any more, so the user must move them."""
 
 _MAX_SHOWN = 60
 
@@ -37,7 +37,7 @@ class SamplingError(Gen2EmbedError):
 
 
 class _Rule(NamedTuple):
-    """What a field must be, in words, and whether a value is that."""
+    """A rule for a field: its meaning in words, and a function that says whether a value is allowed."""
 
     meaning: str
     holds: Callable[[Any], bool]
@@ -91,7 +91,7 @@ REQUIRED: Mapping[str, _Rule] = {
     "seconds.encode": _SECONDS,
     "seconds.mine": _SECONDS,
 }
-"""What every record has."""
+"""The fields that every record has."""
 
 OPTIONAL: Mapping[str, _Rule] = {
     "settings.pool_multiplier": _or_null(_whole(1, MAX_ROWS)),
@@ -111,7 +111,7 @@ OPTIONAL: Mapping[str, _Rule] = {
         ),
     ),
 }
-"""What is checked where a record has it."""
+"""The fields that are checked if a record has them."""
 
 
 def name_fault(subset: str) -> str | None:
@@ -121,7 +121,7 @@ def name_fault(subset: str) -> str | None:
         subset: The subset's name.
 
     Returns:
-        The fault, to be read behind the name.
+        The fault, worded so that it follows the name in a sentence.
     """
     if not subset:
         return "is empty"
@@ -141,10 +141,10 @@ def require_record(record: Any) -> None:
     """Check every field of a record by type and range.
 
     Args:
-        record: What a record's file holds, or is to hold.
+        record: The content of a record's file, read or to be written.
 
     Raises:
-        ValueError: It is no record; the message names the first field that is wrong, its value and what it must be.
+        ValueError: It is not a record; the message names the first field that is wrong, its value and what it must be.
     """
     if not isinstance(record, dict):
         raise Gen2EmbedError(f"it is {_shown(record)}, not an object")
@@ -170,10 +170,10 @@ def read_record(path: Path) -> dict[str, Any]:
         path: `<subset>.json`.
 
     Returns:
-        Its content: every field of `REQUIRED` is there and in its range.
+        The record's content: every field of `REQUIRED` is there and in its range.
 
     Raises:
-        SamplingError: It is missing or damaged, of an unknown format, or of an unknown method.
+        SamplingError: The record is missing or damaged, of an unknown format, or of an unknown method.
     """
     try:
         if not path.exists():
@@ -200,7 +200,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _look_up(record: dict[str, Any], field: str) -> tuple[Any, bool]:
-    """Return a field's value, and whether it is there."""
+    """Return a field's value, and whether the record has the field."""
     section, _, name = field.rpartition(".")
     if not section:
         return record.get(field), field in record
@@ -216,6 +216,6 @@ def _require(field: str, value: Any, rule: _Rule) -> None:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as JSON, cut where it is long."""
+    """Return a value as JSON, cut if it is long."""
     text = json.dumps(value, default=repr)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"

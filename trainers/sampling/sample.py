@@ -1,15 +1,15 @@
-"""Sampling training data, subset by subset: read, encode both sides, choose negatives, write.
+"""Samples training data, subset by subset: reads the rows, encodes both sides, chooses negatives, writes the files.
 
-1. A subset whose record is there, made from the same rows with the same settings by the same model, is finished and
-   left alone, unless rows of it were set aside: those are tried again. One that was made otherwise is refused, or
-   replaced with `overwrite`.
-2. Queries and distinct candidates are encoded (`encoding.py`), each subset on its own: were vectors shared between
-   subsets, the batches of one would depend on which others are finished, and with them the last bits of its vectors.
+1. A subset is finished if its record is there and was made from the same rows with the same settings by the same model.
+   It is left as it is, unless some of its rows were set aside: then it is made again, as they may be readable now. A
+   subset that was made otherwise is refused, or replaced with `overwrite`.
+2. Queries and distinct candidates are encoded (`bulk/encoder.py`), each subset on its own. If subsets shared vectors,
+   the batches of one subset would depend on which others are finished, and so would the last bits of its vectors.
 3. Rows whose query or positive has no vector are set aside, counted and reported; the rest is mined.
 4. The Parquet file is written, then the record.
 
-Several processes (`torchrun`) share the second step; the first of them does the rest. A run that is killed at any
-moment and started again ends in the same Parquet files, to the byte.
+Several processes (`torchrun`) share the second step; the first of them does the rest. If a run is killed at any moment
+and started again, it ends in the same Parquet files, to the byte.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = ["ModelRecord", "SampleConfig", "SampleResult", "sample", "text_table"
 
 @dataclass(frozen=True, kw_only=True)
 class SampleResult(RunSummary):
-    """A finished run.
+    """The result of a sampling run.
 
     Attributes:
-        records: One record a subset, in order, as `files.py` describes them.
+        records: One record per subset, in order, as `files.py` describes them.
         made: The names of the subsets that this run made; the others were finished before.
     """
 
@@ -51,27 +51,27 @@ def sample(encoder: Encoder | None, model: ModelRecord, data: TrainingData, conf
     """Sample every subset and write its files into `config.output_dir`.
 
     Args:
-        encoder: The model; None will do for `in-batch`.
-        model: What the records say of it.
+        encoder: The model; it may be None for `in-batch`.
+        model: What the records say about the model.
         data: The opened training data (`open_training_data`).
         config: The run's settings.
 
     Returns:
-        The result; look at `too_many_errors`.
+        The result; its `too_many_errors` says whether more rows were set aside than the settings allow.
 
     Raises:
         DataError: A table is damaged.
-        ForeignFileError: A file is in the way that an earlier run of `sample` did not write, or that was changed since.
+        ForeignFileError: The run would replace a file that `sample` did not write, or that was changed since.
         SamplingError: A subset's files were made with other settings, data or model, or are damaged.
         StoreMismatchError: The vectors belong to another model or image policy.
-        ValueError: There is no encoder, and the method needs one; or the official form is asked for other data than
-            MMEB-train's.
+        ValueError: There is no encoder, and the method needs one; or the official form is wanted, and the data is not
+            in MMEB-train's form.
     """
     start = time.monotonic()
     if config.method != "in-batch" and (encoder is None or not model.fingerprint):
         raise Gen2EmbedError(f"method {config.method} needs an encoder and its fingerprint")
     if config.method == "in-batch":
-        model = ModelRecord()  # whichever it is, the rows are the same
+        model = ModelRecord()  # the clusters do not depend on the model
     if config.file_format == "official":
         _official_subsets(data.subsets)
     if is_first_process():
@@ -79,7 +79,7 @@ def sample(encoder: Encoder | None, model: ModelRecord, data: TrainingData, conf
     output_dir = config.folder
     output_dir.mkdir(parents=True, exist_ok=True)
     runs = [SubsetRun(subset, data, model, config) for subset in data.subsets]
-    # All are compared before the first is made: a refusal after hours would be late.
+    # All subsets are compared before the first is made, so that a refusal does not come after hours of work.
     finished = {run.subset.name: found for run in runs if (found := run.finished()) is not None}
     if not is_first_process():
         return _encode_share(encoder, [run for run in runs if run.subset.name not in finished], config, start)
@@ -93,7 +93,7 @@ def sample(encoder: Encoder | None, model: ModelRecord, data: TrainingData, conf
         if name not in finished:
             record, clusters, rejected = run.make(encoder)
             errors[name] = rejected
-            # The record comes last: with it the subset counts as finished, and its errors must be kept by then.
+            # The record is written last: it marks the subset as finished, and the errors must be written before that.
             write_known_errors(folder, errors)
             write_sampling(output_dir, record, clusters)
         if config.file_format == "official":
@@ -114,7 +114,7 @@ def sample(encoder: Encoder | None, model: ModelRecord, data: TrainingData, conf
 def _encode_share(
     encoder: Encoder | None, runs: Sequence[SubsetRun], config: SampleConfig, start: float
 ) -> SampleResult:
-    """Return what every process but the first does; it has nothing to report."""
+    """Do the work of every process but the first: encode a share; the result that is returned is empty."""
     if encoder is not None and config.method != "in-batch":
         for run in runs:
             run.encode_share(encoder)
@@ -133,13 +133,13 @@ def _official_subsets(subsets: Sequence[TrainingSubset]) -> None:
 
 
 def text_table(result: SampleResult) -> str:
-    """Return the run as a table for the terminal.
+    """Return the run's counts as a table for the terminal.
 
     Args:
-        result: The run's outcome.
+        result: The result of the run.
 
     Returns:
-        One line a subset, and their sum where there are several.
+        One line per subset, and a line with the totals if there are several.
     """
     columns = ("rows", "queries", "candidates", "phase_1", "phase_2", "short", "reused", "errors")
     rows = []

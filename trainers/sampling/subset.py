@@ -1,4 +1,8 @@
-"""One subset of a sampling run: its rows are read, encoded and mined, and its record is put together."""
+"""Samples one subset: reads, encodes and mines its rows, and makes its record.
+
+The texts and paths of all usable rows are kept in memory, and while negatives are chosen, the vectors too. The table is
+read once to make the subset, and once more beforehand if an earlier run left a record, to compare the rows.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Read(NamedTuple):
-    """A subset's rows: the usable ones, the others, how many there are and were collapsed, and their digest."""
+    """A subset's rows: usable ones, rejected ones, how many there are, how many were collapsed, and their digest."""
 
     rows: list[TrainRow]
     rejected: list[BadRow]
@@ -42,19 +46,19 @@ class _Read(NamedTuple):
 
 
 class SubsetRun:
-    """One subset of a run: its rows, and what is made of them."""
+    """One subset of a sampling run: compares it with an earlier run, and makes its clusters and its record."""
 
     def __init__(self, subset: TrainingSubset, data: TrainingData, model: ModelRecord, config: SampleConfig) -> None:
-        """Keep the parts; nothing is read yet."""
+        """Store the arguments; nothing is read yet."""
         self.subset = subset
         self._data, self._model, self._config = data, model, config
         self._path = config.folder / f"{subset.name}.json"
 
     def finished(self) -> dict[str, Any] | None:
-        """Return the record of this subset if it is done; None if it is to be made.
+        """Return the record of this subset if it is finished; None if it must be made.
 
         Raises:
-            SamplingError: It was made otherwise, and may not be replaced.
+            SamplingError: The subset was made with other settings, data or model, and must not be replaced.
         """
         if not self._path.exists():
             return None
@@ -83,7 +87,8 @@ class SubsetRun:
             f"{name} was {then.get(name)!r}, now {value!r}" for name, value in now.items() if then.get(name) != value
         ]
         if not differing:
-            # An image that could not be opened may have been repaired since; if not, the vectors are all there.
+            # If there were errors, the subset is made again: an image may have been repaired since. All other vectors
+            # are stored already.
             return None if record["counts"]["errors"] else record
         if not self._config.overwrite:
             raise SamplingError(
@@ -97,7 +102,7 @@ class SubsetRun:
         self._encode(encoder, self._read().rows)
 
     def make(self, encoder: Encoder | None) -> tuple[dict[str, Any], SampledClusters, list[RowError]]:
-        """Encode and mine."""
+        """Read, encode and mine the subset; return its record, its clusters and the rows that were set aside."""
         start = time.monotonic()
         read = self._read()
         faults: dict[int, Fault] = {}
@@ -141,7 +146,7 @@ class SubsetRun:
                 rows.append(row)
         kept = rows
         if self._config.method == "saha" and self._config.variant == "official":
-            # A query keeps its first place and its last row, as there.
+            # As in the official code: of rows with the same query, the last is kept, at the place of the first.
             kept = list({row.query: row for row in rows}.values())
         return _Read(kept, rejected, len(rows) + len(rejected), len(rows) - len(kept), digest.hexdigest())
 
@@ -182,7 +187,8 @@ class SubsetRun:
         config = self._config
         numbers: dict[Item, int] = {}
         firsts: dict[Hashable, Item] = {}
-        # Copies of one picture under several names are one candidate: else a query's negative could be its positive.
+        # Copies of one picture under several names are one candidate; otherwise, a copy of a query's positive could
+        # become its negative.
         kept = [firsts.setdefault(bulk.content(row.positive) if bulk else row.positive, row.positive) for row in rows]
         positives = np.array([numbers.setdefault(item, len(numbers)) for item in kept], dtype=np.int64)
         ids = np.array([row.index for row in rows], dtype=np.int64)
@@ -208,7 +214,7 @@ class SubsetRun:
         beta = config.beta if config.method == "hn-beta" else None
         k, backend = config.num_hard_negatives, config.search_backend
         found = hard_negatives(queries, candidates, positives, k, beta, backend=backend)
-        # The first row that has a candidate stands for it.
+        # A candidate is represented by the first row whose positive it is.
         owners = np.zeros(len(numbers), dtype=np.int64)
         owners[positives[::-1]] = ids[::-1]
         return SampledClusters(ids, _as_ids(found.candidates, owners), first_phase, found.similarities), len(numbers)
@@ -232,7 +238,7 @@ def _counts(clusters: SampledClusters, method: str) -> dict[str, int]:
         rows = np.concatenate([clusters.anchors, clusters.members[real]])
         reused = int((np.unique(rows, return_counts=True)[1] > 1).sum())
     else:
-        reused = 0  # queries of the baselines are anchors only
+        reused = 0  # in the baselines, queries are only anchors
     return {
         "clusters": len(clusters.anchors),
         "phase_1": int((clusters.phase == 1).sum()),

@@ -1,4 +1,4 @@
-"""A page on which a person can judge clusters (paper, Fig. 3): anchor, positive, members, similarities, pictures."""
+"""Writes a page on which a person can judge clusters (paper, Fig. 3): anchor, positive, members, similarities."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def inspect(
     Args:
         file: `<subset>.parquet` or `<subset>.json`, or the official code's `<subset>_hard_negatives.json`.
         output: The page, a name that ends in `.html`; None: `<subset>.html` beside the file.
-        data_dir: The training data, where it is not where the record says, or where there is no record.
-        image_dir: Its images, likewise.
+        data_dir: The training data, if it is not where the record says, or if there is no record.
+        image_dir: Its images, in the same cases.
         follow_links: Whether links in the image folder may lead out of it.
         num_clusters: How many clusters to show at most.
 
@@ -89,7 +89,7 @@ def inspect(
 
     Raises:
         SamplingError: The file cannot be used, or was made with other data.
-        DataError: The training data is not there.
+        DataError: The training data is not found.
         ForeignFileError: The page would replace a file that `inspect` did not write, or that was changed since.
         ValueError: `num_clusters` is below 1, or `output` does not end in `.html`.
     """
@@ -136,7 +136,7 @@ def inspect(
 
 
 def _stand_in(path: Path, data_dir: str) -> dict[str, Any]:
-    """Return what stands for the record of an official file, which has none."""
+    """Return what is used in place of the record for an official file, which has none."""
     if not data_dir:
         raise SamplingError(f"{path}: the official form does not say what it was made of; pass --data_dir")
     data = {"data_dir": data_dir, "image_dir": "", "split": "", "columns": (), "image_columns": (), "limit": None}
