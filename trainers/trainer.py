@@ -389,8 +389,7 @@ class SahaTrainer(SentenceTransformerTrainer):
 class _EpochOfSampler(TrainerCallback):
     """Tells the batch sampler the epoch.
 
-    accelerate wraps the sampler (twice if several processes resume within an epoch), but passes the epoch on through
-    one level only.
+    accelerate wraps it (twice if several processes resume within an epoch), but passes the epoch on one level only.
     """
 
     def __init__(self, trainer: SahaTrainer) -> None:
