@@ -1,26 +1,27 @@
-"""The start-up hook: waits for a library to be imported, then lets Gen2Embed teach it its models.
+"""The start-up hook: patches sentence-transformers and mteb when they are imported, so that they know our models.
 
-Neither sentence-transformers nor mteb offers an entry point for third-party models, so a name such as
-``SentenceTransformer("gen2embed")`` can only be made known by patching, and a program that never mentions Gen2Embed can
-only be reached when the interpreter starts. ``gen2embed_hook.pth`` therefore calls :func:`start`:
+Neither library has an entry point for third-party models, so a name such as ``SentenceTransformer("gen2embed")`` works
+only if the library is patched. A program that never mentions Gen2Embed can be reached only when the interpreter starts.
+``gen2embed_hook.pth`` therefore calls :func:`start`:
 
-1. a finder is put in front of ``sys.meta_path``; nothing else is imported, and nothing is patched;
-2. when one of the libraries in ``PATCHES`` is imported, the finder lets the usual finders find it, and arranges to be
-   called back once the library's own code has run;
-3. only then is ``gen2embed_mteb`` imported, and the ``install()`` of each module listed for that library called.
+1. A finder is put in front of ``sys.meta_path``; nothing else is imported, and nothing is patched.
+2. When one of the libraries in ``PATCHES`` is imported, the finder lets the usual finders find it, and arranges a call
+   of our code after the library's own code has run.
+3. Only then, ``gen2embed_mteb`` is imported, and the ``install()`` of each module listed for that library is called.
 
-``import gen2embed_mteb`` calls :func:`install` as well, for source checkouts and for environments that switched the
-start-up part off. This module stands beside the package, not inside it, so that starting an interpreter does not import
-the package: a checkout in the working directory is not shadowed by an installed copy.
+``import gen2embed_mteb`` calls :func:`install` as well, for source checkouts and for environments that have switched
+the start-up part off. This module is beside the package and not inside it, so that starting an interpreter does not
+import the package: an installed copy does not replace a checkout in the working directory.
 
-Only the standard library is used, and of it only what the interpreter has already loaded when it gets here.
+Only the standard library is used, and only those of its modules that the interpreter has loaded before this one.
 """
 
 import os
 import sys
 from _thread import get_ident  # `threading` is not loaded this early
 
-# `typing` would cost several times as much as the rest of this file; hence the quoted annotations, too.
+# To import `typing` would take several times as long as the rest of this file; the annotations are quoted for the same
+# reason.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 OPT_OUT = "GEN2EMBED_NO_HOOK"
 
-# Library to wait for -> modules of ours whose `install()` patches it; each is idempotent and takes no argument.
+# For each library, the modules of ours whose `install()` patches it; each `install()` is idempotent and takes no
+# argument.
 PATCHES = {
     "sentence_transformers": ("gen2embed_mteb.embedder.model_folder.compat", "gen2embed_mteb.embedder.short_names"),
     "mteb": ("gen2embed_mteb.mteb_plugin.registration",),
@@ -39,15 +41,15 @@ PATCHES = {
 
 
 class _Finder:
-    """A ``sys.meta_path`` finder that finds nothing itself: it adds our call-back to what the others find."""
+    """A ``sys.meta_path`` finder that finds nothing itself: it adds our callback to what the other finders find."""
 
     def __init__(self) -> None:
-        self._asking: set[int] = set()  # threads now asking the other finders, one of which may ask us back
+        self._asking: set[int] = set()  # threads that now ask the other finders, one of which may call this one again
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Return the spec of a library in ``PATCHES`` with our call-back attached; ``None`` for anything else."""
+        """Return the spec of a library in ``PATCHES`` with our callback attached; ``None`` for any other module."""
         thread = get_ident()
         if fullname not in PATCHES or thread in self._asking:
             return None
@@ -57,7 +59,7 @@ class _Finder:
                 find_spec = None if finder is self else getattr(finder, "find_spec", None)
                 spec = find_spec and find_spec(fullname, path, target)
                 if spec is not None:
-                    if hasattr(spec.loader, "exec_module"):  # not so for a plain folder of that name
+                    if hasattr(spec.loader, "exec_module"):  # a plain folder of that name has no such loader
                         spec.loader = _Loader(spec.loader)
                     return spec
             return None
@@ -69,10 +71,11 @@ _FINDER = _Finder()
 
 
 class _Loader:
-    """The loader of one spec, and our call-back behind it.
+    """Loads one spec with its stock loader, and then calls our callback.
 
-    The stock loader is left as it is, since it may serve other modules too (pytest's does), and takes its place again
-    before the library's code runs. A spec that is only looked at (``importlib.util.find_spec``) leaves nothing behind.
+    The stock loader is not changed, since it may load other modules too (pytest's does), and the module has it as its
+    loader again before the library's code runs. If a spec is only looked at (``importlib.util.find_spec``), nothing is
+    changed.
     """
 
     def __init__(self, stock: "Any") -> None:
@@ -102,15 +105,15 @@ def _patch(library: str) -> None:
         try:
             import_module(name).install()
         except ModuleNotFoundError as error:
-            if error.name == "gen2embed_mteb":  # uninstalled by half: this file stayed, the package is gone
+            if error.name == "gen2embed_mteb":  # uninstalled only in part: this file is there, the package is gone
                 return
             _warn(library, name, error)
-        except Exception as error:  # `library` is not ours: its import must succeed whatever we do
+        except Exception as error:  # `library` is not ours: its import must succeed even if our patch fails
             _warn(library, name, error)
 
 
 def _warn(library: str, name: str, error: Exception) -> None:
-    """Say that ``library`` works but does not know (all of) what Gen2Embed adds to it, and what to do."""
+    """Warn that ``library`` works but may lack what Gen2Embed adds to it, and say what to do."""
     import warnings
 
     warnings.warn(
@@ -132,6 +135,6 @@ def install() -> None:
 
 
 def start() -> None:
-    """What ``gen2embed_hook.pth`` calls at interpreter start: :func:`install`, unless ``GEN2EMBED_NO_HOOK`` is set."""
+    """Call :func:`install` at interpreter start, for ``gen2embed_hook.pth``, unless ``GEN2EMBED_NO_HOOK`` is set."""
     if os.environ.get(OPT_OUT, "") in ("", "0"):
         install()

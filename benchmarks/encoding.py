@@ -1,13 +1,13 @@
-"""Bulk encoding against stock `SentenceTransformer.encode`: the same exported directory, machine, run and vectors.
+"""Compares bulk encoding with stock `SentenceTransformer.encode`: same exported directory, machine, run and vectors.
 
     python benchmarks/encoding.py --output benchmarks/results/encoding.json
 
 The model is a random Qwen2-VL of 60-70 million parameters with a BPE of 16,000 tokens (learned from scikit-learn's own
 text, so that a common word is one token, as in Qwen's). The mix is MMEB's: short labels, captions, images with a text.
-Labels and captions are timed without repetitions; the mix with MMEB-like repetitions is timed apart.
+Labels and captions are timed without repetitions; labels with MMEB-like repetitions are timed separately.
 
-The floor is what no exact encoder of one input at a time can leave out: two operations a weight for every token that is
-not in the shared beginning, at the rate that the largest product of the model alone reaches here.
+The floor is the time for the work that every exact encoder must do: two operations per weight for every token that is
+not in the shared beginning, at the speed that the model's largest product reaches on this machine when it runs alone.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 return bulk.vectors(side, items)
 
             our_seconds, vectors = timed(encode_bulk)
-            if repeat:  # the first round warms both up
+            if repeat:  # the first round is not counted, as what runs for the first time is slower
                 peer.append(seconds)
                 ours.append(our_seconds)
         tokens, shared = count_tokens(model, side, items, scratch)
@@ -128,7 +128,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def encode_stock(stock: SentenceTransformer, side: str, items: list[Item], root: Path) -> np.ndarray:
-    """Return what a user of sentence-transformers writes, at its default batch size."""
+    """Encode as a user of sentence-transformers does, with its default batch size."""
     inputs = [
         {"text": item.text, "image": Image.open(root / item.images[0]).convert("RGB")} if item.images else item.text
         for item in items
@@ -137,7 +137,7 @@ def encode_stock(stock: SentenceTransformer, side: str, items: list[Item], root:
 
 
 def timed(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """Return seconds and result of a call."""
+    """Return the seconds that a call takes, and its result."""
     started = time.perf_counter()
     result = call()
     return time.perf_counter() - started, result
@@ -146,7 +146,7 @@ def timed(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 def mix(
     rng: np.random.Generator, words: list[str], arguments: argparse.Namespace, images: Path
 ) -> dict[str, list[Item]]:
-    """Return the parts: labels of 1-3 words, captions of 8-16, photographs of 224-560 pixels a side with a question."""
+    """Make the parts: labels of 1-3 words, captions of 8-16, photographs of 224-560 pixels a side with a question."""
 
     def phrases(count: int, least: int, most: int) -> list[str]:
         found: dict[str, None] = {}
@@ -155,7 +155,7 @@ def mix(
         return list(found)
 
     labels, captions = phrases(arguments.num_texts, 1, 3), phrases(arguments.num_texts, 8, 16)
-    # Labels are drawn as MMEB's are: few stand in most rows.
+    # Labels are drawn as in MMEB, where a few labels are in most rows.
     weights = 1 / np.arange(1, len(labels) + 1)
     drawn = rng.choice(labels, size=4 * len(labels), p=weights / weights.sum())
     parts = {
@@ -177,13 +177,13 @@ def mix(
 
 
 def common_words() -> list[str]:
-    """Return the 3,000 most common words of scikit-learn's sources, longest-lived vocabulary at hand."""
+    """Return the 3,000 most common words of scikit-learn's sources, which are always installed and change little."""
     counts = Counter(word for text in corpus() for word in re.findall(r"\b[a-z]{3,12}\b", text))
     return [word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:3000]]
 
 
 def corpus() -> Iterator[str]:
-    """English of a kind: scikit-learn's own Python files, in order."""
+    """Yield English-like text: scikit-learn's own Python files, in order."""
     import sklearn
 
     for path in sorted(Path(sklearn.__file__).parent.rglob("*.py"))[:400]:
@@ -191,7 +191,7 @@ def corpus() -> Iterator[str]:
 
 
 def write_base(directory: Path, shape: str) -> Path:
-    """Return a random Qwen2-VL in the hub's layout."""
+    """Write a random Qwen2-VL in the layout of the Hub, and return its directory."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     hidden, layers, intermediate, heads, kv_heads, vision, depth = SHAPES[shape]
@@ -238,7 +238,7 @@ def write_base(directory: Path, shape: str) -> Path:
 
 
 def product_rate(arguments: argparse.Namespace) -> float:
-    """Operations a second of the model's largest product alone: 2,048 tokens by the up-projection."""
+    """Return the operations per second of the model's largest product alone: 2,048 tokens by the up-projection."""
     hidden, _, intermediate, *_ = SHAPES[arguments.shape]
     dtype = getattr(torch, arguments.dtype)
     one = torch.randn(2048, hidden, device=arguments.device, dtype=dtype)
@@ -252,7 +252,7 @@ def product_rate(arguments: argparse.Namespace) -> float:
 
 
 def count_tokens(model: Gen2Embed, side: Any, items: list[Item], root: Path) -> tuple[int, int]:
-    """Return all tokens of the distinct inputs, and those of them in the shared beginning."""
+    """Return how many tokens the distinct inputs have, and how many of them are in the shared beginning."""
     encoder = PrefixEncoder(model)
     tokens = shared = 0
     for item in dict.fromkeys(items):
@@ -266,7 +266,10 @@ def count_tokens(model: Gen2Embed, side: Any, items: list[Item], root: Path) -> 
 
 
 def floor_flops(model: Gen2Embed, items: list[Item], tokens: int, root: Path) -> float:
-    """Two operations a weight: decoder layers for tokens not shared, the vision tower for patches; no attention."""
+    """Return two operations per weight: decoder layers for tokens not shared, the vision tower for patches.
+
+    Attention is not counted.
+    """
     decoder = sum(parameter.numel() for parameter in model[0].model.language_model.layers.parameters())
     vision = sum(parameter.numel() for parameter in model[0].model.visual.blocks.parameters())
     patches = sum(
@@ -287,7 +290,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any]) -> list[list[str]]:
-    """Return the figures for people."""
+    """Return the figures as a table for people."""
     rows = [["part", "inputs", "stock s", "bulk s", "ratio", "target", "x floor", "tokens", "not shared", "difference"]]
     for name, part in record["parts"].items():
         rows.append(

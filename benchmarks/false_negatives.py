@@ -1,29 +1,31 @@
-"""How many chosen hard negatives are positives that nobody labelled: `hn`, `hn-beta` and `saha` on MMEB-mini.
+"""Counts chosen hard negatives that are positives which nobody labelled: `hn`, `hn-beta` and `saha` on MMEB-mini.
 
 python benchmarks/false_negatives.py --output benchmarks/results/false_negatives.json
 
-MMEB-mini knows what every training positive means (its truth): two pairs of equal truth are positives of each other,
-labelled so or not. The three methods run as `gen2embed sample` runs them, k = 7, m = 6, and their files are read back.
+MMEB-mini stores what every training positive means (its truth): two pairs of equal truth are positives of each other,
+whether they are labelled so or not. The three methods run as `gen2embed sample` runs them, with k = 7 and m = 6, and
+their files are read back.
 
 - A chosen negative is a pair (anchor a, member n): the positive of row n is pushed away from the query of row a. It is
   false when truth(a) = truth(n). The rate is the share of false ones among all chosen negatives of a subset.
 - `saha, all pairs`: training on clusters pushes every positive of a cluster away from every other query of it, so this
   counts all ordered pairs of distinct rows in a cluster, not only those with the anchor first.
-- `pool`: the share in the pool that SaHa chooses from, the m k candidates nearest to the query; what choosing evenly
-  from it would give. The rest of the way from `pool` to `saha` is the choice of the least similar owners.
-- `random`: the same share for a candidate drawn evenly from the distinct ones other than the query's own; what
-  in-batch negatives have on average.
+- `pool`: the share of false ones in the pool that SaHa chooses from, the m k candidates nearest to the query. A random
+  choice from the pool would have this share; the difference from `pool` to `saha` is due to the choice of the least
+  similar owners.
+- `random`: the same share for a candidate drawn at random from the distinct ones other than the query's own; in-batch
+  negatives have this share on average.
 
 The clusters of `saha` are also counted by quarters, in the order in which they were formed. In phase 1 an owner is used
-once: early anchors choose from a whole pool, late ones must take what is left of it, however similar. That, and not the
-choice, is where most of SaHa's false negatives come from.
+only once: early anchors choose from a whole pool, late ones must take the owners that are left, however similar. Most
+of SaHa's false negatives come from this, and not from the choice.
 
-`Digits_i2i` is not part of MMEB-mini: scikit-learn's handwritten digits, each paired with another scan of
-the same digit. There one candidate in ten is an unlabelled positive, 130 a query, and a pool of 42 holds little else:
-SaHa's share is given for larger pools, too. It is not counted in the sums.
+`Digits_i2i` is not part of MMEB-mini. It has scikit-learn's handwritten digits, each paired with another scan of the
+same digit. There, one candidate in ten is an unlabelled positive (130 per query), and most of a pool of 42 is such
+positives. Therefore SaHa's share is given for larger pools, too. The subset is not counted in the sums.
 
 Subsets whose candidates are labels or answers have no unlabelled positives: equal meaning is equal text there, hence
-the same candidate, which no method gives as a negative. Their rates are zero by construction and shown as a check.
+the same candidate, which no method gives as a negative. Their rates are zero by construction and are shown as a check.
 
 Vectors and files are kept in --work_dir, so an interrupted run goes on where it stopped.
 """
@@ -60,19 +62,19 @@ from trainers.sampling.sample import ModelRecord, SampleConfig, sample
 
 DIGIT_PAIRS = "Digits_i2i"
 METHODS = {"hn": "hn", "hn-beta": "hn-beta", "pool": "hn", "saha": "saha"}
-"""What is run, by the name of its column."""
+"""The methods that are run, by the names of their columns."""
 MULTIPLIERS = (6, 12, 24, 48, 96)
 COLUMNS = ("random", *METHODS, "saha, all pairs")
 
 
 def main() -> None:
-    """Sample with each method, count, print the table, write the JSON."""
+    """Sample with each method, count false negatives, print the table, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", default="gen2embed-mini")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, default=Path("results/false_negatives"))
     parser.add_argument("--data_dir", type=Path, default=None, help="where MMEB-mini is kept (default: user's cache)")
-    parser.add_argument("--limit", type=int, default=None, help="rows a subset (default: all)")
+    parser.add_argument("--limit", type=int, default=None, help="rows per subset (default: all)")
     parser.add_argument("--num_hard_negatives", type=int, default=7)
     parser.add_argument("--pool_multiplier", type=int, default=6)
     arguments = parser.parse_args()
@@ -149,7 +151,7 @@ def main() -> None:
 def digits_by_multiplier(
     encoder: PrefixEncoder, record: ModelRecord, digits: Path, arguments: argparse.Namespace
 ) -> dict[int, float]:
-    """SaHa's share of false negatives on the digits, for growing pools."""
+    """Return SaHa's share of false negatives on the digits, for growing pools."""
     shares = {}
     meaning = np.array(json.loads((digits / "truth" / f"{DIGIT_PAIRS}.json").read_text()))
     for multiplier in MULTIPLIERS:
@@ -196,7 +198,7 @@ def write_digit_pairs(folder: Path) -> Path:
 
 
 def count_chosen(clusters: SampledClusters, meaning: Any, part: Any = slice(None)) -> Counter[str]:
-    """Counts (anchor, member) pairs, and those of equal meaning, in all clusters or some."""
+    """Count (anchor, member) pairs, and those of equal meaning, in all clusters or in a part of them."""
     anchors, members = clusters.anchors[part], clusters.members[part]
     real = members >= 0
     equal = (meaning[members] == meaning[anchors][:, None]) & real
@@ -204,7 +206,7 @@ def count_chosen(clusters: SampledClusters, meaning: Any, part: Any = slice(None
 
 
 def count_all_pairs(clusters: SampledClusters, meaning: Any) -> Counter[str]:
-    """Counts ordered pairs of distinct rows in a cluster, and those of equal meaning."""
+    """Count ordered pairs of distinct rows in a cluster, and those of equal meaning."""
     rows = np.column_stack([clusters.anchors, clusters.members])
     real = rows >= 0
     pairs = real[:, :, None] & real[:, None, :] & ~np.eye(rows.shape[1], dtype=bool)
@@ -213,7 +215,7 @@ def count_all_pairs(clusters: SampledClusters, meaning: Any) -> Counter[str]:
 
 
 def count_random(subset: TrainingSubset, meaning: Any) -> Counter[str]:
-    """Counts (query, distinct candidate other than its own) pairs, and those of equal meaning."""
+    """Count (query, distinct candidate other than its own) pairs, and those of equal meaning."""
     rows = [row for row in subset.rows() if isinstance(row, TrainRow)]
     candidates = {row.positive: int(meaning[row.index]) for row in rows}
     with_meaning = Counter(candidates.values())
@@ -222,12 +224,12 @@ def count_random(subset: TrainingSubset, meaning: Any) -> Counter[str]:
 
 
 def rate(count: Counter[str]) -> float:
-    """Return the share of false ones; 0 where nothing was chosen."""
+    """Return the share of false negatives; 0 if none was chosen."""
     return count["false"] / max(1, count["chosen"])
 
 
 def described(columns: dict[str, Counter[str]]) -> dict[str, dict[str, float]]:
-    """Counts and rates by method, for the JSON."""
+    """Return counts and rates by method, for the JSON."""
     return {
         column: {"false": columns[column]["false"], "chosen": columns[column]["chosen"], "rate": rate(columns[column])}
         for column in COLUMNS

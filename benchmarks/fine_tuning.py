@@ -1,31 +1,33 @@
-"""The paper's Tables VII and VIII in miniature: `gen2embed-mini`, fine-tuned on MMEB-mini's training pairs.
+"""Repeats the paper's Tables VII and VIII in miniature: `gen2embed-mini`, fine-tuned on MMEB-mini's training pairs.
 
 python benchmarks/fine_tuning.py --output benchmarks/results/fine_tuning.json
 
-Every row is sampled by `gen2embed sample`, trained and evaluated by `gen2embed train`, as a user would run them. All
-see the same number of pairs, --max_steps times --batch_size: most of one pass over them. The recipe takes one and
-a half passes, and hard batches learn more slowly at first: a much shorter run would not show what they are for.
+Every row is sampled by `gen2embed sample`, and trained and evaluated by `gen2embed train`, as a user would run them.
+All rows see the same number of pairs, --max_steps times --batch_size, which is most of one pass over them. The recipe
+takes one and a half passes, and training on hard batches is slower at first, so a much shorter run would not show their
+benefit.
 
-A batch of HN and HN + beta holds a quarter of the queries and comes four times as often, as in the paper (256 queries
-against 1024 pairs): each brings its seven negatives, so that a query still meets twice as many candidates as in-batch.
-The paper's batch of SaHa is twice that of in-batch; here both are alike, and only the negatives differ.
+A batch of HN and HN + beta holds a quarter of the queries, and there are four times as many batches, as in the paper
+(256 queries against 1024 pairs). Each query has seven negatives of its own, so that a query still meets twice as many
+candidates as in-batch. The paper's batch of SaHa is twice that of in-batch; here both are equal, and only the negatives
+differ.
 
-SaHa's clusters are those of the official code's variant of Algorithm 1, which made the paper's figures. It matters here
-more than there: it does not re-rank label sets, and a pool of 42 candidates holds all of a set of 40 labels, of which
-the text's variant would then take the least similar.
+SaHa's clusters are made by the official code's variant of Algorithm 1, as the paper's figures were. The variant matters
+more here than in the paper: it does not re-rank label sets, and a pool of 42 candidates holds all of a set of 40
+labels, of which the variant of the paper's text would then take the least similar.
 
-Nothing is masked, as in the paper: `SahaLoss` masks equal positives unless told otherwise, which is a row of the second
-table.
+Nothing is masked, as in the paper. `SahaLoss` masks equal positives by default, which is a row of the second table.
 
-Settings that differ from the recipe, which is for a model a thousand times larger and a run several times longer: the
-learning rate is higher and its warm-up shorter, chosen by the in-batch run's training loss alone (of 5e-4, 1e-3, 2e-3
-at 32 steps; the lower of the two that learn well, as the run is longer); no dropout, as less than a pass over the data
-has nothing to overfit; sub-batches of 32, which changes rounding and time.
+Some settings differ from the recipe, which is for a model a thousand times larger and a run several times longer. The
+learning rate is higher and its warm-up shorter; they were chosen only by the in-batch run's training loss (of 5e-4,
+1e-3, 2e-3 at 32 steps, the lower of the two that learn well, as the run is longer). There is no dropout, as less than
+one pass over the data cannot overfit. Sub-batches are of 32, which changes rounding and time.
 
-The second table changes one thing of SaHa, k = 7: the pool multiplier (Table VIII), the representation prompt on
-training queries, the masking of equal positives, the variant of Algorithm 1. The third says what HN owes to its steps
-and to its cost: in-batch with as many steps of as few queries, and HN with as many inputs encoded as in-batch, of which
-a query has nine, which leaves it a quarter of the pairs. The last has Table VII's rows by meta-task.
+The second table changes one setting of SaHa, k = 7: the pool multiplier (Table VIII), the representation prompt on
+training queries, the masking of equal positives, the variant of Algorithm 1. The third table shows the effect of HN's
+number of steps and of its cost: it has in-batch with as many steps of as few queries as HN, and HN with as many encoded
+inputs as in-batch. A query of HN has nine inputs, which leaves it a quarter of the pairs. The last table has Table
+VII's rows by meta-task.
 
 Runs are kept in --work_dir, so an interrupted command goes on where it stopped, and the table is written anew after
 each run; runs of other settings need another folder. --jobs runs several at a time, each on --threads threads: weights
@@ -61,21 +63,21 @@ METRIC = "eval_mmeb-mini_"
 BY_META_TASK = {f"meta_task_{name}": name for name in META_TASKS}
 COMMAND = "gen2embed"
 MULTIPLIERS_OF_PAPER = {"m = 4": (70.8, 62.0, 66.9), "m = 6": (70.7, 61.9, 66.8), "m = 8": (70.6, 61.6, 66.6)}
-"""Table VIII: IND, OOD, average."""
+"""Table VIII of the paper: IND, OOD and average."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: how it is sampled, how trained, and the paper's figures for it."""
+    """One row of a table: how it is sampled, how it is trained, and the paper's figures for it."""
 
     name: str
     sampling: tuple[str, ...]
     training: tuple[str, ...] = ()
     paper: tuple[float, ...] = ()
     batches: int = 1
-    """How many batches make one of --batch_size pairs."""
+    """How many batches together have --batch_size pairs."""
     steps: int | None = None
-    """Steps a step of in-batch; None: as many as it takes to see the same pairs."""
+    """How many steps there are per step of in-batch; None: as many as are needed to see the same pairs."""
 
     @property
     def slug(self) -> str:
@@ -111,7 +113,7 @@ TABLE = (
     Row("HN, k = 7", _hn("hn"), UNMASKED, paper=_paper("HN, k = 7"), batches=4),
     Row("HN + beta, k = 7", _hn("hn-beta"), UNMASKED, paper=_paper("HN + beta, k = 7"), batches=4),
 )
-"""Table VII; its rows all have the representation prompt in training, nothing masked, m = 6."""
+"""Table VII; all its rows have the representation prompt in training, nothing masked, and m = 6."""
 
 VARIATIONS = (
     Row("SaHa, k = 7, m = 4", _saha(m=4), UNMASKED, paper=MULTIPLIERS_OF_PAPER["m = 4"]),
@@ -120,27 +122,27 @@ VARIATIONS = (
     Row("SaHa, k = 7, equal positives masked", _saha()),
     Row("SaHa, k = 7, no representation prompt in training", _saha(), (*UNMASKED, "--no_query_prompt_in_training")),
 )
-"""One thing of SaHa, k = 7, changed."""
+"""Rows that change one setting of SaHa, k = 7."""
 
 CONTROLS = (
     Row("in-batch, 16 pairs a batch", ("--method", "in-batch"), UNMASKED, batches=4),
     Row("HN, k = 7, a quarter of the pairs", _hn("hn"), UNMASKED, batches=4, steps=1),
     Row("HN + beta, k = 7, a quarter of the pairs", _hn("hn-beta"), UNMASKED, batches=4, steps=1),
 )
-"""In-batch with HN's queries and steps, and HN at in-batch's cost: a query of HN is nine inputs, a pair is two."""
+"""In-batch with HN's queries and steps, and HN at in-batch's cost: a query of HN has nine inputs, a pair has two."""
 
 
 def main() -> None:
-    """Sample, train and evaluate what is missing, print the tables, write them."""
+    """Sample, train and evaluate what is missing, print the tables, and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the JSON; a Markdown table is put beside it")
     parser.add_argument("--work_dir", type=Path, default=Path("results/fine_tuning"))
     parser.add_argument("--model_name", default="gen2embed-mini")
     parser.add_argument("--max_steps", type=int, default=192)
-    parser.add_argument("--batch_size", type=int, default=64, help="pairs a step; a multiple of 64")
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs per step; a multiple of 64")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--warmup_steps", type=int, default=10)
-    parser.add_argument("--eval_limit", type=int, default=300, help="rows a dataset")
+    parser.add_argument("--eval_limit", type=int, default=300, help="rows per dataset")
     parser.add_argument("--seeds", type=int, default=3, help="of each row of Table VII")
     parser.add_argument("--variation_seeds", type=int, default=3, help="of each row below it")
     parser.add_argument("--rows", nargs="+", default=None, help="run only these (their folders' names)")
@@ -148,7 +150,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 
-    ensure("train")  # both are drawn once, not by several runs at the same time
+    ensure("train")  # both are drawn here once, and not by several runs at the same time
     ensure("eval")
     planned = [(row, seed) for seed in range(arguments.seeds) for row in TABLE]
     planned += [(row, seed) for seed in range(arguments.variation_seeds) for row in (*VARIATIONS, *CONTROLS)]
@@ -177,7 +179,7 @@ class _Runner:
         keep_settings(arguments)
 
     def zero_shot(self) -> dict[str, float]:
-        """Return the model as it is, under the same prompt, on the same rows."""
+        """Evaluate the model without training, with the same prompt and on the same rows."""
         folder = self._work_dir / "zero-shot"
         self._run(
             [
@@ -191,7 +193,7 @@ class _Runner:
         return {name: result[name] for name in COLUMNS} | by_meta_task
 
     def sample(self, row: Row) -> None:
-        """Samples as `row` asks; vectors are shared, and what is there is kept."""
+        """Sample as `row` says; rows share their vectors, and finished subsets are kept."""
         folder = self._work_dir / "sampled" / row.sampling_slug
         self._run(
             [
@@ -202,7 +204,7 @@ class _Runner:
         )
 
     def train(self, row: Row, seed: int) -> str:
-        """Train and evaluate, unless that is done, and say how it went."""
+        """Train and evaluate, unless that is done, and return a line with the result."""
         folder = self._work_dir / run_name(row, seed)
         if read_run(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -227,7 +229,7 @@ class _Runner:
     def _run(self, words: list[str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
-            # One job a core where there are enough: threads that wander between cores slow each other down.
+            # Each job is pinned to a core, if there are enough: threads that change cores slow each other down.
             core = self._cores.pop(0) if len(self._cores) > 1 and self._arguments.threads == 1 else None
         pin = [] if core is None else ["taskset", "--cpu-list", str(core)]
         try:
@@ -243,12 +245,12 @@ class _Runner:
 
 
 def run_name(row: Row, seed: int) -> str:
-    """Return the folder of one run, in the working folder."""
+    """Return the folder of one run, relative to the working folder."""
     return f"{row.slug}/seed-{seed}"
 
 
 def settings_of(arguments: argparse.Namespace, row: Row | None = None) -> dict[str, Any]:
-    """Return what the runs of one table have in common, or what it comes to for one row."""
+    """Return the settings that all runs have in common, or those of one row."""
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     if row is not None:
         steps = row.batches if row.steps is None else row.steps
@@ -259,7 +261,7 @@ def settings_of(arguments: argparse.Namespace, row: Row | None = None) -> dict[s
 
 
 def keep_settings(arguments: argparse.Namespace) -> None:
-    """Note the settings in the working folder, or stop if its runs have others."""
+    """Write the settings to the working folder, or stop if the runs there have other settings."""
     path, settings = arguments.work_dir / "settings.json", settings_of(arguments)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -272,9 +274,7 @@ def keep_settings(arguments: argparse.Namespace) -> None:
 
 
 def read_run(folder: Path) -> dict[str, float] | None:
-    """Return a finished run's figures in [0, 1], averages and datasets, and its seconds of training; None if there is
-    none.
-    """
+    """Return a finished run's figures in [0, 1], its training loss and seconds; None if there is no finished run."""
     path = folder / "train.json"
     if not path.is_file():
         return None
@@ -282,14 +282,14 @@ def read_run(folder: Path) -> dict[str, float] | None:
     if f"{METRIC}overall" not in metrics:
         return None
     figures = {name.removeprefix(METRIC): value for name, value in metrics.items() if name.startswith(METRIC)}
-    times = metrics  # of runs before times had a file of their own
+    times = metrics  # older runs have no file of their own for times
     if (folder / "timing.json").is_file():
         times = json.loads((folder / "timing.json").read_text(encoding="utf-8"))
     return {**figures, "seconds": times["train_runtime"], "train_loss": metrics["train_loss"]}
 
 
 def write_results(arguments: argparse.Namespace, zero_shot: dict[str, float]) -> str:
-    """Write what there is as JSON and Markdown; return the Markdown."""
+    """Write the results so far as JSON and Markdown; return the Markdown."""
     tables = {}
     for title, rows in (("table_vii", TABLE), ("variations", VARIATIONS), ("controls", CONTROLS)):
         tables[title] = {row.name: summary for row in rows if (summary := summarize(row, arguments)) is not None}
@@ -326,7 +326,7 @@ def write_results(arguments: argparse.Namespace, zero_shot: dict[str, float]) ->
 
 
 def summarize(row: Row, arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """Mean and sample standard deviation over the seeds that have been run; None without any."""
+    """Return mean and sample standard deviation over the seeds that have been run; None if there are none."""
     folders = sorted((arguments.work_dir / row.slug).glob("seed-*"))
     runs = {folder.name: run for folder in folders if (run := read_run(folder)) is not None}
     if not runs:

@@ -1,25 +1,27 @@
-"""Algorithm 1 (variant `official`) against a per-query FAISS implementation of the same, and against its own products.
+"""Times Algorithm 1 (variant `official`), a per-query FAISS implementation of it, and its matrix products alone.
 
 python benchmarks/mining.py --output benchmarks/results/mining.json
 python benchmarks/mining.py --output benchmarks/results/mining.json --cases large
 
-Cases (d = 1536, k = 7, m = 6): `one-to-one` is 20,000 queries and candidates, `labels` 8,000 queries over 100 labels,
-`large` 100,000 queries and candidates, without the peer, which would take hours. Each runs in a process of its own.
-Cases already in the output are kept unless they are run again.
+Cases (d = 1536, k = 7, m = 6): `one-to-one` has 20,000 queries and candidates, `labels` 8,000 queries over 100 labels,
+and `large` 100,000 queries and candidates, without the peer, which would take hours. Each case runs in a process of its
+own. Cases already in the output are kept unless they are run again.
 
-The peer asks an `IndexFlatIP` one query at a time for 2 m k candidates, gathers the owners of each, and takes their
-products with the query: Algorithm 1 written down plainly. It is timed twice: with vectors in one array, from which a
-candidate's owners are gathered in one call, and with one vector a query in a dictionary, put together for each
-candidate, as the official code keeps them. All must form identical clusters.
+The peer is a plain version of Algorithm 1. One query at a time, it asks an `IndexFlatIP` for 2 m k candidates, gathers
+the owners of each candidate, and computes their products with the query. It is timed twice: with all vectors in one
+array, from which a candidate's owners are gathered in one call; and with one vector per query in a dictionary, as the
+official code keeps them, from which the owners' vectors are put together for each candidate. All must form identical
+clusters.
 
-The bare products are those that no implementation can avoid, given the clusters: every query whose turn comes unused,
-with all candidates; with labels also with the queries still free at that time. They are measured alone, 512 rows a
-time.
+The bare products are those that no implementation can avoid, given the clusters: every query that is unused when its
+turn comes is multiplied with all candidates, and with labels also with the queries that are free at that time. They are
+measured alone, 512 rows at a time.
 
-The data: pairs share a vector of their own and, with the other pairs of their topic (100 pairs a topic), the topic's,
-so that pools are made of one's topic first and of others after it; labelled queries are their label's vector with
-noise. All are random, of unit length, and rounded to multiples of 2^-11: then every float32 sum is exact in any order,
-and what the peer makes of two almost equal scores is no accident of rounding.
+The data: the two vectors of a pair have a part in common, and the pairs of a topic (100 pairs per topic) have the
+topic's vector in common, so that a pool holds candidates of the query's topic first and of others after them. A
+labelled query is its label's vector with noise. All vectors are random, of unit length, and rounded to multiples of
+2^-11. Then every float32 sum is exact in any order, and the peer's order of two almost equal scores does not depend on
+rounding.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ Indices = npt.NDArray[np.int64]
 
 
 def make(queries: int, candidates: int) -> tuple[Matrix, Matrix, Indices]:
-    """Make the data, a tile at a time so that the memory of the process stays that of the data."""
+    """Make the data, a part at a time, so that the process needs hardly more memory than the data."""
     rng = np.random.default_rng(SEED)
     left, right = np.empty((queries, WIDTH), np.float32), np.empty((candidates, WIDTH), np.float32)
 
@@ -77,7 +79,7 @@ def make(queries: int, candidates: int) -> tuple[Matrix, Matrix, Indices]:
 
 
 def peer(queries: Matrix, candidates: Matrix, positives: Indices, dictionary: bool) -> list[list[int]]:
-    """Run the official procedure, one query at a time; with `dictionary`, one vector at a time too."""
+    """Run the official procedure, one query at a time; with `dictionary`, also one vector at a time."""
     import faiss
     import torch
 
@@ -92,7 +94,7 @@ def peer(queries: Matrix, candidates: Matrix, positives: Indices, dictionary: bo
         for query in np.flatnonzero(~used):
             if taken[query]:
                 continue
-            # A few more than needed, as FAISS leaves open which of several equal ones come last.
+            # A few more than needed are asked for, as FAISS does not say which of several equal ones come last.
             scores, found = index.search(queries[query][None], min(2 * M * K + 16, len(candidates)))
             ranked = found[0][np.lexsort((found[0], -scores[0]))][: 2 * M * K]
             members: list[tuple[float, int]] = []
@@ -147,7 +149,7 @@ def bare(queries: Matrix, candidates: Matrix, anchors: Indices, members: Indices
 
 
 def memory(name: str) -> int:
-    """Return a line of /proc/self/status, in bytes."""
+    """Return the value of a line of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
@@ -155,7 +157,7 @@ def memory(name: str) -> int:
 
 
 def run(case: str, with_peer: bool, backend: str, repeats: int) -> dict[str, Any]:
-    """Run one case; meant for a fresh process, as memory is measured by its high-water mark."""
+    """Run one case; it must run in a new process, since the peak of memory is that of the whole process."""
     import torch
 
     from trainers import mine_clusters
@@ -221,7 +223,7 @@ def processor() -> str:
 
 
 def main() -> None:
-    """Run the cases, prints the table, writes the JSON."""
+    """Run the cases, print the table, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["one-to-one", "labels"])
     parser.add_argument("--no_peer", action="store_true", help="leave the peer out")

@@ -1,4 +1,4 @@
-"""The paper's Table IV on MMEB-mini: every prompt strategy, zero-shot, by one command.
+"""Repeats the paper's Table IV on MMEB-mini: every prompt strategy, zero-shot, by one command.
 
 python benchmarks/prompt_strategies.py --output benchmarks/results/prompt_strategies.json
 
@@ -27,13 +27,13 @@ from gen2embed_mteb.storage.developer_files import write_json
 
 
 def main() -> None:
-    """Evaluate, print the table, write the JSON."""
+    """Evaluate every strategy, print the table, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", default="gen2embed-mini")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, default=Path("results/prompt_strategies"))
     parser.add_argument("--data_dir", type=Path, default=None, help="where MMEB-mini is kept (default: user's cache)")
-    parser.add_argument("--limit", type=int, default=None, help="rows a dataset (default: all)")
+    parser.add_argument("--limit", type=int, default=None, help="rows per dataset (default: all)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
 

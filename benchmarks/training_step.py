@@ -1,23 +1,25 @@
-"""One training step on a mixed text/image cluster batch: ours against the plain sentence-transformers recipe.
+"""Times a training step on a batch of text and image clusters: ours against the plain sentence-transformers recipe.
 
     python benchmarks/training_step.py --output benchmarks/results/training_step.json
 
 The peer is what a user of sentence-transformers writes: its trainer's collator, on columns of `{"text", "image"}`, and
-`CachedMultipleNegativesRankingLoss`, sub-batches of the same size, on the same model with the same adapter, images of
-the same size and the clusters in the order they were drawn. Ours is `SahaTrainer`'s collator and `SahaLoss`, the batch
-as `SahaBatchSampler` arranges it. A step is collation, loss and backward pass. Loss and gradients are compared: they
-have to be equal but for rounding.
+`CachedMultipleNegativesRankingLoss`, with sub-batches of the same size, the same model and adapter, images of the same
+size, and the clusters in the order in which they were drawn. Ours is `SahaTrainer`'s collator and `SahaLoss`, with the
+batch as `SahaBatchSampler` arranges it. A step is collation, loss and backward pass. Loss and gradients are compared:
+they must be equal except for rounding.
 
-Where the difference comes from: rows are padded on the right and cut to the longest of their sub-batch, clusters of one
-kind stand side by side, the frozen vision tower is run once a step instead of twice, and, on a CPU, what all rows of a
-sub-batch begin with is run for one of them. The floor is three passes over the language model (without gradients, with
-them, and backward, for the frozen weights need no gradient) and one over the vision tower, for the tokens that are
-there: two operations a weight and token, at the rate of the model's largest product alone. Attention is not counted.
+The difference has four causes: rows are padded on the right and cut to the longest of their sub-batch; clusters of one
+kind are side by side; the frozen vision tower is run once per step instead of twice; and, on a CPU, the beginning that
+all rows of a sub-batch share is run for one of them only.
 
-Memory is the peak of a step above what the process, its model and the batch occupied before it, on `gen2embed-mini`, at
-1 to 16 times the sub-batch, each in a process of its own, with and without the image tokens that are kept from the
-first pass for the second. The C library is told to give freed blocks back: left to itself it keeps some, more of them
-the longer it runs, and the figure would be its own.
+The floor is three passes over the language model (one without gradients, one with them, and the backward pass; frozen
+weights need no gradient) and one over the vision tower, for all tokens that are not padding: two operations per weight
+and token, at the speed of the model's largest product when it runs alone. Attention is not counted.
+
+Memory is the peak of a step above what the process, its model and the batch needed before it. It is measured on
+`gen2embed-mini`, at 1 to 16 times the sub-batch, each in a process of its own, with and without the image tokens that
+are kept from the first pass for the second. The C library is told to return freed blocks to the system: by default it
+keeps some, more of them the longer it runs, and the figure would include them.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ TARGET = 1.5
 ROLES = {"query": "query", "positive": "document"}
 FACTORS = (1, 2, 4, 8, 16)
 KINDS = ("labels", "texts", "captions", "questions")
-"""Kinds of clusters, in turn: image and label, text and text, caption and image, image with question and answer."""
+"""The kinds of clusters, in turn: image and label, text and text, caption and image, image with question and answer."""
 
 
 def main() -> None:
@@ -92,7 +94,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Times steps of both, in turn."""
+    """Time steps of the peer and of ours, in turn."""
     rng = np.random.default_rng(arguments.seed)
     torch.manual_seed(arguments.seed)
     dtype = getattr(torch, arguments.dtype)
@@ -155,7 +157,10 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def add_adapter(model: Gen2Embed) -> None:
-    """The recipe's, without dropout, so that nothing is random; its B is drawn, for gradients of all parts."""
+    """Add the recipe's adapter, without dropout, so that steps are equal.
+
+    Its B is drawn, and not zero, so that all its parts get gradients.
+    """
     new_adapter(model[0].model, family_of(model[0].config.model_type).lora_targets, dropout=0.0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -167,7 +172,7 @@ def add_adapter(model: Gen2Embed) -> None:
 def draw_clusters(
     rng: np.random.Generator, words: list[str], num_clusters: int, side: int
 ) -> list[list[dict[str, dict[str, Any]]]]:
-    """Clusters of eight pairs of one kind each, the kinds in turn; images are cuts of two photographs."""
+    """Make clusters of eight pairs of one kind each, the kinds in turn; images are parts of two photographs."""
     photos = [photo.resize((side * 2, side * 2)) for photo in load_photos().values()]
 
     def text(count: int) -> str:
@@ -189,7 +194,7 @@ def draw_clusters(
 
 
 def take_step(model: Gen2Embed, collator: BaseDataCollator, loss: torch.nn.Module, rows: list[dict[str, Any]]) -> float:
-    """Make one step, leaves its gradients in the model, and return the loss."""
+    """Make one step, leave its gradients in the model, and return the loss."""
     model.zero_grad()
     batch = collator(rows)
     features = []
@@ -202,17 +207,17 @@ def take_step(model: Gen2Embed, collator: BaseDataCollator, loss: torch.nn.Modul
 
 
 def on_device(features: dict[str, Any], model: Gen2Embed) -> dict[str, Any]:
-    """Return the features, where the model is."""
+    """Return the features on the model's device."""
     return {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in features.items()}
 
 
 def gradients(model: Gen2Embed) -> list[torch.Tensor]:
-    """Return what the adapter got."""
+    """Return copies of the adapter's gradients."""
     return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
 
 
 def floor_flops(model: Gen2Embed, rows: list[dict[str, Any]]) -> float:
-    """Operations that no step can leave out; see the module's docstring."""
+    """Return the operations that every step needs; see the module's docstring."""
     inner = model[0].model
     language = sum(weight.numel() for weight in inner.language_model.layers.parameters())
     vision = sum(weight.numel() for weight in inner.visual.parameters())
@@ -237,12 +242,12 @@ def memory_of(factor: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def step_memory(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the peak of a step at `memory_factor` sub-batches, above model and batch."""
+    """Return the peak memory of a step at `memory_factor` sub-batches, above model and batch."""
     model = Gen2Embed("gen2embed-mini", device=arguments.device)
     add_adapter(model)
     rng = np.random.default_rng(0)
     size = arguments.sub_batch_size
-    # Every sub-batch alike, with images, so that its own peak is the same for any number of them.
+    # All sub-batches are alike and have images, so that the peak of one does not depend on their number.
     clusters = draw_clusters(rng, ["red", "blue", "circle", "square"], size * arguments.memory_factor // 8 * 4, 128)
     rows = [pair for cluster in clusters[2::4] for pair in cluster]
     reader = CellReader(model, image_options=ImageOptions())
@@ -253,7 +258,7 @@ def step_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use now
     loss(features, None).backward()
     peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
     inputs = sum(value.nbytes for column in features for value in column.values() if torch.is_tensor(value))
@@ -261,7 +266,7 @@ def step_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def resident(field: str) -> int:
-    """Return bytes of memory that this process occupies now (VmRSS), or did at most (VmHWM)."""
+    """Return the bytes of memory that this process uses now (VmRSS), or used at most (VmHWM)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 

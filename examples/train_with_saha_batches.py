@@ -1,4 +1,4 @@
-"""SaHa batches in sentence-transformers' own trainer.
+"""Trains on SaHa batches with sentence-transformers' own trainer.
 
 gen2embed sample --model_name gen2embed-mini --data_dir mmeb-mini --subsets ColorShape --output_dir saha
 python examples/train_with_saha_batches.py saha/ColorShape.parquet fine-tuned
@@ -18,7 +18,7 @@ from trainers.sampling.files import read_sampling
 
 
 def main(sampling_file: str, output_dir: str, **options: Any) -> SentenceTransformerTrainer:
-    """Trains on one subset; `options` are training arguments."""
+    """Train on one subset; `options` are training arguments."""
     sampling = read_sampling(sampling_file)
     source = DataConfig(data_dir=sampling.record["data"]["data_dir"], subsets=(sampling.record["subset"],))
     data = open_training_data(source, cache=Path(output_dir, "images"))

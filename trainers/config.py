@@ -22,21 +22,21 @@ class TrainConfig(Recipe):
         "folder that `gen2embed sample` wrote, or one of its files", needs="a folder that gen2embed sample wrote"
     )
     data_dir: str = option("the training pairs; default: where they were sampled", default="")
-    image_dir: str = option("folder or .zip of their images; default: likewise", default="")
+    image_dir: str = option("folder or .zip of their images; default: where they were sampled", default="")
     follow_links: bool = option("follow links in the image folder that lead out of it", default=False)
     subsets: list[str] = option("subsets to train on; default: all that were sampled", default_factory=list)
     num_hard_negatives: int | None = option("k that the sampling files must have; default: any", default=None)
-    mix_subsets: bool = option("batches of several subsets, not each of one", default=True)
+    mix_subsets: bool = option("whether a batch mixes clusters of several subsets", default=True)
     prompt_mode: str | None = option("strategy; default: hierarchical, or an export's own", default=None)
     revision: str | None = option("revision of the model on the hub", default=None)
     max_length: int = option("longest training input in tokens", default=1024, least=1)
     dtype: str = option(
-        "of the frozen weights; default: bfloat16 on a GPU with --bf16, else float32", default="", choices=DTYPES
+        "type of the frozen weights; default: bfloat16 on a GPU with --bf16, else float32", default="", choices=DTYPES
     )
-    eval_benchmark: str = option("evaluate on it during training", default="", choices=BENCHMARKS)
+    eval_benchmark: str = option("benchmark to evaluate on during training", default="", choices=BENCHMARKS)
     eval_data_dir: str = option("folder or hub id of its tables; mmeb-mini draws its own", default="")
     eval_image_dir: str = option("folder or .zip of its images; default: beside the tables", default="")
-    eval_subsets: list[str] = option("its datasets; default: all", default_factory=list)
+    eval_subsets: list[str] = option("datasets of that benchmark; default: all", default_factory=list)
     eval_limit: int | None = option("rows per dataset, from the first (default: all)", default=None, least=1)
 
     def __post_init__(self) -> None:

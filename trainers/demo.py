@@ -69,7 +69,7 @@ def fine_tune(
     sampled_dir = output_dir / f"saha-{rows}"
     yield "Drawing MMEB-mini's training pairs, unless they are there already …"
     root = benchmark.ensure("train", data_dir)
-    yield f"SaHa: encoding {rows:,} pairs a subset, choosing {NUM_HARD_NEGATIVES} hard negatives each …"
+    yield f"SaHa: encoding {rows:,} pairs per subset, choosing {NUM_HARD_NEGATIVES} hard negatives each …"
     config = SampleConfig(
         data_dir=str(root / TRAIN_TABLES),
         output_dir=str(sampled_dir),

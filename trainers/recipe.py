@@ -83,9 +83,9 @@ class SahaTrainingArguments(SentenceTransformerTrainingArguments):
 
     num_train_epochs: float = option("passes over the clusters", default=1.5, aliases=["num_epochs"])
     learning_rate: float = option("peak learning rate of AdamW", default=5e-5)
-    warmup_steps: float = option("optimizer steps of linear warm-up; below 1, their share", default=100)
+    warmup_steps: float = option("optimizer steps of linear warm-up; below 1, the share of all steps", default=100)
     per_device_train_batch_size: int = option(
-        "pairs a device and step; default: the recipe's, shared among the processes",
+        "pairs per device and step; default: the recipe's, shared among the processes",
         default_factory=lambda: recipe_batch("saha", 8),
         aliases=["batch_size"],
     )
@@ -120,7 +120,7 @@ class Recipe(ImageOptions):
     lora_dropout: float = option("dropout on the adapter's input", default=0.1)
     lora_targets: list[str] = option("names of the layers it adapts; default: the family's own", default_factory=list)
     dora: bool = option("train magnitudes too (DoRA)", default=True)
-    temperature: float = option("of the loss", default=0.02)
+    temperature: float = option("temperature of the loss", default=0.02)
     sub_batch_size: int = option("pairs in memory at a time (16 for 2B, 4 for 7B)", default=16, least=1)
     mask_equal_positives: bool = option("no positive counts as a negative of an equal one", default=True)
     resize: str = option(

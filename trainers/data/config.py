@@ -28,7 +28,7 @@ class DataConfig(RowLimits):
         "the query's column and its positive's, in data of two columns (default: anchor or query, and positive)",
         default=(),
     )
-    image_columns: tuple[str, ...] = option("those of the two that hold paths of images", default=())
+    image_columns: tuple[str, ...] = option("which of the two columns hold paths of images", default=())
     limit: int | None = option("rows per subset, from the first (default: all)", default=None, least=1)
     exif_orientation: bool = option("turn images as their EXIF data says", default=False)
 

@@ -32,15 +32,15 @@ LABELLED = frozenset(
 class SampleConfig(DataConfig, EncodingConfig):
     """The settings of one sampling run."""
 
-    output_dir: str = option("where the files go, one Parquet file per subset; made if missing", needs="a folder")
-    embedding_dir: str = option("vectors, to share among runs; default: in output_dir", default="")
+    output_dir: str = option("folder for the files, one Parquet file per subset; made if missing", needs="a folder")
+    embedding_dir: str = option("folder for vectors, which runs can share; default: in output_dir", default="")
     method: str = option("how negatives are chosen", default="saha", choices=METHODS)
-    variant: Variant = option("of Algorithm 1", default="paper", choices=get_args(Variant))
+    variant: Variant = option("variant of Algorithm 1", default="paper", choices=get_args(Variant))
     num_hard_negatives: int = option("k, the hard negatives per query", default=7, least=1, most=MAX_HARD_NEGATIVES)
     pool_multiplier: int = option("m: saha's pool holds m k candidates", default=6, least=1)
     beta: float = option("margin of hn-beta, a difference of two cosines", default=0.02, least=-2, most=2)
     file_format: str = option(
-        "official: the official code's JSON too", default="parquet", flag="format", choices=FORMATS
+        "official: write the official code's JSON too", default="parquet", flag="format", choices=FORMATS
     )
     search_backend: Backend = option(
         "how nearest neighbours are searched, always exactly and with the same result; auto is torch",

@@ -59,8 +59,8 @@ class InspectConfig:
 
     file: str = option("SUBSET.parquet or .json that `sample` wrote, or SUBSET_hard_negatives.json", positional=True)
     output: str | None = option("the page; default: SUBSET.html beside the file", default=None)
-    data_dir: str = option("the training pairs, where they are not where the file says", default="")
-    image_dir: str = option("their images, likewise", default="")
+    data_dir: str = option("the training pairs, if they are not where the file says", default="")
+    image_dir: str = option("their images, if they are not where the file says", default="")
     follow_links: bool = option("follow links in the image folder that lead out of it", default=False)
     num_clusters: int = option("clusters to show at most, at even distances", default=20, least=1)
 
