@@ -1,15 +1,17 @@
-# Every target builds what it needs. The machine needs only Python 3.11 or newer and a package index.
+# Every target builds what it needs, on a machine with nothing but Python 3.11 or newer and a package index:
 #
-#   make demo     run the whole pipeline on the embedded model: zero-shot, SaHa, fine-tuning, and a report
-#   make test     check format, lint and types, then run the tests, two files at a time; .ci/run calls this
-#   make docs     build the documentation site into build/docs, strictly and offline; open build/docs/index.html
-#   make lint     check format, lint and types only
+#   make demo     the whole pipeline on the embedded model: zero-shot, SaHa, fine-tuning, and a report to look at
+#   make test     formatter, linter and types, then the tests, two files at a time: what .ci/run calls
+#   make test-fast      the same without the slow tests: under two minutes
+#   make test-lowest    the tests with the lowest versions that pyproject.toml admits, in an environment of its own
+#   make docs     the documentation site, into build/docs: strict, without a network; open build/docs/index.html
+#   make lint     only the first three
 #   make format   let ruff rewrite what it can
 #   make clean    remove the environment and all caches
 #
-# PYTHON=/path/to/python3.12 chooses the interpreter, VENV=dir chooses the folder of the environment, and ARGS='...' is
-# passed to the demo or to pytest. If an index offers a CPU build of torch, name it in PIP_EXTRA_INDEX_URL or
-# PIP_FIND_LINKS: pip prefers a local build of the pinned version.
+# PYTHON=/path/to/python3.12 chooses the interpreter, VENV=dir where the environment goes, ARGS='...' is handed to the
+# demo or to pytest. Where an index offers a CPU build of torch, name it in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS: a
+# local build of the pinned version is preferred.
 
 VENV ?= .venv
 ARGS ?=
@@ -18,12 +20,15 @@ PACKAGES := gen2embed_mteb trainers vlm2vec_adapter _gen2embed_hook.py
 BIN := $(VENV)/bin
 LOWEST := $(VENV)-lowest
 READY := $(VENV)/.ready
-# -qq makes pip silent unless something fails.
+# -qq: silent unless something fails.
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# The tree has all that the demo and the tests need: a look-up on a model hub would be a mistake, so it must fail.
-demo test: export HF_HUB_OFFLINE := 1
+# Everything the demo and the tests need is in the tree: a look-up on a model hub would be a mistake, so let it fail.
+demo test test-fast test-lowest: export HF_HUB_OFFLINE := 1
+# Two test processes on two cores: more threads in each would only wait for one another.
+test test-fast test-lowest: export OMP_NUM_THREADS := 1
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-lowest docs lint format clean
 .DELETE_ON_ERROR:
@@ -40,7 +45,7 @@ test-fast: lint
 test-lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/python $(PYTEST) $(ARGS)
 
-# Warnings are errors. Nothing is downloaded: no font, no inventory, and HF_HUB_OFFLINE forbids model look-ups.
+# Warnings are errors; with HF_HUB_OFFLINE and no font or inventory to fetch, nothing is downloaded.
 docs: $(VENV)/.docs-ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
 
@@ -57,8 +62,8 @@ clean:
 	rm -rf $(VENV) $(LOWEST) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# 3.11 comes first because constraints.txt was tested on it. A candidate must run, not only exist: version managers
-# leave names on the path that only print an error.
+# 3.11 comes first because it is what constraints.txt was proved on. A candidate must run, not only exist: version
+# managers leave names on the path that only print an error.
 $(BIN)/python:
 	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
 	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
@@ -71,10 +76,10 @@ $(BIN)/python:
 	echo "       Install one (Debian, Ubuntu: apt install python3-venv), or run make PYTHON=/path/to/python3" >&2; \
 	exit 1
 
-# torch is installed first: it is by far the largest, and if the installation stops later, it need not be fetched again.
-# Its version is written here as well as in constraints.txt, since a range alone would fetch gigabytes of another build.
-# The build backend comes from constraints.txt too, hence no build isolation. The start-up hook is copied when the
-# package is installed, so a change to it needs another installation.
+# torch goes first, on its own: it is by far the largest, and a run that is cut off later need not fetch it again. Its
+# version is said here as well as in constraints.txt, since a range alone would fetch gigabytes of another build. The
+# build backend comes from constraints.txt too, hence no build isolation. The start-up hook is copied at installation,
+# so a change to it asks for another one.
 $(READY): pyproject.toml constraints.txt gen2embed_hook.pth | $(BIN)/python
 	@echo "Installing into $(VENV) (some minutes the first time)"
 	@$(PIP) torch==2.13.0 hatchling

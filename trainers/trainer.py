@@ -385,20 +385,3 @@ class SahaTrainer(SentenceTransformerTrainer):
             reload_adapter(self.model[0].model, checkpoint_path)
         else:
             super()._load_from_checkpoint(checkpoint_path)
-
-
-class _EpochOfSampler(TrainerCallback):
-    """Tells the batch sampler the epoch.
-
-    accelerate wraps it (twice if several processes resume within an epoch), but passes the epoch on one level only.
-    """
-
-    def __init__(self, trainer: SahaTrainer) -> None:
-        self._trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the epoch of every wrapped sampler that knows epochs."""
-        sampler = self._trainer.callback_handler.train_dataloader
-        while (sampler := getattr(sampler, "batch_sampler", None)) is not None:
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(int(state.epoch or 0))
