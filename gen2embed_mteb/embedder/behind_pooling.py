@@ -27,10 +27,10 @@ def run_modules(
     """Run modules in order, as sentence-transformers does, but normalise in float32: bfloat16 rows drift 1e-3.
 
     Args:
-        model: the model that they are of.
-        parts: modules by name.
-        features: what the first of them takes.
-        kwargs: passed to the modules that ask for them.
+        model: The model that they are of.
+        parts: Modules by name.
+        features: What the first of them takes.
+        kwargs: Passed to the modules that ask for them.
 
     Returns:
         What the last of them gives.
@@ -48,7 +48,7 @@ def finish(model: SentenceTransformer, vectors: torch.Tensor, task: str | None) 
     """Make of pooled vectors what `encode` makes of them: all modules behind pooling are run, and the result is cut.
 
     Args:
-        model: the model.
+        model: The model.
         vectors: (n, d), in any floating type.
         task: "query", "document", or `None`.
 
@@ -65,10 +65,10 @@ def require_known_modules(model: SentenceTransformer) -> None:
     """Refuse modules that `finish` cannot run on a pooled vector alone.
 
     Args:
-        model: the model.
+        model: The model.
 
     Raises:
-        Gen2EmbedError: there is one; the message names it.
+        Gen2EmbedError: There is one; the message names it.
     """
     names = [type(module).__name__ for module in model]
     if names[:2] != ["Transformer", "Pooling"]:

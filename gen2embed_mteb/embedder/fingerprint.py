@@ -50,7 +50,7 @@ def fingerprint(model: Gen2Embed) -> str:
     so is what a configuration leaves unset (null, false, empty), which other versions of transformers may not list.
 
     Args:
-        model: the model as it is now; reading its weights takes about a second a gigabyte.
+        model: The model as it is now; reading its weights takes about a second a gigabyte.
 
     Returns:
         64 hexadecimal digits.

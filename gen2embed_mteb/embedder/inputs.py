@@ -65,15 +65,15 @@ def content_of(
     """Open one input.
 
     Args:
-        sample: what the user passed; see the module's docstring. A `Content` is returned as it is.
-        image_root: folder that image paths are relative to and may not leave; `None` takes paths as they are.
-        options: how images are brought to the size that the processor gets; `None`: as by default.
-        source: where images with a path are, in place of `image_root`.
+        sample: What the user passed; see the module's docstring. A `Content` is returned as it is.
+        image_root: Folder that image paths are relative to and may not leave; `None` takes paths as they are.
+        options: How images are brought to the size that the processor gets; `None`: as by default.
+        source: Where images with a path are, in place of `image_root`.
 
     Raises:
-        TypeError: the input is of another type, or a dict with other keys.
-        ValueError: a dict with neither text nor image, or an empty conversation.
-        ImageError: an image cannot be opened, or would have to be enlarged beyond the limit.
+        TypeError: The input is of another type, or a dict with other keys.
+        ValueError: A dict with neither text nor image, or an empty conversation.
+        ImageError: An image cannot be opened, or would have to be enlarged beyond the limit.
     """
     options = options or ImageOptions()
 
@@ -104,11 +104,11 @@ def text_of(value: Any, name: str) -> str:
     """Return a text that may be missing.
 
     Args:
-        value: a string, or `None`, which is the empty text.
-        name: what to call it in the error.
+        value: A string, or `None`, which is the empty text.
+        name: What to call it in the error.
 
     Raises:
-        TypeError: it is anything else.
+        TypeError: It is anything else.
     """
     if value is None:
         return ""

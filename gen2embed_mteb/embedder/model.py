@@ -35,26 +35,26 @@ class Gen2Embed(SentenceTransformer):
     """A multimodal embedding model made of a generative one by prompt alone.
 
     Args:
-        name_or_path: a base model (hub id or local directory), an exported directory, an adapter (its base is loaded
+        name_or_path: A base model (hub id or local directory), an exported directory, an adapter (its base is loaded
             too), or a short name (`gen2embed`, `gen2embed-mini`).
-        prompt_mode: a name in `prompts.STRATEGIES` or a `HierarchicalPrompt`; `None` keeps the prompt of an exported
+        prompt_mode: A name in `prompts.STRATEGIES` or a `HierarchicalPrompt`; `None` keeps the prompt of an exported
             directory, and is `hierarchical` for anything else.
-        adapter: a LoRA or DoRA adapter (hub id or directory) for the base model.
+        adapter: A LoRA or DoRA adapter (hub id or directory) for the base model.
         layout: `native`, images as the family's processor lays them out; `official`, bare image tokens with 1-D
             positions, as the released checkpoints were trained.
-        max_length: longest input in tokens; longer text is cut, larger images are reduced. `None`: the tokenizer's.
-        image_root: folder that image paths are relative to and may not leave; `None` takes paths as they are.
-        resize: a name of `images.RESIZE_POLICIES`, applied before the processor.
-        min_side: least side of an image in pixels; smaller images, and those of more than 200 to 1, are enlarged
+        max_length: Longest input in tokens; longer text is cut, larger images are reduced. `None`: the tokenizer's.
+        image_root: Folder that image paths are relative to and may not leave; `None` takes paths as they are.
+        resize: A name of `images.RESIZE_POLICIES`, applied before the processor.
+        min_side: Least side of an image in pixels; smaller images, and those of more than 200 to 1, are enlarged
             before the processor, as in `evaluate`, `sample` and `train`; 0: never. See `resizing.ensure_min_side`.
-        exif_orientation: whether images are turned as their EXIF data says; the reference clients do not.
-        kwargs: as for `SentenceTransformer`: `device`, `truncate_dim`, `revision`, `model_kwargs`, …
+        exif_orientation: Whether images are turned as their EXIF data says; the reference clients do not.
+        kwargs: As for `SentenceTransformer`: `device`, `truncate_dim`, `revision`, `model_kwargs`, …
 
     Attributes:
-        source: hub id or directory that the model was loaded from.
+        source: Hub id or directory that the model was loaded from.
 
     Raises:
-        ValueError: unknown prompt mode, layout, resize policy or model family, another `backend` than torch, or an
+        ValueError: Unknown prompt mode, layout, resize policy or model family, another `backend` than torch, or an
             adapter that does not fit.
     """
 
@@ -166,14 +166,14 @@ class Gen2Embed(SentenceTransformer):
         """Inputs to model features: opened, cut to `max_seq_length`, rendered and tokenized.
 
         Args:
-            inputs: what `inputs.content_of` accepts.
-            prompt: a system prompt of the caller's, in place of the strategy's.
+            inputs: What `inputs.content_of` accepts.
+            prompt: A system prompt of the caller's, in place of the strategy's.
             kwargs: `task` ("query" or "document"), `max_length`, `processing_kwargs`, as in sentence-transformers.
 
         Raises:
-            ImageError: an image cannot be opened, or would have to be enlarged beyond the limit.
-            TypeError: an input is of a type that `content_of` does not accept.
-            ValueError: an input cannot be made to fit into `max_length`.
+            ImageError: An image cannot be opened, or would have to be enlarged beyond the limit.
+            TypeError: An input is of a type that `content_of` does not accept.
+            ValueError: An input cannot be made to fit into `max_length`.
         """
         if len(inputs) == 0:
             return {}
@@ -208,7 +208,7 @@ class Gen2Embed(SentenceTransformer):
 
         Args:
             texts: n texts.
-            image_sizes: for each text the (width, height) in pixels of its images.
+            image_sizes: For each text the (width, height) in pixels of its images.
             task: "query", "document", or `None`.
 
         Returns:
@@ -224,7 +224,7 @@ class Gen2Embed(SentenceTransformer):
         """The conversation as the model reads it, each image as its one marker.
 
         Args:
-            sample: one input.
+            sample: One input.
             task: "query", "document", or `None`.
         """
         return str(
@@ -246,18 +246,18 @@ class Gen2Embed(SentenceTransformer):
         """As in sentence-transformers, with names of prompts that say the side of the inputs.
 
         Args:
-            inputs: one input or a list of them; see `inputs.content_of`.
+            inputs: One input or a list of them; see `inputs.content_of`.
             prompt_name: "query" or "document", or what other libraries call them (`SIDES`): the inputs get the prompt
                 of that side. Else a name in `prompts`.
-            prompt: a system prompt of the caller's, in place of the strategy's.
-            args: further arguments of `SentenceTransformer.encode`.
-            kwargs: likewise; `task` says the side, too.
+            prompt: A system prompt of the caller's, in place of the strategy's.
+            args: Further arguments of `SentenceTransformer.encode`.
+            kwargs: Likewise; `task` says the side, too.
 
         Returns:
             (n, d) float32 for a list, (d,) for one input; other forms as in sentence-transformers.
 
         Raises:
-            Gen2EmbedError: an unknown name, or two sides at once.
+            Gen2EmbedError: An unknown name, or two sides at once.
         """
         task = side_of(kwargs.get("task"), "task")
         name = prompt_name
@@ -305,15 +305,15 @@ class Gen2Embed(SentenceTransformer):
         trainer's `checkpoint-STEP` the adapter stays apart from its base model, so that training can go on from it.
 
         Args:
-            path: the directory.
-            model_name: for the model card.
-            create_model_card: whether `README.md` is written.
-            train_datasets: ignored, as by sentence-transformers.
-            safe_serialization: must be true: pickled weights are not written.
+            path: The directory.
+            model_name: For the model card.
+            create_model_card: Whether `README.md` is written.
+            train_datasets: Ignored, as by sentence-transformers.
+            safe_serialization: Must be true: pickled weights are not written.
 
         Raises:
-            ForeignFileError: a file that was not saved by this method is in the way.
-            Gen2EmbedError: a setting is not expressible in stock modules: `layout` "official" or `resize`; the adapter
+            ForeignFileError: A file that was not saved by this method is in the way.
+            Gen2EmbedError: A setting is not expressible in stock modules: `layout` "official" or `resize`; the adapter
                 cannot be merged; or what was written does not load as this model.
         """
         if path is None:

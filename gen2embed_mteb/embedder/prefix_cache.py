@@ -41,8 +41,8 @@ class Prepared:
         attention_mask: (n, shared + length) int64, or `None` where nothing is padded.
         position_ids: (n, length) int64, or (3, n, length) for M-RoPE.
         last: (n,) int64, the place of each row's last token in `input_ids`.
-        num_shared: how many tokens of the kept prefix stand before `input_ids`.
-        images: the image features, by name.
+        num_shared: How many tokens of the kept prefix stand before `input_ids`.
+        images: The image features, by name.
     """
 
     input_ids: torch.Tensor
@@ -67,7 +67,7 @@ class PrefixEncoder:
     The weights and the prompt must stay as they are while it is in use.
 
     Args:
-        model: the model.
+        model: The model.
         reuse_prefix: `False` runs every input in full.
     """
 
@@ -95,7 +95,7 @@ class PrefixEncoder:
         Args:
             side: `query` or `document`.
             texts: n texts.
-            image_sizes: for each text the (width, height) of its images, in pixels.
+            image_sizes: For each text the (width, height) of its images, in pixels.
 
         Returns:
             n numbers of tokens, a token or two off where text and prompt merge.
@@ -107,8 +107,8 @@ class PrefixEncoder:
         """Renders, tokenizes and lays out a batch; runs beside `encode_prepared` of another batch.
 
         Raises:
-            ImageError: an image cannot be opened.
-            ValueError: an input cannot be made to fit.
+            ImageError: An image cannot be opened.
+            ValueError: An input cannot be made to fit.
         """
         features = self._preprocess(side, inputs)
         images = {name: features[name] for name in IMAGE_FEATURES if name in features}

@@ -44,12 +44,12 @@ class HierarchicalPrompt:
     """What is said around an input, per side. An empty text means: nothing there, not even an empty turn.
 
     Attributes:
-        query_system: the system turn of queries.
-        document_system: the system turn of candidates, and of inputs encoded without a side.
-        query_text: appended to the user turn of a text-only query.
-        query_image: appended to the user turn of a query with an image.
-        document_text: appended to the user turn of a text-only candidate.
-        document_image: appended to the user turn of a candidate with an image.
+        query_system: The system turn of queries.
+        document_system: The system turn of candidates, and of inputs encoded without a side.
+        query_text: Appended to the user turn of a text-only query.
+        query_image: Appended to the user turn of a query with an image.
+        document_text: Appended to the user turn of a text-only candidate.
+        document_image: Appended to the user turn of a candidate with an image.
     """
 
     query_system: str = SYSTEM
@@ -134,11 +134,11 @@ def side_of(name: object, argument: str) -> Side | None:
     """The side that a name stands for, in any case; `None` for `None`.
 
     Args:
-        name: what the caller passed.
-        argument: under which name, for the message.
+        name: What the caller passed.
+        argument: Under which name, for the message.
 
     Raises:
-        Gen2EmbedError: no side has that name; the message lists them.
+        Gen2EmbedError: No side has that name; the message lists them.
     """
     if name is None:
         return None
@@ -152,10 +152,10 @@ def strategy(prompt_mode: str | HierarchicalPrompt) -> HierarchicalPrompt:
     """Find a strategy by name; a `HierarchicalPrompt` with texts of one's own passes through.
 
     Args:
-        prompt_mode: a name in `STRATEGIES`, in any case, `_` for `-` accepted; or a prompt.
+        prompt_mode: A name in `STRATEGIES`, in any case, `_` for `-` accepted; or a prompt.
 
     Raises:
-        ValueError: no strategy has that name; the message lists them.
+        ValueError: No strategy has that name; the message lists them.
     """
     if isinstance(prompt_mode, HierarchicalPrompt):
         return prompt_mode

@@ -31,8 +31,8 @@ class Fitter:
     """Cuts inputs to a number of tokens.
 
     Args:
-        processor: the model's processor, for tokens and image sizes.
-        count_rendered: number of tokens of a rendered conversation, each image counted as its one marker token.
+        processor: The model's processor, for tokens and image sizes.
+        count_rendered: Number of tokens of a rendered conversation, each image counted as its one marker token.
     """
 
     def __init__(self, processor: Any, count_rendered: Callable[[Content], int]) -> None:
@@ -49,7 +49,7 @@ class Fitter:
         """The number of tokens that images of these (width, height) in pixels become.
 
         Raises:
-            ValueError: the processor refuses one of them: Qwen's do, where the sides differ by more than 200 to 1.
+            ValueError: The processor refuses one of them: Qwen's do, where the sides differ by more than 200 to 1.
         """
         if not sizes:
             return []
@@ -67,7 +67,7 @@ class Fitter:
 
         Args:
             texts: n texts.
-            image_sizes: for each text, the sizes of its images.
+            image_sizes: For each text, the sizes of its images.
         """
         bare = self._plain([_MARKERS.sub("", text) for text in texts])["input_ids"] if texts else []
         blank = Image.new("RGB", (1, 1))
@@ -100,7 +100,7 @@ class Fitter:
         """Cut the text, and reduce the images if they alone are too large, until `count` is at most `max_length`.
 
         Raises:
-            ValueError: the prompt alone, or the smallest version of the images, does not fit.
+            ValueError: The prompt alone, or the smallest version of the images, does not fit.
         """
         # No token is shorter than a byte, and Unicode normalisation makes at most three bytes of one: most inputs are
         # seen to fit without being tokenized. The slack is for the prompt, whose tokens change where it meets the text.

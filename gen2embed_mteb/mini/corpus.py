@@ -44,8 +44,8 @@ class Album:
     """Pictures drawn once and reused: single things, pairs, and scikit-learn's handwritten digits.
 
     Args:
-        rng: source of the scenes and of their drawing.
-        num_pictures: how many of each of singles and pairs.
+        rng: Source of the scenes and of their drawing.
+        num_pictures: How many of each of singles and pairs.
         digits: (n, SIDE, SIDE, 3) uint8 images and their (n,) labels 0-9; may be empty.
     """
 

@@ -78,10 +78,10 @@ class Round:
 
     Attributes:
         lessons: (lesson, steps) in order; steps are multiples of 8.
-        batch_size: conversations a step.
-        learning_rate: its peak, after `warmup_steps`.
-        horizon: steps over which the learning rate falls as a cosine; longer than the round if it ends early.
-        rope_theta: base of the text model's rotary positions. M-RoPE gives height and width its lower frequencies: with
+        batch_size: Conversations a step.
+        learning_rate: Its peak, after `warmup_steps`.
+        horizon: Steps over which the learning rate falls as a cosine; longer than the round if it ends early.
+        rope_theta: Base of the text model's rotary positions. M-RoPE gives height and width its lower frequencies: with
             a small base, places on the 4 x 4 grid of image tokens are soon told apart; with a large one, a word is
             found wherever it stands in a long prompt.
     """

@@ -90,9 +90,9 @@ def draw(scene: Scene, rng: np.random.Generator, noise: float = 6.0) -> np.ndarr
     """Draw a scene with jittered position, radius, tilt and colour.
 
     Args:
-        scene: what to draw.
-        rng: source of the jitter; the same state gives the same pixels.
-        noise: standard deviation of the pixel noise, in grey levels of 0-255.
+        scene: What to draw.
+        rng: Source of the jitter; the same state gives the same pixels.
+        noise: Standard deviation of the pixel noise, in grey levels of 0-255.
 
     Returns:
         (SIDE, SIDE, 3) uint8.

@@ -31,7 +31,7 @@ def family_of(model_type: str) -> Family:
         model_type: `config.model_type` of the loaded model.
 
     Raises:
-        ValueError: no family has that model type; the message lists the known ones and what a new one needs.
+        ValueError: No family has that model type; the message lists the known ones and what a new one needs.
     """
     if model_type not in FAMILIES:
         known = ", ".join(f"{family.name} ({family.model_type})" for family in FAMILIES.values())
@@ -50,12 +50,12 @@ def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayou
     `add_generation_prompt` as variables. Its first line carries the prompt as JSON, which `prompt_of` reads back.
 
     Args:
-        family: whose chat format.
-        prompt: the texts.
+        family: Whose chat format.
+        prompt: The texts.
         layout: `native`, the family's own image marker; `official`, the bare one.
 
     Raises:
-        ValueError: unknown layout.
+        ValueError: Unknown layout.
     """
     if layout not in ("native", "official"):
         raise Gen2EmbedError(f"unknown image layout {layout!r}; known: native, official")

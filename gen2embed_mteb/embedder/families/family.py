@@ -13,15 +13,15 @@ class Family:
     """A family of models that share a chat format.
 
     Attributes:
-        name: how people call it.
+        name: How people call it.
         model_type: `model_type` in the model's `config.json`.
-        template: file in `templates/` that renders a conversation.
-        image: what the family's own processor writes for one image (`native` layout).
-        bare_image: what VLM2Vec and the official Gen2Embed write (`official` layout): no vision start and end.
-        mrope: whether image tokens get 3-D positions; the official layout counts them 1-D instead.
-        lora_targets: names of the projections that the paper's adapters train (Sec. IV-A), as this family names them.
-        has_video_processor: whether the processor also wants a video processor, which needs torchvision.
-        writes_special_tokens: whether the template writes all special tokens itself. Only then can transformers take
+        template: File in `templates/` that renders a conversation.
+        image: What the family's own processor writes for one image (`native` layout).
+        bare_image: What VLM2Vec and the official Gen2Embed write (`official` layout): no vision start and end.
+        mrope: Whether image tokens get 3-D positions; the official layout counts them 1-D instead.
+        lora_targets: Names of the projections that the paper's adapters train (Sec. IV-A), as this family names them.
+        has_video_processor: Whether the processor also wants a video processor, which needs torchvision.
+        writes_special_tokens: Whether the template writes all special tokens itself. Only then can transformers take
             control tokens in the user's text as plain text; otherwise `Gen2Embed` breaks them up.
     """
 

@@ -23,12 +23,12 @@ def check_adapter(path: Path, settings: dict[str, Any], tensors: dict[str, Tenso
     """Check an adapter's settings before peft reads them.
 
     Args:
-        path: of `adapter_config.json`, for messages.
-        settings: its content.
-        tensors: what the adapter's weights hold.
+        path: Of `adapter_config.json`, for messages.
+        settings: Its content.
+        tensors: What the adapter's weights hold.
 
     Raises:
-        ModelFolderError: another kind than LoRA or DoRA; a key that imports, fetches or copies something; a rank
+        ModelFolderError: Another kind than LoRA or DoRA; a key that imports, fetches or copies something; a rank
             that the weights do not have; a pattern where a name belongs.
     """
     if settings.get("peft_type") != "LORA":
@@ -51,7 +51,7 @@ def full_matches(pattern: str, names: Iterable[str], path: Path) -> list[str]:
     """Return the names that a pattern matches as a whole; in a process of its own, since some patterns never end.
 
     Raises:
-        ModelFolderError: it is no pattern, or it does not end.
+        ModelFolderError: It is no pattern, or it does not end.
     """
     program = (
         "import json, re, sys; pattern, names = json.load(sys.stdin); "
@@ -78,7 +78,7 @@ def base_of(path: Path, settings: dict[str, Any]) -> str:
     """Return the base model that an adapter names.
 
     Raises:
-        ModelFolderError: it names none.
+        ModelFolderError: It names none.
     """
     base = settings.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):

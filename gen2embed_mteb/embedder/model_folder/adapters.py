@@ -44,13 +44,13 @@ def load_adapter(model: torch.nn.Module, adapter: str | Path, **hub_options: Any
     """Attach an adapter to a base model, in place.
 
     Args:
-        model: the base model, as `AutoModel` loads it.
-        adapter: directory or hub id with `adapter_config.json` and `adapter_model.safetensors`.
+        model: The base model, as `AutoModel` loads it.
+        adapter: Directory or hub id with `adapter_config.json` and `adapter_model.safetensors`.
         hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, where the adapter is on the hub.
 
     Raises:
-        FileNotFoundError: the directory holds no safetensors weights.
-        ValueError: a key of the adapter has no place in the model, or the model expects one that is not there.
+        FileNotFoundError: The directory holds no safetensors weights.
+        ValueError: A key of the adapter has no place in the model, or the model expects one that is not there.
     """
     from peft import PeftConfig, inject_adapter_in_model
 
@@ -77,7 +77,7 @@ def set_adapter_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], 
     """Set the weights of the attached adapter.
 
     Raises:
-        ValueError: a missing or an unexpected key, or a shape that differs; the message names `source` and the keys.
+        ValueError: A missing or an unexpected key, or a shape that differs; the message names `source` and the keys.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -112,15 +112,15 @@ def new_adapter(
     Its weights are float32 whatever the base's are: steps of 5e-5 are lost in bfloat16.
 
     Args:
-        model: the base model, as `AutoModel` loads it.
-        targets: names of the decoder's linear layers (`families.Family.lora_targets`).
-        rank: of the update.
-        alpha: the update is scaled by alpha / rank.
-        dropout: on the update's input.
-        dora: whether magnitudes are trained beside directions (DoRA).
+        model: The base model, as `AutoModel` loads it.
+        targets: Names of the decoder's linear layers (`families.Family.lora_targets`).
+        rank: Of the update.
+        alpha: The update is scaled by alpha / rank.
+        dropout: On the update's input.
+        dora: Whether magnitudes are trained beside directions (DoRA).
 
     Raises:
-        ValueError: the model has an adapter already, or a target matches no layer.
+        ValueError: The model has an adapter already, or a target matches no layer.
     """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
@@ -155,9 +155,9 @@ def save_adapter(model: torch.nn.Module, output_dir: Path, state: Mapping[str, t
     """Write the attached adapter as peft does, so that `load_adapter` and peft itself read it.
 
     Args:
-        model: the model with its adapter.
-        output_dir: folder to write into; made if missing.
-        state: the model's `state_dict`, where its own is spread over processes.
+        model: The model with its adapter.
+        output_dir: Folder to write into; made if missing.
+        state: The model's `state_dict`, where its own is spread over processes.
     """
     from peft import get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -180,11 +180,11 @@ def check_adapter(model: torch.nn.Module, folder: Path) -> None:
     """Compare names and shapes of a written adapter with those of the attached one.
 
     Args:
-        model: the model with its adapter.
-        folder: where the adapter was written.
+        model: The model with its adapter.
+        folder: Where the adapter was written.
 
     Raises:
-        Gen2EmbedError: they differ.
+        Gen2EmbedError: They differ.
     """
     from peft import get_peft_model_state_dict
 
@@ -204,7 +204,7 @@ def merged_copy(model: torch.nn.Module) -> torch.nn.Module:
     It computes what the model computes as it is now: a layer whose adapter is switched off keeps its base weights.
 
     Raises:
-        Gen2EmbedError: a layer's adapter cannot be folded in.
+        Gen2EmbedError: A layer's adapter cannot be folded in.
     """
     merged = copy.deepcopy(model)
     while (found := _first_wrapper(merged)) is not None:
@@ -274,12 +274,12 @@ def find_adapter(adapter: str | Path, **hub_options: Any) -> Path:
     """Return the folder of an adapter, fetched if it is on the hub, its settings and weights checked.
 
     Args:
-        adapter: directory or hub id.
-        hub_options: as in `load_adapter`.
+        adapter: Directory or hub id.
+        hub_options: As in `load_adapter`.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it holds no safetensors weights.
-        ValueError: its settings ask for what is not done here.
+        FileNotFoundError: There is no such folder, or it holds no safetensors weights.
+        ValueError: Its settings ask for what is not done here.
     """
     source = model_folder.find(adapter, "adapter", **hub_options)
     hub = {key: hub_options.get(key) for key in ("token", "cache_dir")}

@@ -30,17 +30,17 @@ def load_modules(model: Any, stock: Callable[..., Any], name: str, **options: An
     """Load a model's modules as sentence-transformers does, checked; for `SentenceTransformer._load_modules`.
 
     Args:
-        model: the `SentenceTransformer` that is being made.
-        stock: its own `_load_modules`.
-        name: a folder or a hub id.
-        options: what `_load_modules` is given.
+        model: The `SentenceTransformer` that is being made.
+        stock: Its own `_load_modules`.
+        name: A folder or a hub id.
+        options: What `_load_modules` is given.
 
     Returns:
         What `stock` returns.
 
     Raises:
-        FileNotFoundError: there is no such model.
-        ModelFolderError: a file of it is refused, or its weights are not those of its architecture.
+        FileNotFoundError: There is no such model.
+        ModelFolderError: A file of it is refused, or its weights are not those of its architecture.
     """
     hub: dict[str, Any] = {
         "token": options.get("token"),
@@ -151,7 +151,7 @@ def check_size(source: model_folder.Source, config: Any, tensors: dict[str, Tens
     """Compare the size of the model that a configuration describes with that of its weights, before it takes memory.
 
     Raises:
-        ModelFolderError: the weights are fewer, or no such model can be made.
+        ModelFolderError: The weights are fewer, or no such model can be made.
     """
     from transformers import AutoModel
 
@@ -178,12 +178,12 @@ def check_keys(source: model_folder.Source, model: torch.nn.Module, found: dict[
     """Refuse weights that are not exactly those of the architecture.
 
     Args:
-        source: the model, for messages.
-        model: as it was loaded.
-        found: what transformers says about the loading.
+        source: The model, for messages.
+        model: As it was loaded.
+        found: What transformers says about the loading.
 
     Raises:
-        ModelFolderError: a weight is missing, left over, or of another shape.
+        ModelFolderError: A weight is missing, left over, or of another shape.
     """
     missing = sorted(found["missing_keys"])
     unexpected = sorted(name for name in found["unexpected_keys"] if not UNUSED.search(name))

@@ -59,9 +59,9 @@ class Source(NamedTuple):
     """Where a model or an adapter lies.
 
     Attributes:
-        name: as libraries are to be given it: the folder, or the hub id.
-        folder: its files.
-        revision: the hub's commit; `None` for a folder of the user's.
+        name: As libraries are to be given it: the folder, or the hub id.
+        folder: Its files.
+        revision: The hub's commit; `None` for a folder of the user's.
     """
 
     name: str
@@ -73,7 +73,7 @@ def as_given(name: str | Path, what: str = "model") -> str:
     """Return the name of a model or an adapter, `~` expanded, if there is such a folder or it may be a hub id.
 
     Raises:
-        FileNotFoundError: it is a path, and there is no folder there.
+        FileNotFoundError: It is a path, and there is no folder there.
     """
     text = str(name)
     path = Path(text).expanduser()
@@ -101,15 +101,15 @@ def find(
     """Return where a model or an adapter lies; of a hub model everything but the weights is fetched.
 
     Args:
-        name: a folder or a hub id.
+        name: A folder or a hub id.
         what: `model`, `adapter`, …, for messages.
-        token: hub token.
-        cache_dir: where hub files are kept.
-        revision: a branch, tag or commit of the hub.
-        local_files_only: no network.
+        token: Hub token.
+        cache_dir: Where hub files are kept.
+        revision: A branch, tag or commit of the hub.
+        local_files_only: No network.
 
     Raises:
-        FileNotFoundError: there is no such folder, nor such a hub model, or it cannot be had.
+        FileNotFoundError: There is no such folder, nor such a hub model, or it cannot be had.
     """
     from huggingface_hub import snapshot_download
 
@@ -141,7 +141,7 @@ def fetch_weights(source: Source, *, token: bool | str | None, cache_dir: str | 
     """Fetch the weights of a hub model or adapter, safetensors only; a folder of the user's is left alone.
 
     Raises:
-        FileNotFoundError: they cannot be had.
+        FileNotFoundError: They cannot be had.
     """
     if source.revision is None:
         return
@@ -168,15 +168,15 @@ def check(source: Source, *, trust_remote_code: bool = False) -> dict[str, Tenso
     """Check every file of a model that libraries will read.
 
     Args:
-        source: the model, weights fetched. It may be an adapter with the processor's and sentence-transformers' files.
-        trust_remote_code: whether the caller lets Python code of the folder run.
+        source: The model, weights fetched. It may be an adapter with the processor's and sentence-transformers' files.
+        trust_remote_code: Whether the caller lets Python code of the folder run.
 
     Returns:
         The tensors of its weights; nothing for an adapter.
 
     Raises:
-        Gen2EmbedError: the model is of an unknown family.
-        ModelFolderError: a file asks for what is not done here, is damaged, or has no bounds.
+        Gen2EmbedError: The model is of an unknown family.
+        ModelFolderError: A file asks for what is not done here, is damaged, or has no bounds.
     """
     folder = source.folder
     _check_files(folder)
@@ -212,8 +212,8 @@ def check_adapter_folder(folder: Path) -> dict[str, Any]:
     """Check an adapter's settings and the header of its weights, and return the settings.
 
     Raises:
-        FileNotFoundError: the weights are missing.
-        ModelFolderError: something in them is refused.
+        FileNotFoundError: The weights are missing.
+        ModelFolderError: Something in them is refused.
     """
     _check_files(folder)
     path, weights = folder / ADAPTER_FILE, folder / ADAPTER_WEIGHTS
@@ -232,7 +232,7 @@ def base_of_adapter(source: Source) -> tuple[str, str | None] | None:
     """Return the base model that an adapter names, and its revision; `None` if `source` is no adapter.
 
     Raises:
-        ModelFolderError: it names none, or is a whole model as well.
+        ModelFolderError: It names none, or is a whole model as well.
     """
     path = source.folder / ADAPTER_FILE
     if not path.is_file():
@@ -252,8 +252,8 @@ def find_base(
     """Return the base model of an adapter, fetched; `None` if `source` is no adapter.
 
     Raises:
-        FileNotFoundError: there is no such model, or it cannot be had.
-        ModelFolderError: the adapter names none, or names an adapter.
+        FileNotFoundError: There is no such model, or it cannot be had.
+        ModelFolderError: The adapter names none, or names an adapter.
     """
     named = base_of_adapter(source)
     if named is None:
@@ -344,7 +344,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of settings.
 
     Raises:
-        ModelFolderError: there is none.
+        ModelFolderError: There is none.
     """
     found = _read(path)
     if not isinstance(found, dict):

@@ -45,22 +45,22 @@ def modules_for(
     """The modules Transformer, Pooling and Normalize of a base model under a prompt.
 
     Args:
-        name_or_path: hub id or local directory of a base model, or of an adapter, whose base is then loaded too.
-        prompt_mode: a strategy's name, or a prompt of one's own.
-        layout: how images are laid out in the prompt; see `families.chat_template`.
-        adapter: hub id or directory of an adapter to attach to the base model.
-        token: hub token.
-        cache_folder: where hub files are kept.
-        revision: of `name_or_path`.
-        trust_remote_code: passed on; off by default.
-        local_files_only: no network.
-        model_kwargs: passed to `AutoModel.from_pretrained`.
-        processor_kwargs: passed to `AutoProcessor.from_pretrained`.
-        config_kwargs: passed to `AutoConfig.from_pretrained`.
+        name_or_path: Hub id or local directory of a base model, or of an adapter, whose base is then loaded too.
+        prompt_mode: A strategy's name, or a prompt of one's own.
+        layout: How images are laid out in the prompt; see `families.chat_template`.
+        adapter: Hub id or directory of an adapter to attach to the base model.
+        token: Hub token.
+        cache_folder: Where hub files are kept.
+        revision: Of `name_or_path`.
+        trust_remote_code: Passed on; off by default.
+        local_files_only: No network.
+        model_kwargs: Passed to `AutoModel.from_pretrained`.
+        processor_kwargs: Passed to `AutoProcessor.from_pretrained`.
+        config_kwargs: Passed to `AutoConfig.from_pretrained`.
 
     Raises:
-        FileNotFoundError: there is no such folder, and no such model on the hub.
-        ValueError: unknown prompt mode, unknown family, a file that is refused (`model_folder`), weights that are not
+        FileNotFoundError: There is no such folder, and no such model on the hub.
+        ValueError: Unknown prompt mode, unknown family, a file that is refused (`model_folder`), weights that are not
             the architecture's, or an adapter whose keys do not fit.
     """
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling

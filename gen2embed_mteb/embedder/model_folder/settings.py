@@ -224,9 +224,9 @@ def check_transformer(path: Path, settings: dict[str, Any], model_type: str | No
     """Check `sentence_bert_config.json`, which sentence-transformers hands on to loaders as it is.
 
     Args:
-        path: of the file, for messages.
-        settings: its content.
-        model_type: of the model in the folder; `None` if that is elsewhere, an adapter being in the folder.
+        path: Of the file, for messages.
+        settings: Its content.
+        model_type: Of the model in the folder; `None` if that is elsewhere, an adapter being in the folder.
     """
     processing = settings.get("processing_kwargs")
     families = FAMILIES.values() if model_type is None else [family_of(model_type)]

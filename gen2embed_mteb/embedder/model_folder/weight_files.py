@@ -36,7 +36,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """Return names, types and shapes of the tensors in a safetensors file.
 
     Raises:
-        ModelFolderError: it is not a whole safetensors file.
+        ModelFolderError: It is not a whole safetensors file.
     """
     try:
         size = path.stat().st_size
@@ -65,11 +65,11 @@ def weight_files(folder: Path, index: Mapping[str, Any] | None = None) -> list[P
     """Return the files that hold a model's weights: `model.safetensors`, or else what its index names.
 
     Args:
-        folder: the model's folder.
-        index: the content of `model.safetensors.index.json`, if there is one.
+        folder: The model's folder.
+        index: The content of `model.safetensors.index.json`, if there is one.
 
     Raises:
-        ModelFolderError: there is neither, or the index names something else than files of the folder.
+        ModelFolderError: There is neither, or the index names something else than files of the folder.
     """
     single = folder / WEIGHTS_FILE
     if single.is_file():
@@ -95,7 +95,7 @@ def read_headers(folder: Path, index: Mapping[str, Any] | None = None) -> dict[s
     """Return the tensors of all weight files of a folder; arguments and errors as in `weight_files`.
 
     Raises:
-        ModelFolderError: a file is missing or damaged as well.
+        ModelFolderError: A file is missing or damaged as well.
     """
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder, index):
