@@ -71,7 +71,7 @@ class ModelOptions(LoadingOptions):
 
 
 def _device_of_rank() -> str | None:
-    """The GPU of this process under torchrun; `None` leaves the choice to sentence-transformers."""
+    """Return the GPU of this process under torchrun; `None` leaves the choice to sentence-transformers."""
     rank = os.environ.get("LOCAL_RANK")
     if rank is None:
         return None

@@ -217,7 +217,7 @@ def _add_flag(
 
 
 def _default(field: dataclasses.Field[Any], defaults: Mapping[str, Any]) -> tuple[Any, bool]:
-    """A flag's default, and whether it must be given."""
+    """Return a flag's default, and whether it must be given."""
     if field.name in defaults:
         return defaults[field.name], False
     if field.default is not dataclasses.MISSING:

@@ -9,13 +9,13 @@ from gen2embed_mteb.mmeb import MMEB, DatasetInfo
 
 @cache
 def known_datasets() -> dict[str, DatasetInfo]:
-    """The datasets of MMEB, then those of MMEB-mini, in the order of reports, by every name they go by."""
+    """Return the datasets of MMEB, then those of MMEB-mini, in the order of reports, by every name they go by."""
     from gen2embed_mteb.mini.benchmark import MMEB_MINI
 
     return {name: dataset for dataset in (*MMEB.datasets, *MMEB_MINI.datasets) for name in dataset.folders}
 
 
 def candidates_are_queries(name: str) -> bool:
-    """Whether a dataset's candidates are encoded as queries: RefCOCO-Matching's, which carry a query's instruction."""
+    """Return whether a dataset's candidates are encoded as queries: RefCOCO-Matching's, which carry a query's instruction."""
     dataset = known_datasets().get(name)
     return dataset is not None and dataset.candidates_as_queries

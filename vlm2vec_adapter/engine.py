@@ -49,7 +49,7 @@ class Sample(NamedTuple):
 
     @classmethod
     def of(cls, text: str, image: str | bytes | None) -> Sample:
-        """A sample of MMEB's form: an empty path is no image, and a marker without an image is no marker.
+        """Return a sample of MMEB's form: an empty path is no image, and a marker without an image is no marker.
 
         Raises:
             TypeError: The text is no string, or the image neither a path nor the bytes of a file.
@@ -114,7 +114,7 @@ class Engine(nn.Module):
         return self
 
     def sorted_order(self, side: Side, samples: Sequence[Sample], images: ImageSource | None) -> list[int]:
-        """The order by length in tokens, longest first, so that batches are of like lengths and memory shows at once.
+        """Return the order by length in tokens, longest first, so that batches are of like lengths and memory shows at once.
 
         Args:
             side: Of all samples.
@@ -215,7 +215,7 @@ class Engine(nn.Module):
         return open_input(_given(images, sample.image), sample.text, [sample.image], self._image_options)
 
     def _sizes(self, sample: Sample, images: ImageSource | None) -> _Sizes | ImageError:
-        """The sizes in which a sample's images reach the processor, from their headers."""
+        """Return the sizes in which a sample's images reach the processor, from their headers."""
         if sample.image is None:
             return _Sizes([], 0)
         name = sample.image if isinstance(sample.image, str) else "<bytes>"

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def generation_of(script: Path) -> ModuleType:
-    """The module that knows a script's generation, `v1` or `v2`.
+    """Return the module that knows a script's generation, `v1` or `v2`.
 
     Args:
         script: VLM2Vec's `eval.py`, in its checkout.
@@ -80,7 +80,7 @@ def run(script: Path) -> None:
 
 
 def _prepare_processes() -> None:
-    """Workers are forked: they find the replaced methods and the model's processor as they are, without a copy."""
+    """Worker are forked: they find the replaced methods and the model's processor as they are, without a copy."""
     if sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) is None:
         multiprocessing.set_start_method("fork")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork

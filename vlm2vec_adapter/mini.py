@@ -75,7 +75,7 @@ def write_settings(root: Path, datasets: Sequence[DatasetInfo]) -> None:
 
 
 def _content(datasets: Sequence[DatasetInfo]) -> dict[str, bytes]:
-    """The files beside the tables, by name."""
+    """Return the files beside the tables, by name."""
     card = _card([dataset.name for dataset in datasets]).encode()
     cards = {f"{tables}/README.md": card for tables in TABLES}
     return {**cards, "image.yaml": "".join(map(_task, datasets)).encode()}
@@ -89,7 +89,7 @@ def _require_link(root: Path) -> None:
 
 
 def _card(names: Sequence[str]) -> str:
-    """The header by which the library `datasets` finds the subsets of a folder."""
+    """Return the header by which the library `datasets` finds the subsets of a folder."""
     lines = ["---", "configs:"]
     for name in names:
         lines += [f"- config_name: {name}", "  data_files:", "  - split: test", f"    path: {name}/test-*.parquet"]

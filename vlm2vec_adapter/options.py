@@ -58,7 +58,7 @@ class Options(ImageOptions):
         check_options(self, UsageError, f"--{PREFIX}")
 
     def layout_for(self, *sources: str | None) -> str:
-        """The image layout for a model: as asked, or by its name.
+        """Return the image layout for a model: as asked, or by its name.
 
         Args:
             sources: Hub ids or paths of the model and its adapter.
@@ -121,7 +121,7 @@ def _parsed(name: str, text: str) -> str | int | bool:
 
 
 def wants_us(arguments: Sequence[str]) -> bool:
-    """Whether a command line of VLM2Vec's asks for this backbone, as `--model_backbone gen2embed` or with `=`."""
+    """Return whether a command line of VLM2Vec's asks for this backbone, as `--model_backbone gen2embed` or with `=`."""
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag.replace("-", "_") == "__model_backbone" and (value if equals else following) == BACKBONE:

@@ -184,7 +184,7 @@ def set_aside_unfinished(folder: Path, datasets: Iterable[str]) -> None:
 
 
 def _has_every_row(folder: Path, name: str) -> bool:
-    """Whether V2's facts of the queries, a line each, are as many as their vectors."""
+    """Return whether V2's facts of the queries, a line each, are as many as their vectors."""
     entry = noted(folder, f"{name}{VECTORS[0]}")
     data = (folder / f"{name}{INFO}").read_bytes()
     return entry is not None and data.count(b"\n") == entry["rows"] and (data.endswith(b"\n") or not data)

@@ -95,7 +95,7 @@ def read_run(folder: Path) -> Run:
 
 
 def leaderboard_json(run: Run, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The entry that the MMEB leaderboard takes.
+    """Return the entry that the MMEB leaderboard takes.
 
     Args:
         run: The run.

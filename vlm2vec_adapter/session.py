@@ -74,7 +74,7 @@ class Session:
         return self._data_args
 
     def images_in(self, root: str | None) -> ImageSource | None:
-        """The images below a folder, or in a zip archive; `None` if none was named.
+        """Return the images below a folder, or in a zip archive; `None` if none was named.
 
         Raises:
             FileNotFoundError: There is nothing of that kind.
@@ -157,7 +157,7 @@ class Session:
         return self._engine
 
     def _sources(self, model_args: Any) -> tuple[str, str | None, Any]:
-        """The model, its adapter and the layout that VLM2Vec's flags and ours ask for."""
+        """Return the model, its adapter and the layout that VLM2Vec's flags and ours ask for."""
         name, checkpoint, adapter = model_args.model_name, model_args.checkpoint_path, self.options.adapter
         if checkpoint and (model_args.lora or checkpoint == adapter or (Path(checkpoint) / CONFIG_FILE).is_file()):
             if adapter not in (None, checkpoint):

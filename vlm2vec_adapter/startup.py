@@ -38,7 +38,7 @@ def start() -> None:
 
 
 def command_for(words: list[str]) -> list[str] | None:
-    """The command line with the adapter in front of the script.
+    """Return the command line with the adapter in front of the script.
 
     Args:
         words: A command line as `sys.orig_argv` has it, the interpreter first.

@@ -94,7 +94,7 @@ class _Finder(MetaPathFinder):
         self.made: list[str] = []
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """The spec of a stub, or `None`."""
+        """Return the spec of a stub, or `None`."""
         parents = {fullname[:end] for end, letter in enumerate(f"{fullname}.") if letter == "."}
         if not parents & self._names:
             return None

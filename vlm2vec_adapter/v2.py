@@ -92,7 +92,7 @@ class _Rows:
         return "query" if kind == "query" or self._candidates_as_queries else "document"
 
     def _sorted(self, dataset: Any, kind: str) -> Any:
-        """The dataset, longest rows first; with several processes in each one's contiguous part."""
+        """Return the dataset, longest rows first; with several processes in each one's contiguous part."""
         columns = dataset.select_columns([f"{kind}_text", f"{kind}_image"])
         samples = [self._sample(row, kind) for row in columns]
         images = self._session.images_in(self._root)

@@ -97,7 +97,7 @@ class VectorFiles:
         pickle.dump, pickle.load = dump, load  # type: ignore[assignment]
 
     def _name(self, file: Any) -> str | None:
-        """The name of a file of vectors in this folder; `None` for every other file."""
+        """Return the name of a file of vectors in this folder; `None` for every other file."""
         name = getattr(file, "name", None)
         if not isinstance(name, (str, os.PathLike)):
             return None

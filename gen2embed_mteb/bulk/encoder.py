@@ -87,7 +87,7 @@ class BulkEncoder:
         num_workers: int = 4,
         share: Share | None = None,
     ) -> None:
-        """Keeps the parts; nothing is read yet."""
+        """Keep the parts; nothing is read yet."""
         self._encoder = staged(encoder)
         self._store = store
         self._images = images
@@ -114,7 +114,7 @@ class BulkEncoder:
         return self._pipeline.num_halvings
 
     def add(self, side: Side, items: Iterable[Item], label: str = "") -> None:
-        """Encodes the items that are not known yet on this side.
+        """Encode the items that are not known yet on this side.
 
         Args:
             side: `query` or `document`.
@@ -149,7 +149,7 @@ class BulkEncoder:
             self._make(side, missing, label or side)
 
     def fault(self, side: Side, item: Item) -> Fault | None:
-        """Tells why an item has no vector.
+        """Tell why an item has no vector.
 
         Args:
             side: The side it was added on.
@@ -183,7 +183,7 @@ class BulkEncoder:
         return item.text, digests
 
     def vectors(self, side: Side, items: Sequence[Item]) -> npt.NDArray[np.float32]:
-        """Gathers vectors.
+        """Gather vectors.
 
         Args:
             side: The side they were added on.
@@ -231,7 +231,7 @@ class BulkEncoder:
         return faults[0] if faults else tuple(fact.digest for fact in facts if isinstance(fact, ImageFacts))
 
     def _read_facts(self, paths: Iterable[str], label: str) -> None:
-        """Reads each new image file once for its digest and size."""
+        """Read each new image file once for its digest and size."""
         new = sorted(path for path in paths if path not in self._facts)
         if not new:
             return
@@ -250,7 +250,7 @@ class BulkEncoder:
             return Fault(error.file, error.reason)
 
     def _cut(self, side: Side, works: list[Work]) -> list[Batch]:
-        """Batches of inputs of like length, longest first."""
+        """Batch of inputs of like length, longest first."""
         sizes = [[self._final_size(path) for path in work.paths] for work in works]
         lengths = dict(zip(works, self._encoder.count_tokens(side, [w.text for w in works], sizes), strict=True))
         works = sorted(works, key=lambda work: (-lengths[work], work.text, work.digests))
@@ -275,7 +275,7 @@ class BulkEncoder:
         return facts
 
     def _make(self, side: Side, missing: list[_PlannedShard], label: str) -> None:
-        """Makes this process's share of the missing shards, and waits for the rest."""
+        """Make this process's share of the missing shards, and waits for the rest."""
         started = time.monotonic()
         total = sum(batch.num_tokens for shard in missing for batch in shard.batches)
         rows = 0
@@ -308,7 +308,7 @@ class BulkEncoder:
 def cut_batches(
     lengths: Sequence[int], batch_tokens: int, batch_size: int, pixels: Sequence[int] | None = None
 ) -> list[tuple[int, int]]:
-    """Cuts inputs that are sorted by length, longest first, into batches of like lengths.
+    """Cut inputs that are sorted by length, longest first, into batches of like lengths.
 
     Args:
         lengths: n lengths in tokens, descending.
@@ -340,7 +340,7 @@ def cut_batches(
 
 
 def _key(side: Side, batches: list[Batch]) -> str:
-    """Digests one shard's work; a repaired image changes its digest, hence the key."""
+    """Digest one shard's work; a repaired image changes its digest, hence the key."""
     work = [[[work.text, work.digests] for work in batch.works] for batch in batches]
     return hashlib.sha256(json.dumps([side, work]).encode()).hexdigest()
 
@@ -351,7 +351,7 @@ def _chunks(batches: list[Batch], size: int) -> list[list[Batch]]:
 
 @contextmanager
 def _token_bar(total: int, label: str, *, silent: bool) -> Iterator[Any]:
-    """A bar over tokens: the time left follows from them, as a long input takes as long as many short ones."""
+    """Return a bar over tokens: the time left follows from them, as a long input takes as long as many short ones."""
     from tqdm import tqdm
 
     off = silent or not sys.stderr.isatty()

@@ -76,7 +76,7 @@ class Pipeline:
     def __init__(
         self, encoder: StagedEncoder, open_input: Callable[[str, tuple[str, ...]], dict[str, Any]], num_workers: int
     ) -> None:
-        """Keeps the parts; no thread is started yet."""
+        """Keep the parts; no thread is started yet."""
         self.encoder = encoder
         self.open_input = open_input
         self.num_workers = num_workers
@@ -86,7 +86,7 @@ class Pipeline:
 
     @contextmanager
     def start(self, side: Side) -> Iterator[Callable[[Sequence[Sequence[Batch]], Any], Iterator[Shard]]]:
-        """Starts the threads and gives a function that takes the batches of shards and a bar, and yields the shards."""
+        """Start the threads and gives a function that takes the batches of shards and a bar, and yields the shards."""
         stages = _Stages(self, side)
         try:
             yield stages.run
@@ -103,12 +103,12 @@ class _Stages:
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
     def stop(self) -> None:
-        """Ends the threads; what they have not begun is dropped."""
+        """End the threads; what they have not begun is dropped."""
         for pool in (self._openers, self._preparer):
             pool.shutdown(cancel_futures=True)
 
     def run(self, shards: Sequence[Sequence[Batch]], bar: Any) -> Iterator[Shard]:
-        """Makes shards in order."""
+        """Make shards in order."""
         ready = self._ahead([batch for shard in shards for batch in shard])
         for shard in shards:
             rows: list[_Row] = []
@@ -152,14 +152,14 @@ class _Stages:
         return entries, self._prepare([entry for entry in entries if isinstance(entry, dict)])
 
     def _prepare(self, inputs: list[dict[str, Any]]) -> Any:
-        """The prepared batch; `None` of nothing; the error of an input that the encoder refuses."""
+        """Return the prepared batch; `None` of nothing; the error of an input that the encoder refuses."""
         try:
             return self._encoder.prepare(self._side, inputs) if inputs else None
         except ValueError as error:
             return error
 
     def _encode(self, inputs: list[dict[str, Any]], prepared: Any, tokens: int) -> list[_Row]:
-        """Runs one batch; halves it when memory runs out, and takes it apart when the encoder refuses it."""
+        """Run one batch; halves it when memory runs out, and takes it apart when the encoder refuses it."""
         if not inputs:
             return []
         pipeline = self._pipeline
@@ -204,7 +204,7 @@ class _Stages:
 
 
 def _checked(vectors: npt.NDArray[np.float32], count: int) -> list[_Row]:
-    """Splits the encoder's answer into rows and holds it to its contract."""
+    """Split the encoder's answer into rows and holds it to its contract."""
     if vectors.ndim != 2 or len(vectors) != count:
         raise TypeError(f"the encoder returned shape {vectors.shape} for {count} inputs; expected ({count}, d)")
     rows: list[_Row] = []

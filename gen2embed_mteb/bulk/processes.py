@@ -39,7 +39,7 @@ class Share:
     poll_interval: float = 0.2
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
+        """Check the numbers.
 
         Raises:
             ValueError: The rank is not below the number of processes.
@@ -49,7 +49,7 @@ class Share:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Share:
-        """The share that `torchrun` gives this process by RANK and WORLD_SIZE; all of the work without them.
+        """Return the share that `torchrun` gives this process by RANK and WORLD_SIZE; all of the work without them.
 
         On several hosts without torchrun, set the two by hand and share the output folder.
 
@@ -68,7 +68,7 @@ class Share:
         return cls(rank, world_size)
 
     def owns(self, number: int) -> bool:
-        """Whether a shard of this number is this process's: every `world_size`-th, so that all get long and short ones.
+        """Return whether a shard of this number is this process's: every `world_size`-th, so that all get long and short ones.
 
         The number must count all shards, made or not: processes that start one after the other must agree.
         """

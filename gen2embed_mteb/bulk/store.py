@@ -207,7 +207,7 @@ class EmbeddingStore:
         return self.directory / f"{key[:_STEM]}.npy"
 
     def _read(self, key: str, num_rows: int | None) -> StoredShard | None:
-        """The shard if it is whole, None if it has no marker."""
+        """Return the shard if it is whole, None if it has no marker."""
         path = self._path(key)
         try:
             marker = parse_marker(read_regular(path.with_suffix(".json")))
@@ -231,7 +231,7 @@ class EmbeddingStore:
         return StoredShard(path, len(vectors), vectors.shape[1], errors, marker["num_halvings"])
 
     def _fits(self, overwrite: bool) -> bool:
-        """Whether the manifest is ours and of this identity; False where there is none, or where it is to be replaced.
+        """Return whether the manifest is ours and of this identity; False where there is none, or where it is to be replaced.
 
         Raises:
             ForeignFileError: The manifest is not ours.
@@ -292,7 +292,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest of ours, of any format; None where there is none.
+    """Return a manifest of ours, of any format; None where there is none.
 
     Raises:
         ForeignFileError: Something else is there.

@@ -31,10 +31,10 @@ class Encoder(Protocol):
     """
 
     def encode_query(self, inputs: list[dict[str, Any]], /) -> Any:
-        """Encodes queries: (n, d) float32 unit rows."""
+        """Encode queries: (n, d) float32 unit rows."""
 
     def encode_document(self, inputs: list[dict[str, Any]], /) -> Any:
-        """Encodes candidates: (n, d) float32 unit rows."""
+        """Encode candidates: (n, d) float32 unit rows."""
 
 
 @runtime_checkable
@@ -46,7 +46,7 @@ class StagedEncoder(Protocol):
         """How many tokens a call should have, padding included, where the model is."""
 
     def count_tokens(self, side: Side, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
-        """The lengths of n inputs in tokens, from their texts and the (width, height) of their images."""
+        """Return the lengths of n inputs in tokens, from their texts and the (width, height) of their images."""
 
     def prepare(self, side: Side, inputs: list[dict[str, Any]]) -> Any:
         """Everything before the model, on the CPU; called from one thread."""
@@ -56,7 +56,7 @@ class StagedEncoder(Protocol):
 
 
 def staged(encoder: Encoder) -> StagedEncoder:
-    """The encoder, as one that works in stages."""
+    """Return the encoder, as one that works in stages."""
     return encoder if isinstance(encoder, StagedEncoder) else _Unstaged(encoder)
 
 

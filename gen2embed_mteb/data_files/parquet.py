@@ -103,7 +103,7 @@ def _group_rows(
 
 
 def _largest_chunk(metadata: Any, columns: Sequence[str]) -> tuple[int, int]:
-    """The most bytes, unpacked, and the most values that one of the columns has in a row group."""
+    """Return the most bytes, unpacked, and the most values that one of the columns has in a row group."""
     chunks = [metadata.column(number) for number in range(metadata.num_columns)]
     wanted = [
         chunk
@@ -152,7 +152,7 @@ def batch_rows(batch: Any, limits: RowLimits, source: str = "") -> Iterator[Row 
 
 
 def _row(batch: Any, limits: RowLimits) -> Row:
-    """The one row of a batch."""
+    """Return the one row of a batch."""
     row: Row = {}
     size = 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -174,7 +174,7 @@ def _row(batch: Any, limits: RowLimits) -> Row:
 
 
 def _with_own_buffers(column: Any) -> Any:
-    """The same values in a form whose size is that of the values: others share buffers with the rows beside them."""
+    """Return the same values in a form whose size is that of the values: others share buffers with the rows beside them."""
     kind = column.type
     if pyarrow.types.is_dictionary(kind):
         return column.dictionary_decode()
@@ -184,7 +184,7 @@ def _with_own_buffers(column: Any) -> Any:
 
 
 def _num_entries(column: Any) -> int:
-    """The length of the list in a column of one row; 0 if it is none."""
+    """Return the length of the list in a column of one row; 0 if it is none."""
     kind = column.type
     if not (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)):
         return 0

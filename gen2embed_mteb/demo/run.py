@@ -181,7 +181,7 @@ def _table(measured: dict[str, _Measured], averages: dict[str, Averages]) -> lis
 
 
 def _gain(before: Averages, after: Averages) -> str:
-    """Differences in points of percent, over the averages that both have."""
+    """Difference in points of percent, over the averages that both have."""
     differences = [
         f"{name} {round(100 * (now - then), 1) + 0.0:+.1f}"
         for name, then, now in (
@@ -195,7 +195,7 @@ def _gain(before: Averages, after: Averages) -> str:
 
 
 def load_photos() -> dict[str, Image.Image]:
-    """The two photographs that ship with scikit-learn, 640 x 427, by name."""
+    """Return the two photographs that ship with scikit-learn, 640 x 427, by name."""
     from sklearn.datasets import load_sample_image
 
     return {name: Image.fromarray(load_sample_image(name)) for name in PHOTOS}

@@ -1,4 +1,4 @@
-"""From a base model or an adapter to a directory that plain `SentenceTransformer` loads."""
+"""Exporting a base model or an adapter as a directory that plain `SentenceTransformer` loads."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def export(
 
     Args:
         model: Hub id or local directory of a base model, an adapter, or an exported model.
-        output_dir: Where to write; must not hold anything yet.
+        output_dir: Where to write; the directory must be missing or empty.
         adapter: Hub id or directory of an adapter.
-        prompt_mode: A strategy's name, or a prompt of one's own; `None` as in `Gen2Embed`.
-        options: Passed to `Gen2Embed`.
+        prompt_mode: The name of a strategy, or a prompt of the caller's own; `None` as in `Gen2Embed`.
+        options: Further arguments of `Gen2Embed`.
 
     Returns:
         The directory.
@@ -39,7 +39,7 @@ def export(
 
 
 def empty_directory(path: str | Path) -> Path:
-    """The path, if nothing is there yet that writing could mix with.
+    """Return the path, if nothing is there yet that new files could mix with.
 
     Raises:
         FileExistsError: The path is a file, or a directory that is not empty.

@@ -52,7 +52,7 @@ def page_bytes(title: str, style: str, parts: Iterable[str]) -> bytes:
 
 
 def table(rows: Table, kind: str = "") -> str:
-    """A table as HTML; the first row is the header, `kind` a class."""
+    """Return a table as HTML; the first row is the header, `kind` a class."""
 
     def line(cells: list[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
@@ -68,7 +68,7 @@ def plain(text: str, longest: int = 400) -> str:
 
 
 def picture(image: Image.Image, alt: str, longest: int = 320) -> str:
-    """A picture inside the page; its longer side is brought to at most `longest` pixels."""
+    """Return a picture inside the page; its longer side is brought to at most `longest` pixels."""
     buffer = io.BytesIO()
     small = max(image.size) <= 64
     shown = image.copy()

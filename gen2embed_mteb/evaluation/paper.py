@@ -100,7 +100,7 @@ SUGARCREPE_PLUS = {
 
 
 def rows_beside(prompt_mode: str) -> tuple[PaperRow, ...]:
-    """Chooses the rows of the paper to print beside a run on MMEB or a benchmark of its form.
+    """Choose the rows of the paper to print beside a run on MMEB or a benchmark of its form.
 
     Args:
         prompt_mode: The run's strategy.

@@ -66,7 +66,7 @@ class RunSummary:
 
 
 def image_source(config: EvaluationConfig) -> ImageSource:
-    """Opens the images of a run; see `find_images`."""
+    """Open the images of a run; see `find_images`."""
     return find_images(
         config.data_dir,
         config.image_dir,
@@ -78,7 +78,7 @@ def image_source(config: EvaluationConfig) -> ImageSource:
 def find_images(
     data_dir: str, image_dir: str = "", *, follow_links: bool = False, exif_orientation: bool = False
 ) -> ImageSource:
-    """Opens the images that tables name.
+    """Open the images that tables name.
 
     Args:
         data_dir: The tables' folder.
@@ -112,7 +112,7 @@ def open_bulk_encoder(
     fingerprint: str,
     share: Share | None = None,
 ) -> BulkEncoder:
-    """Opens the embeddings of a run for resuming, or begins them.
+    """Open the embeddings of a run for resuming, or begins them.
 
     Args:
         encoder: The model.
@@ -145,7 +145,7 @@ def open_bulk_encoder(
 
 
 def is_first_process() -> bool:
-    """Whether this process writes the reports: the only one, or rank 0 of several (see `sharing.Share`)."""
+    """Return whether this process writes the reports: the only one, or rank 0 of several (see `sharing.Share`)."""
     return Share.from_environment().rank == 0
 
 
@@ -161,7 +161,7 @@ def errors_bytes(errors: list[RowError]) -> bytes:
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of the packages that results depend on; those not installed are left out."""
+    """Return the versions of the packages that results depend on; those not installed are left out."""
     versions: dict[str, str] = {}
     for name in VERSIONED:
         try:

@@ -120,7 +120,7 @@ def _score_files(folder: OwnedFolder) -> list[str]:
 
 
 def _differences(folder: OwnedFolder, config: EvaluationConfig, benchmark: str) -> list[str]:
-    """How the run that wrote the reports differs from this one; empty where there are none."""
+    """Return how the run that wrote the reports differs from this one; empty where there are none."""
     if not folder.owns(RESULTS):
         return []
     content = json.loads((folder.path / RESULTS).read_bytes())
@@ -137,5 +137,5 @@ def _differences(folder: OwnedFolder, config: EvaluationConfig, benchmark: str) 
 
 
 def _comparable(name: str, value: Any) -> Any:
-    """The same folder is the same, however it is spelled."""
+    """Return the same folder is the same, however it is spelled."""
     return Path(value).expanduser().resolve() if name in _PATHS and value else value

@@ -7,12 +7,12 @@ Table = list[list[str]]
 
 
 def percent(figure: float | None) -> str:
-    """A figure in [0, 1] as percent with one decimal; a dash for None."""
+    """Return a figure in [0, 1] as percent with one decimal; a dash for None."""
     return "–" if figure is None else f"{100 * figure:.1f}"
 
 
 def as_markdown(table: Table) -> str:
-    """A GitHub-flavoured table: labels to the left, figures to the right; no newline at the end."""
+    """Return a GitHub-flavoured table: labels to the left, figures to the right; no newline at the end."""
     rule = ["---" if not column else "---:" for column in range(len(table[0]))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [table[0], rule, *table[1:]])
 

@@ -51,7 +51,7 @@ def open_image(
     follow_links: bool = False,
     exif_orientation: bool = False,
 ) -> Image.Image:
-    """Opens an image file as RGB.
+    """Open an image file as RGB.
 
     Args:
         path: The file; relative to `root` when that is given.
@@ -72,7 +72,7 @@ def open_image(
 
 
 def decode(file: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS, exif_orientation: bool = False) -> Image.Image:
-    """Decodes an open binary file as RGB.
+    """Decode an open binary file as RGB.
 
     Args:
         file: A seekable binary file.
@@ -100,7 +100,7 @@ _LYING = (5, 6, 7, 8)  # the orientations of EXIF that swap width and height
 
 @contextmanager
 def _opened(file: IO[bytes], name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """Opens an image lazily: its header is read and held to the limits, no pixel is allocated."""
+    """Open an image lazily: its header is read and held to the limits, no pixel is allocated."""
     try:
         _check_scans(file, name)
         with Image.open(file, formats=FORMATS) as image:
@@ -121,7 +121,7 @@ def _opened(file: IO[bytes], name: str, max_pixels: int) -> Iterator[Image.Image
 
 
 def _check_scans(file: IO[bytes], name: str) -> None:
-    """Refuses a JPEG of so many scans that decoding it would take minutes; leaves the file at its beginning."""
+    """Refuse a JPEG of so many scans that decoding it would take minutes; leaves the file at its beginning."""
     is_jpeg = file.read(3) == b"\xff\xd8\xff"
     file.seek(0)
     if not is_jpeg:
@@ -156,7 +156,7 @@ class ImageFacts:
 
 
 def facts_of(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, exif_orientation: bool = False) -> ImageFacts:
-    """Digests an encoded image and reads its header.
+    """Digest an encoded image and reads its header.
 
     Args:
         data: The whole file.
@@ -175,7 +175,7 @@ def facts_of(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, exif_orien
 
 
 def image_digest(image: Image.Image) -> str:
-    """Names an image by its content.
+    """Return names an image by its content.
 
     Mode and size go in with the pixels: the raw bytes of a 2x8 and an 8x2 image are the same, and so are those of two
     palette images that differ in the palette alone.

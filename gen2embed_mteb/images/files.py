@@ -162,7 +162,7 @@ def confined(path: str | Path, root: str | Path, *, follow_links: bool = False) 
 
 
 def _in_same_repository(target: Path, base: Path) -> bool:
-    """Whether a resolved path is a blob of the repository whose snapshot in the hub's cache the folder lies in."""
+    """Return whether a resolved path is a blob of the repository whose snapshot in the hub's cache the folder lies in."""
     for folder in base.parents:
         if _HUB_FOLDER.fullmatch(folder.name):
             return base.is_relative_to(folder / "snapshots") and target.parent == folder / "blobs"

@@ -49,13 +49,13 @@ def to_rgb(image: Image.Image, name: str = "<PIL image>") -> Image.Image:
 
 
 def _high_byte(image: Image.Image) -> Image.Image:
-    """The high byte of 16-bit samples; of 12 bits where a TIFF states so."""
+    """Return the high byte of 16-bit samples; of 12 bits where a TIFF states so."""
     factor = 1 / 16 if _number(_tags(image).get(_BITS_PER_SAMPLE)) == 12 else 1 / 256
     return image.convert("I").point(lambda value: value * factor).convert("L")
 
 
 def _scaled(image: Image.Image, name: str) -> Image.Image:
-    """An image of mode I or F with values in 0…255."""
+    """Return an image of mode I or F with values in 0…255."""
     values = np.asarray(image)
     if not np.isfinite(values).all():
         raise ImageError(name, f"mode {image.mode} with NaN or infinite values", "replace them, and convert it to L")

@@ -24,7 +24,7 @@ MIN_SIDE = 28
 
 
 def ensure_min_side(image: Image.Image, min_side: int = MIN_SIDE) -> Image.Image:
-    """Enlarges an image until a patch-based processor accepts it; see `min_side_size`.
+    """Enlarge an image until a patch-based processor accepts it; see `min_side_size`.
 
     Args:
         image: Any PIL image.
@@ -41,7 +41,7 @@ def ensure_min_side(image: Image.Image, min_side: int = MIN_SIDE) -> Image.Image
 
 
 def min_side_size(size: Size, min_side: int = MIN_SIDE) -> Size:
-    """The size to which `ensure_min_side` enlarges an image.
+    """Return the size to which `ensure_min_side` enlarges an image.
 
     Qwen's processors raise when a side is shorter than one merged patch (28 pixels; 32 in Qwen3-VL) or when the sides
     differ by more than 200 to 1. Both occur in MMEB. The shorter side is first stretched to a 200th of the longer,
@@ -92,7 +92,7 @@ as MMEB's V2 loader does; `official` is Gen2Embed's rule at inference; `square-4
 
 
 def resize(image: Image.Image, policy: str = "processor") -> Image.Image:
-    """Applies a resize policy by name: `official` with Lanczos, as the official code, the others bicubic.
+    """Apply a resize policy by name: `official` with Lanczos, as the official code, the others bicubic.
 
     Args:
         image: Any PIL image.
@@ -111,7 +111,7 @@ def resize(image: Image.Image, policy: str = "processor") -> Image.Image:
 
 
 def resized_size(size: Size, policy: str = "processor") -> Size:
-    """The size to which `resize` brings an image.
+    """Return the size to which `resize` brings an image.
 
     Args:
         size: Width and height in pixels.

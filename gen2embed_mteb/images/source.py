@@ -48,7 +48,7 @@ class ImageSource:
         follow_links: bool = False,
         exif_orientation: bool = False,
     ) -> None:
-        """Checks that `path` can be read; opens nothing yet."""
+        """Check that `path` can be read; opens nothing yet."""
         self.path = Path(path)
         self.max_pixels = max_pixels
         self.max_file_bytes = max_file_bytes
@@ -66,7 +66,7 @@ class ImageSource:
         self._reset()
 
     def open(self, path: str) -> Image.Image:
-        """Opens one image as RGB.
+        """Open one image as RGB.
 
         Args:
             path: Relative to the folder or to the root of the archive, with forward slashes.
@@ -82,7 +82,7 @@ class ImageSource:
         )
 
     def facts(self, path: str) -> ImageFacts:
-        """Tells a file's digest and its image's size; the file is read, its pixels are not decoded.
+        """Tell a file's digest and its image's size; the file is read, its pixels are not decoded.
 
         Args:
             path: As for `open`.
@@ -98,11 +98,11 @@ class ImageSource:
         return read_file(path, self.path, self.max_file_bytes, follow_links=self.follow_links)
 
     def __getstate__(self) -> dict[str, object]:
-        """Leaves open handles and locks behind, so that a source can be sent to a spawned worker."""
+        """Leave open handles and locks behind, so that a source can be sent to a spawned worker."""
         return {key: value for key, value in vars(self).items() if key not in ("_archive", "_lock", "_pid")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Restores a source sent by another process."""
+        """Restore a source sent by another process."""
         vars(self).update(state)
         self._reset()
 
@@ -175,7 +175,7 @@ class _Bounded:
 
 
 def open_input(images: ImageSource, text: str, paths: Sequence[str], options: ImageOptions) -> dict[str, Any]:
-    """Opens what a text and some paths stand for, as encoders and trainers take it.
+    """Open what a text and some paths stand for, as encoders and trainers take it.
 
     Args:
         images: Where the images lie.

@@ -6,5 +6,5 @@ from gen2embed_mteb.embedder.short_names import MINI_FOLDER
 
 
 def model_dir() -> Path:
-    """The directory of `gen2embed-mini`, in the layout of a hub repository."""
+    """Return the directory of `gen2embed-mini`, in the layout of a hub repository."""
     return MINI_FOLDER

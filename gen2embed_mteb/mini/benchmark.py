@@ -101,7 +101,7 @@ PLACES: dict[Part, tuple[str, ...]] = {
 
 
 def _is_drawn(base: Path, part: Part, seed: int) -> bool:
-    """Whether a part is there.
+    """Return whether a part is there.
 
     Raises:
         Gen2EmbedError: It is another one, or not whole.
@@ -152,7 +152,7 @@ class ImageFolder:
         (root / prefix).mkdir(parents=True, exist_ok=True)
 
     def path(self, pixels: np.ndarray | None) -> str:
-        """The path of an image relative to the root, "" for no image; the file is written on first use."""
+        """Return the path of an image relative to the root, "" for no image; the file is written on first use."""
         if pixels is None:
             return ""
         if id(pixels) not in self._paths:
@@ -163,7 +163,7 @@ class ImageFolder:
 
 
 def _rng(seed: int, name: str, part: str) -> np.random.Generator:
-    """A stream of its own for each dataset and part, so that one can change without the others."""
+    """Return a stream of its own for each dataset and part, so that one can change without the others."""
     return np.random.default_rng((seed, zlib.crc32(name.encode()), zlib.crc32(part.encode())))
 
 
@@ -201,7 +201,7 @@ def _write_eval(root: Path, seed: int) -> None:
 
 
 def _candidates(rng: np.random.Generator, task: MiniTask, pair: Pair, pairs: list[Pair]) -> list[Target]:
-    """The positive, the hard candidates, then others of another truth, in random order."""
+    """Return the positive, the hard candidates, then others of another truth, in random order."""
     chosen = [pair.positive, *pair.hard]
     taken = {target.truth for target in chosen}
     pool = [Target(label, None, label) for label in task.labels] or [other.positive for other in pairs]

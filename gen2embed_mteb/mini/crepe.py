@@ -42,7 +42,7 @@ def write_crepe(root: Path, rng: np.random.Generator) -> None:
 
 
 def _captions(rng: np.random.Generator, kind: str, scene: Scene) -> tuple[str, str, str]:
-    """A caption, the same in other words, and the hard negative."""
+    """Return a caption, the same in other words, and the hard negative."""
     if kind in ("add_obj", "add_att"):
         return _added(rng, kind, scene)
     first, second = scene.things

@@ -113,13 +113,13 @@ def _sentence(text: str) -> str:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether the text contains a held-out instruction, in any case."""
+    """Return whether the text contains a held-out instruction, in any case."""
     lowered = text.lower()
     return any(held in lowered for held in HELD_OUT)
 
 
 def one_word_system(rng: np.random.Generator) -> str:
-    """A system-level instruction to answer in one word, for images and for text: a paraphrase, never the prompt."""
+    """Return a system-level instruction to answer in one word, for images and for text: a paraphrase, never the prompt."""
     while True:
         if rng.random() < 0.15:
             text = _sentence(f"{pick(rng, _VERBS)} {pick(rng, _EITHER_NAME)} {pick(rng, _ONE_WORD)}.")
@@ -133,7 +133,7 @@ def one_word_system(rng: np.random.Generator) -> str:
 
 
 def one_word_user(rng: np.random.Generator, has_image: bool) -> str:
-    """A user-level instruction to answer in one word, to stand after the input."""
+    """Return a user-level instruction to answer in one word, to stand after the input."""
     while True:
         kind = _IMAGE_NAME if has_image else _TEXT_NAME
         name = pick(rng, kind if rng.random() < 0.5 else _EITHER_NAME)
@@ -146,7 +146,7 @@ def one_word_user(rng: np.random.Generator, has_image: bool) -> str:
 
 
 def other_system(rng: np.random.Generator) -> str:
-    """A system prompt that does not ask for one word."""
+    """Return a system prompt that does not ask for one word."""
     return pick(
         rng,
         (
@@ -159,7 +159,7 @@ def other_system(rng: np.random.Generator) -> str:
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> str:
-    """A sentence that mentions every attribute `caption_words` lists for the scene."""
+    """Return a sentence that mentions every attribute `caption_words` lists for the scene."""
     if len(scene.things) == 2:
         return _pair_caption(rng, scene)
     thing, background = scene.things[0], scene.background
@@ -187,7 +187,7 @@ _EDGE = ("on the {}", "at the {}", "near the {}", "on the {} side")
 
 
 def caption_words(scene: Scene) -> tuple[str, ...]:
-    """The attribute words that a full caption of the scene mentions; two things: shapes, colours, background."""
+    """Return the attribute words that a full caption of the scene mentions; two things: shapes, colours, background."""
     if len(scene.things) == 1:
         return scene.attributes
     words = [word for thing in scene.things for word in (thing.color, thing.shape)]
@@ -220,12 +220,12 @@ def _finish(text: str) -> str:
 
 
 def named(thing: Thing) -> str:
-    """A thing by colour and shape: "red circle"."""
+    """Return a thing by colour and shape: "red circle"."""
     return f"{thing.color} {thing.shape}"
 
 
 def partial_label(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[str, ...]]:
-    """A short label of one thing, and the attribute words it mentions."""
+    """Return a short label of one thing, and the attribute words it mentions."""
     thing = scene.things[int(rng.integers(len(scene.things)))]
     forms = (
         (f"{thing.color} {thing.shape}", (thing.color, thing.shape)),
@@ -252,7 +252,7 @@ def partial_label(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[st
 
 
 def question(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[str, ...], str]:
-    """A question about the scene: its text, the word(s) that answer it, and the answer as a sentence."""
+    """Return a question about the scene: its text, the word(s) that answer it, and the answer as a sentence."""
     if len(scene.things) == 2:
         return _pair_question(rng, scene)
     thing = scene.things[0]
@@ -303,7 +303,7 @@ def _pair_question(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[s
 
 
 def neighbour_question(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[str, ...], str]:
-    """A question about the other thing of a two-thing scene: its text, the word that answers it, and a sentence."""
+    """Return a question about the other thing of a two-thing scene: its text, the word that answers it, and a sentence."""
     asked, other = (scene.things[i] for i in rng.permutation(2))
     name = pick(rng, (named(asked), named(asked), asked.shape, f"{asked.color} object"))
     if rng.random() < 0.6:
@@ -314,7 +314,7 @@ def neighbour_question(rng: np.random.Generator, scene: Scene) -> tuple[str, tup
 
 
 def pointer(rng: np.random.Generator, scene: Scene) -> tuple[str, Thing]:
-    """A request to look at one thing of a two-thing scene, and that thing."""
+    """Return a request to look at one thing of a two-thing scene, and that thing."""
     thing = scene.things[int(rng.integers(len(scene.things)))]
     name = pick(
         rng,
@@ -342,7 +342,7 @@ def pointer(rng: np.random.Generator, scene: Scene) -> tuple[str, Thing]:
 
 
 def change(rng: np.random.Generator, thing: Thing, colors: Sequence[str], shapes: Sequence[str]) -> tuple[str, Thing]:
-    """A request to imagine one attribute of a thing changed, and the changed thing."""
+    """Return a request to imagine one attribute of a thing changed, and the changed thing."""
     if rng.random() < 0.5:
         color = pick(rng, [name for name in colors if name != thing.color])
         text = pick(rng, ("The same but {}.", "Make it {}.", "Change the color to {}.", "Like this one, but in {}."))
@@ -380,17 +380,17 @@ _ABOUT_IMAGE = (
 
 
 def find_request(rng: np.random.Generator, text: str) -> str:
-    """A search instruction around a text."""
+    """Return a search instruction around a text."""
     return pick(rng, _FIND).format(text)
 
 
 def image_request(rng: np.random.Generator) -> str:
-    """An instruction about a whole image that names no attribute."""
+    """Return an instruction about a whole image that names no attribute."""
     return pick(rng, _ABOUT_IMAGE)
 
 
 def attribute_request(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[str, ...]]:
-    """An instruction to identify one or two kinds of attribute, and the words it asks for."""
+    """Return an instruction to identify one or two kinds of attribute, and the words it asks for."""
     thing = scene.things[0]
     kinds = {
         "shape": thing.shape,
@@ -413,7 +413,7 @@ _TEXT_REPLY = ("The text is about", "You wrote about", "This sentence describes"
 
 
 def reply(rng: np.random.Generator, text: str, about_image: bool) -> str:
-    """The talkative answer of a model that was not asked for one word: an opening, then the content."""
+    """Return the talkative answer of a model that was not asked for one word: an opening, then the content."""
     opening = pick(rng, _IMAGE_REPLY if about_image else _TEXT_REPLY)
     text = text.strip()
     return f"{opening} {text[0].lower()}{text[1:]}"

@@ -127,7 +127,7 @@ class PretrainConfig:
 
 
 def build_tokenizer(texts: Iterator[str], vocab_size: int) -> Qwen2Tokenizer:
-    """A byte-level BPE with Qwen's pre-tokenizer and special tokens, learned from the texts."""
+    """Return a byte-level BPE with Qwen's pre-tokenizer and special tokens, learned from the texts."""
     blank = Qwen2Tokenizer(vocab={}, merges=[])
     tokenizer = blank.train_new_from_iterator(
         texts, vocab_size=vocab_size, new_special_tokens=list(SPECIAL_TOKENS), show_progress=False
@@ -149,7 +149,7 @@ def build_image_processor() -> Qwen2VLImageProcessorPil:
 
 
 def build_model(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Qwen2VLForConditionalGeneration:
-    """A random Qwen2-VL of a few million parameters."""
+    """Return a random Qwen2-VL of a few million parameters."""
     token = tokenizer.convert_tokens_to_ids
     text_config = {
         "vocab_size": len(tokenizer),
@@ -195,7 +195,7 @@ def build_model(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Qwen2VLFor
 
 
 def render_prompt(example: Conversation) -> str:
-    """The conversation up to and including the opened assistant turn, image tokens expanded."""
+    """Return the conversation up to and including the opened assistant turn, image tokens expanded."""
     system = "" if example.system is None else f"<|im_start|>system\n{example.system}<|im_end|>\n"
     image = ""
     if example.pixels is not None:
@@ -243,7 +243,7 @@ class Collator:
 
 
 def training_text(config: PretrainConfig, num_examples: int) -> Iterator[str]:
-    """Conversations of the mixture as plain text, for the tokenizer to learn its words from."""
+    """Conversation of the mixture as plain text, for the tokenizer to learn its words from."""
     rng = np.random.default_rng((config.seed, 1))
     album = Album(rng, 64, train_digits())
     for _ in range(num_examples):
@@ -276,7 +276,7 @@ def train(config: PretrainConfig, output_dir: Path) -> None:
 
 
 def with_rope_theta(model: Qwen2VLForConditionalGeneration, theta: float) -> Qwen2VLForConditionalGeneration:
-    """The same weights under another rotary base, ready for training."""
+    """Return the same weights under another rotary base, ready for training."""
     model.config.text_config.rope_parameters["rope_theta"] = theta
     rebuilt = Qwen2VLForConditionalGeneration(model.config)
     rebuilt.load_state_dict(model.state_dict())
@@ -342,7 +342,7 @@ def batch_vision_attention(model: Qwen2VLForConditionalGeneration) -> None:
 
 
 def training_batches(config: PretrainConfig) -> Iterator[tuple[Round, Iterator[list[Conversation]]]]:
-    """The rounds, each with its batches: exactly what the model is trained on, in order."""
+    """Return the rounds, each with its batches: exactly what the model is trained on, in order."""
     rng = np.random.default_rng((config.seed, 2))
     album = Album(rng, config.num_pictures, train_digits())
     for number, plan in enumerate(config.rounds):
@@ -352,7 +352,7 @@ def training_batches(config: PretrainConfig) -> Iterator[tuple[Round, Iterator[l
 
 
 def _batches(rng: np.random.Generator, album: Album, plan: Round) -> Iterator[list[Conversation]]:
-    """Batches of similar length, 8 at a time in random order, so that little is padding."""
+    """Batch of similar length, 8 at a time in random order, so that little is padding."""
     for lesson, steps in plan.lessons:
         for _ in range(-(-steps // 8)):
             examples = [LESSONS[lesson](rng, album) for _ in range(8 * plan.batch_size)]

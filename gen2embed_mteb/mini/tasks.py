@@ -99,7 +99,7 @@ def _singles(rng: np.random.Generator, count: int, noise: float = 6.0) -> list[P
 
 
 def _repeated_singles(rng: np.random.Generator, count: int) -> list[Picture]:
-    """Pictures of few scenes, `RENDERINGS` of each on average."""
+    """Picture of few scenes, `RENDERINGS` of each on average."""
     scenes = [random_scene(rng) for _ in range(max(1, count // RENDERINGS))]
     chosen = [scenes[number] for number in rng.integers(len(scenes), size=count)]
     return [Picture(draw(scene, rng), scene) for scene in chosen]
@@ -111,7 +111,7 @@ def _pairs(rng: np.random.Generator, count: int) -> list[Picture]:
 
 
 def scene_key(scene: Scene) -> str:
-    """A scene as one string; equal scenes, equal keys."""
+    """Return a scene as one string; equal scenes, equal keys."""
     return "; ".join(" ".join((t.size, t.color, t.shape, t.place)) for t in scene.things) + f"; {scene.background}"
 
 
@@ -168,7 +168,7 @@ def _images_to_captions(pictures_of: Artist) -> Maker:
 
 
 def _changes(rng: np.random.Generator, count: int) -> list[Pair]:
-    """An image and a change to it; the unchanged scene, drawn again, is the hard candidate."""
+    """Return an image and a change to it; the unchanged scene, drawn again, is the hard candidate."""
     rows = []
     for picture in _singles(rng, count):
         text, thing = language.change(rng, picture.scene.things[0], list(COLORS), SHAPES)
@@ -179,7 +179,7 @@ def _changes(rng: np.random.Generator, count: int) -> list[Pair]:
 
 
 def _web_pages(rng: np.random.Generator, count: int) -> list[Pair]:
-    """A text-only query that carries an image marker, as WebQA's do; candidates are images with captions."""
+    """Return a text-only query that carries an image marker, as WebQA's do; candidates are images with captions."""
     rows = []
     for picture in _singles(rng, count):
         target = Target(language.caption(rng, picture.scene), picture.pixels, scene_key(picture.scene))

@@ -72,7 +72,7 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, num_things: int = 1) -> Scene:
-    """A scene whose attributes are uniform and independent (two things: distinct shapes and distinct colours)."""
+    """Return a scene whose attributes are uniform and independent (two things: distinct shapes and distinct colours)."""
     shapes = rng.choice(len(SHAPES), size=num_things, replace=False)
     colors = rng.choice(len(COLORS), size=num_things, replace=False)
     if num_things == 1:
@@ -107,7 +107,7 @@ def draw(scene: Scene, rng: np.random.Generator, noise: float = 6.0) -> np.ndarr
 
 
 def crop_of(image: np.ndarray, thing: Thing) -> np.ndarray:
-    """The part of a two-thing image that holds `thing`: a 32 x 32 window, enlarged twice to (SIDE, SIDE, 3)."""
+    """Return the part of a two-thing image that holds `thing`: a 32 x 32 window, enlarged twice to (SIDE, SIDE, 3)."""
     x, y = PLACES[thing.place]
     left, top = (min(max(c - SIDE // 4, 0), SIDE // 2) for c in (x, y))
     window = image[top : top + SIDE // 2, left : left + SIDE // 2]
@@ -115,7 +115,7 @@ def crop_of(image: np.ndarray, thing: Thing) -> np.ndarray:
 
 
 def digit_image(pixels: np.ndarray) -> np.ndarray:
-    """A handwritten digit of scikit-learn, (8, 8) of 0-16, as a (SIDE, SIDE, 3) uint8 image, bright on dark."""
+    """Return a handwritten digit of scikit-learn, (8, 8) of 0-16, as a (SIDE, SIDE, 3) uint8 image, bright on dark."""
     levels = np.rint(np.asarray(pixels, dtype=np.float64) * (255.0 / 16.0)).astype(np.uint8)
     grey = levels.repeat(SIDE // 8, axis=0).repeat(SIDE // 8, axis=1)
     return np.stack([grey] * 3, axis=-1)
@@ -143,7 +143,7 @@ def _draw_thing(image: np.ndarray, thing: Thing, rng: np.random.Generator, crowd
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Whether the points (u right, v down, in radii from the centre) lie inside the shape."""
+    """Return whether the points (u right, v down, in radii from the centre) lie inside the shape."""
     au, av, radius = np.abs(u), np.abs(v), np.hypot(u, v)
     match shape:
         case "circle":

@@ -44,7 +44,7 @@ class DatasetInfo:
     candidates_as_queries: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the meta-task, as averages are taken by it.
+        """Check the meta-task, as averages are taken by it.
 
         Raises:
             ValueError: The meta-task is unknown.
@@ -73,7 +73,7 @@ class Benchmark:
     datasets: tuple[DatasetInfo, ...]
 
     def __post_init__(self) -> None:
-        """Checks that names are distinct.
+        """Check that names are distinct.
 
         Raises:
             ValueError: Two datasets share a name.
@@ -94,7 +94,7 @@ class Benchmark:
         return tuple(task for task in META_TASKS if task in present)
 
     def select(self, subsets: Sequence[str] = (), meta_tasks: Sequence[str] = ()) -> Benchmark:
-        """Narrows the benchmark to some datasets, in its own order.
+        """Narrow the benchmark to some datasets, in its own order.
 
         Args:
             subsets: Dataset names, evaluation or training spelling, any case; empty for all.
@@ -120,7 +120,7 @@ class Benchmark:
 
 
 def lookup(name: str, known: Mapping[str, str], kind: str, listed: Iterable[str]) -> str:
-    """Resolves a name that a user typed: as it is spelled, or else in any case if only one name is meant.
+    """Resolve a name that a user typed: as it is spelled, or else in any case if only one name is meant.
 
     Args:
         name: What the user typed.
@@ -148,7 +148,7 @@ def lookup(name: str, known: Mapping[str, str], kind: str, listed: Iterable[str]
 
 
 def matches(name: str, known: Mapping[str, str]) -> list[str]:
-    """Returns what a typed name can mean: the one that is spelled so, or else all that differ in case alone.
+    """Return what a typed name can mean: the one that is spelled so, or else all that differ in case alone.
 
     Args:
         name: What the user typed.

@@ -41,7 +41,7 @@ def evaluate(
     share: Share | None = None,
     embedding_dir: Path | None = None,
 ) -> EvaluationResult:
-    """Runs a benchmark and writes its reports into `config.output_dir`.
+    """Run a benchmark and writes its reports into `config.output_dir`.
 
     Args:
         encoder: The model.
@@ -143,7 +143,7 @@ def _evaluate_dataset(
 
 
 def _score_rows(bulk: BulkEncoder, plan: _Plan) -> Iterator[tuple[_PlannedRow, RowScore | Fault]]:
-    """Scores every planned row; a row with an item that has no vector, on either side, yields that item's fault."""
+    """Score every planned row; a row with an item that has no vector, on either side, yields that item's fault."""
     faults: dict[Side, dict[int, Fault]] = {}
     vectors: dict[Side, np.ndarray] = {}
     places: dict[Side, np.ndarray] = {}

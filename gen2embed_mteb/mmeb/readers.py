@@ -62,7 +62,7 @@ class TrainRow:
 
 
 def eval_columns(dataset: DatasetInfo, available: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns that are read from evaluation data.
+    """Return the columns that are read from evaluation data.
 
     Args:
         dataset: The dataset.
@@ -84,7 +84,7 @@ def eval_columns(dataset: DatasetInfo, available: tuple[str, ...]) -> tuple[str,
 def read_eval_rows(
     table: SubsetTable, dataset: DatasetInfo, limit: int | None = None, limits: RowLimits | None = None
 ) -> Iterator[EvalRow | BadRow]:
-    """Reads evaluation rows, V1 or V2.
+    """Read evaluation rows, V1 or V2.
 
     Args:
         table: The dataset's table.
@@ -115,7 +115,7 @@ NEGATIVE_COLUMNS = ("neg_text", "neg_image_path")
 def read_train_rows(
     table: SubsetTable, limit: int | None = None, limits: RowLimits | None = None
 ) -> Iterator[TrainRow | BadRow]:
-    """Reads training pairs (splits `original` and `diverse_instruction`).
+    """Read training pairs (splits `original` and `diverse_instruction`).
 
     Args:
         table: The subset's table.
@@ -181,7 +181,7 @@ class _Reader:
         return [checked_text(entry, f"{column}[{position}]", self.limits) for position, entry in enumerate(value)]
 
     def _item(self, text: Any, image: Any, column: str) -> Item:
-        """Checks one (text, image path) pair; an empty path means no image."""
+        """Check one (text, image path) pair; an empty path means no image."""
         path = checked_path(image, f"image path of {column}", self.limits)
         images = (path,) if path else ()
         return Item(drop_unmatched_markers(checked_text(text, f"text of {column}", self.limits), len(images)), images)

@@ -35,7 +35,7 @@ LEADERBOARD_METADATA = (
 
 
 def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str, Any]:
-    """Builds the content of `results.json`.
+    """Build the content of `results.json`.
 
     Args:
         result: The run's outcome.
@@ -100,7 +100,7 @@ def write_reports(result: EvaluationResult, config: EvaluationConfig) -> None:
 
 
 def leaderboard_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str, Any]:
-    """Builds the entry that the MMEB leaderboard takes, in VLM2Vec V2's form.
+    """Build the entry that the MMEB leaderboard takes, in VLM2Vec V2's form.
 
     Args:
         result: The run's outcome.
@@ -114,7 +114,7 @@ def leaderboard_json(result: EvaluationResult, config: EvaluationConfig) -> dict
 
 
 def leaderboard_entry(known: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts a leaderboard entry together.
+    """Put a leaderboard entry together.
 
     Args:
         known: Metadata, by the names in `LEADERBOARD_METADATA`; the rest is null.
@@ -129,7 +129,7 @@ def leaderboard_entry(known: Mapping[str, Any], metrics: Mapping[str, Any]) -> d
 
 
 def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
-    """Builds `results.md`: averages beside the paper's, then every dataset.
+    """Build `results.md`: averages beside the paper's, then every dataset.
 
     Args:
         result: The run's outcome.
@@ -154,7 +154,7 @@ def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
 
 
 def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
-    """Builds the tables of `results.md` for a terminal.
+    """Build the tables of `results.md` for a terminal.
 
     Args:
         result: The run's outcome.
@@ -168,7 +168,7 @@ def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
 
 
 def averages_table(runs: Sequence[tuple[str, Averages]], prompt_mode: str) -> Table:
-    """Builds the table of averages, the paper's rows below.
+    """Build the table of averages, the paper's rows below.
 
     Args:
         runs: One label and its averages a run; the first says which meta-tasks there are.

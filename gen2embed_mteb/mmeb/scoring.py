@@ -44,7 +44,7 @@ def score_row(
     candidates: npt.NDArray[np.float32],
     same_as_positive: npt.NDArray[np.bool_] | None = None,
 ) -> RowScore:
-    """Scores one query against its candidates.
+    """Score one query against its candidates.
 
     Args:
         query: (d,) float32, unit length.
@@ -173,7 +173,7 @@ def _mean(figures: Iterable[float | None]) -> float | None:
 
 
 def warn_about_ties(score: DatasetScore) -> bool:
-    """Logs a warning when ties with the positive decide rows of a dataset.
+    """Log a warning when ties with the positive decide rows of a dataset.
 
     Args:
         score: The dataset's score.
@@ -198,7 +198,7 @@ RANKING_METRICS = ("hit", "ndcg_linear", "ndcg_exponential", "precision", "recal
 
 
 def ranking_metrics(score: DatasetScore) -> dict[str, Any]:
-    """The figures that VLM2Vec's V2 evaluation reports for a dataset, under its own keys.
+    """Return the figures that VLM2Vec's V2 evaluation reports for a dataset, under its own keys.
 
     Every row has one relevant candidate, so each figure is a function of its rank: at a cutoff that the rank is
     within, hit and recall are 1, precision is 1/k, both forms of nDCG are 1/log2(rank + 2), MAP and MRR 1/(rank + 1).
@@ -220,7 +220,7 @@ def ranking_metrics(score: DatasetScore) -> dict[str, Any]:
 
 
 def _gain(name: str, k: int, ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The figure of rows whose one relevant candidate, at these ranks, is within the cutoff."""
+    """Return the figure of rows whose one relevant candidate, at these ranks, is within the cutoff."""
     if name.startswith("ndcg"):
         return np.asarray(1 / np.log2(ranks + 2), np.float64)
     if name in ("map", "mrr"):

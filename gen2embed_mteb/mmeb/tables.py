@@ -49,7 +49,7 @@ class SubsetTable:
     loaded: Any = field(default=None, repr=False)
 
     def require(self, columns: Sequence[str]) -> None:
-        """Checks that columns are there.
+        """Check that columns are there.
 
         Args:
             columns: The columns needed.
@@ -76,7 +76,7 @@ class SubsetTable:
     def rows(
         self, columns: Sequence[str], limit: int | None = None, limits: RowLimits | None = None
     ) -> Iterator[dict[str, Any] | RowFault]:
-        """Reads rows in order, a few at a time (a row of MMEB holds up to 1,000 candidates).
+        """Read rows in order, a few at a time (a row of MMEB holds up to 1,000 candidates).
 
         Args:
             columns: The columns wanted.
@@ -103,7 +103,7 @@ class SubsetTable:
 
 
 def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision: str | None = None) -> SubsetTable:
-    """Opens the table of one dataset.
+    """Open the table of one dataset.
 
     Args:
         data_dir: A local folder, or a Hub id such as `TIGER-Lab/MMEB-eval`.
@@ -135,7 +135,7 @@ def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision
 def open_subsets(
     data_dir: str | Path, datasets: Sequence[DatasetInfo], split: str
 ) -> list[tuple[DatasetInfo, SubsetTable]]:
-    """Opens the tables of several datasets, and says at once which ones are missing.
+    """Open the tables of several datasets, and says at once which ones are missing.
 
     Args:
         data_dir: As for `open_subset`.
@@ -166,7 +166,7 @@ def open_subsets(
 
 
 def local_files(root: Path, dataset: DatasetInfo, split: str) -> tuple[Path, ...]:
-    """Finds the parquet files of one split, in order.
+    """Find the parquet files of one split, in order.
 
     Args:
         root: The data folder.
@@ -185,7 +185,7 @@ def local_files(root: Path, dataset: DatasetInfo, split: str) -> tuple[Path, ...
 
 
 def open_files(files: Sequence[Path]) -> SubsetTable:
-    """Opens the table that one or several parquet files hold; nothing but their metadata is read.
+    """Open the table that one or several parquet files hold; nothing but their metadata is read.
 
     Args:
         files: The files in order.

@@ -15,7 +15,7 @@ BENCHMARKS: dict[str, Benchmark] = {"MMEB": MMEB, "MMEB-mini": MMEB_MINI}
 
 
 def task_name(benchmark: str, dataset: DatasetInfo) -> str:
-    """The name of a dataset's task: `MMEB-ImageNet-1K`, `MMEB-mini-Scenes_t2i`."""
+    """Return the name of a dataset's task: `MMEB-ImageNet-1K`, `MMEB-mini-Scenes_t2i`."""
     return f"{benchmark}-{dataset.name}"
 
 

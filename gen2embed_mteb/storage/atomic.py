@@ -176,7 +176,7 @@ def temporary_of(path: Path, token: str) -> Path:
 
 
 def new_temporary(path: Path) -> Path:
-    """A new name beside a path: two processes may write the same file at once."""
+    """Return a new name beside a path: two processes may write the same file at once."""
     return temporary_of(path, new_token())
 
 
@@ -205,7 +205,7 @@ def put(path: Path, data: bytes) -> None:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a regular file is there; a link to one is none."""
+    """Return whether a regular file is there; a link to one is none."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except (OSError, ValueError):

@@ -344,7 +344,7 @@ class OwnedFolder:
 
 
 def _foreign_in(root: Path, owner: OwnedFolder) -> Path | None:
-    """The first file below `root` that neither the owner's ledger nor one further down proves to be ours."""
+    """Return the first file below `root` that neither the owner's ledger nor one further down proves to be ours."""
     if root.is_symlink() or not root.is_dir():
         return root
     ledgers: dict[Path, dict[str, dict[str, Any]]] = {}  # each is read once: they may list thousands of files

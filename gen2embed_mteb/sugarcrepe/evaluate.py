@@ -50,7 +50,7 @@ MAX_SET_BYTES = 256 * 2**20
 def evaluate_captions(
     encoder: Encoder, benchmark: CaptionBenchmark, config: EvaluationConfig
 ) -> CompositionalityResult:
-    """Runs a compositionality benchmark and writes its reports into `config.output_dir`.
+    """Run a compositionality benchmark and writes its reports into `config.output_dir`.
 
     Args:
         encoder: The model.
@@ -107,7 +107,7 @@ def evaluate_captions(
 
 
 def set_file(data_dir: Path, benchmark: CaptionBenchmark, name: str) -> Path:
-    """Finds the file of one set.
+    """Find the file of one set.
 
     Args:
         data_dir: The folder that holds the files, or a clone of the original repository (files in `data`).
@@ -132,7 +132,7 @@ def set_file(data_dir: Path, benchmark: CaptionBenchmark, name: str) -> Path:
 
 
 def read_records(path: Path, benchmark: CaptionBenchmark, limit: int | None = None) -> list[Any]:
-    """Reads the records of one set, in either of the original forms (a list, or a dict by running number).
+    """Read the records of one set, in either of the original forms (a list, or a dict by running number).
 
     Args:
         path: The file.
@@ -166,7 +166,7 @@ def read_records(path: Path, benchmark: CaptionBenchmark, limit: int | None = No
 
 
 def record_items(record: Any, benchmark: CaptionBenchmark, limits: RowLimits | None = None) -> tuple[Item, list[Item]]:
-    """Returns the image and the captions of a record as items.
+    """Return the image and the captions of a record as items.
 
     Args:
         record: What stands in the file.

@@ -13,7 +13,7 @@ from gen2embed_mteb.sugarcrepe.scoring import CompositionalityResult
 
 
 def results_json(result: CompositionalityResult, config: EvaluationConfig) -> dict[str, Any]:
-    """Builds the content of `results.json`, in the spirit of MMEB's.
+    """Build the content of `results.json`, in the spirit of MMEB's.
 
     Args:
         result: The run's outcome.
@@ -47,7 +47,7 @@ def results_json(result: CompositionalityResult, config: EvaluationConfig) -> di
 
 
 def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
-    """Builds `results.md`: our figures above the paper's, in percent; ends in a newline."""
+    """Build `results.md`: our figures above the paper's, in percent; ends in a newline."""
     title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
     note = f"Accuracy in percent, a tie is wrong. {result.num_scored} scored, {len(result.errors)} set aside."
     if config.limit is not None:
@@ -56,7 +56,7 @@ def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
 
 
 def text_table(result: CompositionalityResult) -> str:
-    """Builds the table of `results.md` for a terminal, turned so that it is narrow; no newline at the end."""
+    """Build the table of `results.md` for a terminal, turned so that it is narrow; no newline at the end."""
     turned = [list(column) for column in zip(*_table(result), strict=True)]
     methods = turned[0][2:]
     turned[0] = ["", "ours", *(f"[{number}]" for number in range(1, 1 + len(methods)))]

@@ -86,7 +86,7 @@ class SetScore:
         return len(self.hits["itt"])
 
     def accuracy(self, task: str, *, ties_count: bool = False) -> float | None:
-        """The share of right records in [0, 1]; None if none was scored.
+        """Return the share of right records in [0, 1]; None if none was scored.
 
         Args:
             task: `itt` or `tot`.
@@ -109,7 +109,7 @@ class CompositionalityResult(RunSummary):
     scores: tuple[SetScore, ...]
 
     def overall(self, task: str) -> float | None:
-        """The mean accuracy over the sets, in [0, 1]; None if none was scored.
+        """Return the mean accuracy over the sets, in [0, 1]; None if none was scored.
 
         Args:
             task: `itt` or `tot`.
@@ -119,7 +119,7 @@ class CompositionalityResult(RunSummary):
 
 
 def score_record(image: npt.NDArray[np.float32], captions: npt.NDArray[np.float32]) -> list[tuple[bool, bool]]:
-    """Scores one record.
+    """Score one record.
 
     Args:
         image: (d,) float32, unit length.

@@ -1,8 +1,8 @@
-"""The families of multimodal LLMs: one record each, and the chat template that renders the two-level prompt for it.
+"""The families of multimodal LLMs: one record per family, and its chat template, which renders the two-level prompt.
 
-A new family is a file with its record beside this one, a line in `FAMILIES`, and a template in `templates/`: the
-template is told the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn and
-the opened assistant turn (see `chat_template`).
+To add a family, write a file with its record beside this one, an entry in `FAMILIES`, and a template in `templates/`.
+The template receives the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn
+and the beginning of the assistant turn (see `chat_template`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (*QWEN, L
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a model.
+    """Return the family of a model.
 
     Args:
         model_type: `config.model_type` of the loaded model.
@@ -44,18 +44,19 @@ def family_of(model_type: str) -> Family:
 
 
 def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayout = "native") -> str:
-    """The Jinja chat template that renders this prompt for this family.
+    """Return the Jinja chat template that renders this prompt for this family.
 
-    It needs nothing of this package: stock processors render it, with `task` ("query", "document" or undefined) and
-    `add_generation_prompt` as variables. Its first line carries the prompt as JSON, which `prompt_of` reads back.
+    The template does not depend on this package: stock processors render it, with `task` ("query", "document" or
+    undefined) and `add_generation_prompt` as variables. Its first line holds the prompt as JSON, which `prompt_of`
+    reads back.
 
     Args:
-        family: Whose chat format.
+        family: The family whose chat format is used.
         prompt: The texts.
         layout: `native`, the family's own image marker; `official`, the bare one.
 
     Raises:
-        ValueError: Unknown layout.
+        ValueError: The layout is unknown.
     """
     if layout not in ("native", "official"):
         raise Gen2EmbedError(f"unknown image layout {layout!r}; known: native, official")
@@ -67,7 +68,7 @@ def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayou
 
 
 def prompt_of(template: str) -> HierarchicalPrompt | None:
-    """Read the prompt back from a template of `chat_template`; `None` if it is another's template."""
+    """Read the prompt back from a template that `chat_template` made; `None` for any other template."""
     first = re.match(r"\{%- set prompt = (\{.*\}) -%\}\n", template or "")
     return HierarchicalPrompt(**json.loads(first[1])) if first else None
 

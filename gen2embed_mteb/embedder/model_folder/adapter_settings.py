@@ -93,7 +93,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    """Whether it is a layer's name and no pattern."""
+    """Return whether it is a layer's name and no pattern."""
     return isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) is not None
 
 
@@ -114,7 +114,7 @@ def _is_true(value: Any) -> bool:
 
 
 def _is_start(value: Any) -> bool:
-    """Whether it is a way to initialise that needs no data and fetches nothing."""
+    """Return whether it is a way to initialise that needs no data and fetches nothing."""
     return value is True or (
         isinstance(value, str) and re.fullmatch(r"gaussian|orthogonal|olora|pissa(_niter_\d{1,3})?", value) is not None
     )

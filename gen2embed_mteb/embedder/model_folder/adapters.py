@@ -36,7 +36,7 @@ _RENAMES: tuple[tuple[str, str], ...] = (
 
 
 def has_adapter(model: torch.nn.Module) -> bool:
-    """Whether an adapter is attached to any layer of the model."""
+    """Return whether an adapter is attached to any layer of the model."""
     return _first_wrapper(model) is not None
 
 
@@ -199,7 +199,7 @@ def check_adapter(model: torch.nn.Module, folder: Path) -> None:
 
 
 def merged_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy of the model with its adapter folded into the base weights; the model itself is not touched.
+    """Return a copy of the model with its adapter folded into the base weights; the model itself is not touched.
 
     It computes what the model computes as it is now: a layer whose adapter is switched off keeps its base weights.
 
@@ -225,7 +225,7 @@ def merged_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _first_wrapper(model: torch.nn.Module) -> tuple[str, torch.nn.Module] | None:
-    """The outermost layer that peft put in place of another: adapted, trained as a whole, or trained by tokens."""
+    """Return the outermost layer that peft put in place of another: adapted, trained as a whole, or trained by tokens."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
@@ -234,7 +234,7 @@ def _first_wrapper(model: torch.nn.Module) -> tuple[str, torch.nn.Module] | None
 
 
 def _unwrapped(wrapper: Any) -> torch.nn.Module:
-    """The plain layer that computes what a wrapper of peft computes now."""
+    """Return the plain layer that computes what a wrapper of peft computes now."""
     from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
     if isinstance(wrapper, ModulesToSaveWrapper):

@@ -42,7 +42,7 @@ def modules_for(
     processor_kwargs: dict[str, Any] | None = None,
     config_kwargs: dict[str, Any] | None = None,
 ) -> list[nn.Module]:
-    """The modules Transformer, Pooling and Normalize of a base model under a prompt.
+    """Return the modules Transformer, Pooling and Normalize of a base model under a prompt.
 
     Args:
         name_or_path: Hub id or local directory of a base model, or of an adapter, whose base is then loaded too.

@@ -257,7 +257,7 @@ def _refusal(faults: list[str]) -> Gen2EmbedError:
 
 
 def _can_be_renamed_onto(target: Path) -> bool:
-    """Whether nothing is there, or an empty folder that nobody stands in and that a rename can replace."""
+    """Return whether nothing is there, or an empty folder that nobody stands in and that a rename can replace."""
     if not os.path.lexists(target):
         return True
     if not target.is_dir():

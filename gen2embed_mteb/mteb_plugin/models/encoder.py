@@ -40,7 +40,7 @@ def load(
     prompt_mode: str | dict[str, str] | None = None,
     **options: Any,
 ) -> Gen2EmbedEncoder:
-    """Loads an encoder; `mteb.get_model` calls this through the model's metadata.
+    """Load an encoder; `mteb.get_model` calls this through the model's metadata.
 
     Args:
         name: The name in mteb's registry.
@@ -91,7 +91,7 @@ class Gen2EmbedEncoder(AbsEncoder):
     prompts_dict = {"Compositionality": CAPTION_PREFIX}  # noqa: RUF012 # an instance attribute in mteb, too
 
     def __init__(self, model: Gen2Embed) -> None:
-        """Keeps the model."""
+        """Keep the model."""
         self.model = model
         self._encoder = PrefixEncoder(model)
         self._labels_of = ""  # the zero-shot task whose labels were encoded last
@@ -106,7 +106,7 @@ class Gen2EmbedEncoder(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> npt.NDArray[np.float32]:
-        """Encodes what a data loader yields.
+        """Encode what a data loader yields.
 
         Args:
             inputs: A data loader of mteb: batches of `text`, `image`, or both.
@@ -179,7 +179,7 @@ class Gen2EmbedEncoder(AbsEncoder):
         return torch.from_numpy(np.einsum("nd,nd->n", left, right, optimize=False))
 
     def _instruction(self, task_metadata: Any, side: Side) -> str:
-        """The task's own instruction, or mteb's for tasks of its type; candidates have none.
+        """Return the task's own instruction, or mteb's for tasks of its type; candidates have none.
 
         mteb's speak of text and passages, so that a task with images goes without where it has none of its own.
         """

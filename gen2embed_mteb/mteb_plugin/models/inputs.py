@@ -30,7 +30,7 @@ from gen2embed_mteb.mteb_plugin.names import DATASETS
 
 
 def side_of(task_metadata: Any, prompt_type: Any, inputs: Any, *, after_labels: bool = False) -> Side:
-    """Tells on which side a call of `encode` is.
+    """Tell on which side a call of `encode` is.
 
     Args:
         task_metadata: mteb's `TaskMetadata`.
@@ -56,7 +56,7 @@ def side_of(task_metadata: Any, prompt_type: Any, inputs: Any, *, after_labels: 
 
 
 def with_instruction(instruction: str, text: str) -> str:
-    """Puts an instruction before a text.
+    """Put an instruction before a text.
 
     As in MMEB, one that ends in a colon is followed by the text; any other stands on a line of its own.
     """
@@ -70,12 +70,12 @@ class HeldImages(ImageSource):
     """Images that the caller has decoded, named by their content, until they are let go."""
 
     def __init__(self) -> None:
-        """Holds nothing yet."""
+        """Hold nothing yet."""
         self._held: dict[str, Image.Image] = {}
         self.num_pixels = 0
 
     def hold(self, image: Image.Image) -> str:
-        """Keeps an image, as RGB, and returns the name under which it is found.
+        """Keep an image, as RGB, and returns the name under which it is found.
 
         Raises:
             ImageError: It is closed, cut off or damaged.
@@ -91,16 +91,16 @@ class HeldImages(ImageSource):
         return name
 
     def release(self) -> None:
-        """Lets all images go; those that were encoded are not asked for again."""
+        """Let all images go; those that were encoded are not asked for again."""
         self._held.clear()
         self.num_pixels = 0
 
     def facts(self, path: str) -> ImageFacts:
-        """Tells an image's digest and size."""
+        """Tell an image's digest and size."""
         return ImageFacts(path, self._find(path).size)
 
     def open(self, path: str) -> Image.Image:
-        """Returns an image, mode RGB."""
+        """Return an image, mode RGB."""
         return self._find(path)
 
     def _find(self, name: str) -> Image.Image:
@@ -112,7 +112,7 @@ class HeldImages(ImageSource):
 def items_of(
     batch: Mapping[str, Any], side: Side, task_metadata: Any, instruction: str, images: HeldImages
 ) -> Iterator[Item]:
-    """Reads one batch of mteb.
+    """Read one batch of mteb.
 
     Args:
         batch: Columns by name: `text`, `image`, and those that mteb adds (`query`, `instruction`, `body`, `title`).
@@ -138,7 +138,7 @@ def items_of(
 
 
 def _text(batch: Mapping[str, Any], row: int, task: str) -> str:
-    """The text of a row without instruction: mteb's `text` has it glued to the query's end."""
+    """Return the text of a row without instruction: mteb's `text` has it glued to the query's end."""
     if "query" in batch:
         query, instruction = _cell(batch, "query", row), _cell(batch, "instruction", row)
         # mteb's cache of embeddings reads a batch a second time, and takes the glued text for the query.

@@ -12,7 +12,7 @@ _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 def facts_of(directory: Path) -> dict[str, Any]:
-    """Reads sizes from the headers of a model's weights, the rest from its configuration.
+    """Read sizes from the headers of a model's weights, the rest from its configuration.
 
     Args:
         directory: A base model, an exported one, or an adapter.

@@ -208,7 +208,7 @@ HUB_MODELS = (
 
 
 def mini() -> Model:
-    """The embedded model; it saw none of mteb's data, MMEB-mini's training pairs included."""
+    """Return the embedded model; it saw none of mteb's data, MMEB-mini's training pairs included."""
     source = model_dir()
     facts = facts_of(source)
     return Model(

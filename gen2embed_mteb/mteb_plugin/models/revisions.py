@@ -26,7 +26,7 @@ _DECISIVE = (".safetensors", ".json", ".jinja", ".txt", ".model", ".bin")
 
 
 def inputs_digest(layout: str) -> str:
-    """Digests what decides vectors besides the weights.
+    """Digest what decides vectors besides the weights.
 
     Args:
         layout: How images are laid out in the prompt.
@@ -43,7 +43,7 @@ def inputs_digest(layout: str) -> str:
 
 
 def directory_digest(directory: Path) -> str:
-    """Digests the files of a model that decide its vectors: weights, configurations, templates, tokenizer.
+    """Digest the files of a model that decide its vectors: weights, configurations, templates, tokenizer.
 
     Of an adapter the model that it is for counts as well: its files, or the commit of it that would be loaded.
 
@@ -70,7 +70,7 @@ def directory_digest(directory: Path) -> str:
 
 @cache
 def hub_commit(hub_id: str) -> str | None:
-    """Finds the commit that loading a hub id would give: the one in the local cache, or else the hub's newest.
+    """Find the commit that loading a hub id would give: the one in the local cache, or else the hub's newest.
 
     Args:
         hub_id: The repository.
@@ -91,7 +91,7 @@ def hub_commit(hub_id: str) -> str | None:
 
 
 def revision_of(source: str, layout: str, commit: str | None = None) -> str | None:
-    """The revision of a model.
+    """Return the revision of a model.
 
     Args:
         source: Hub id or directory of its weights.

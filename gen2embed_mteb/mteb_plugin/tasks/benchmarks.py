@@ -39,7 +39,7 @@ def install() -> None:
 
 
 def benchmark(name: str) -> Benchmark:
-    """Builds a benchmark of mteb.
+    """Build a benchmark of mteb.
 
     Args:
         name: `MMEB` or `MMEB-mini`.

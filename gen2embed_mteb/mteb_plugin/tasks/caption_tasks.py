@@ -58,7 +58,7 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
         self.num_errors: dict[str, int] = {}  # by set, the records that were set aside
 
     def load_data(self, num_proc: int | None = None, *, timer: TimingStack | None = None, **kwargs: Any) -> None:
-        """Reads the sets; records that cannot be used are logged and set aside.
+        """Read the sets; records that cannot be used are logged and set aside.
 
         Raises:
             DataError: Files or images are missing, or more than 0.1 % of a set; the message names the remedy.
@@ -86,7 +86,7 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
         num_proc: int | None = None,
         **kwargs: Any,
     ) -> dict[str, float]:
-        """Encodes captions and images, and scores every record by the rules of `compositionality_scoring.py`."""
+        """Encode captions and images, and scores every record by the rules of `compositionality_scoring.py`."""
 
         def encode(columns: Dataset) -> np.ndarray:
             loader = create_dataloader(columns, task_metadata=self.metadata, num_proc=num_proc, **encode_kwargs)
@@ -144,7 +144,7 @@ TASKS = (SugarCrepePlusPlus, SugarCrepePlusPlusMini)
 
 
 def _table(file: Path, records: list[Any], images: ImageSource) -> tuple[Dataset, int]:
-    """The usable records of a set (`image` and the caption columns), and the number of the others."""
+    """Return the usable records of a set (`image` and the caption columns), and the number of the others."""
     from gen2embed_mteb.mteb_plugin.tasks.data import SourcedImage, check_error_rate
 
     columns: dict[str, list[str]] = {column: [] for column in ("image", *BENCHMARK.captions)}

@@ -47,7 +47,7 @@ class SourcedImage(datasets.Image):
     _type: str = field(default="SourcedImage", init=False, repr=False)
 
     def decode_example(self, value: Any, token_per_repo_id: Any = None) -> Image.Image:
-        """Opens one image as RGB.
+        """Open one image as RGB.
 
         Raises:
             ImageError: The image cannot be used.
@@ -62,12 +62,12 @@ _FEATURE_TYPES["SourcedImage"] = SourcedImage
 
 @lru_cache(maxsize=4)
 def open_source(path: str) -> ImageSource:
-    """The images at a path, opened once a process."""
+    """Return the images at a path, opened once a process."""
     return ImageSource(path, follow_links=follows_links())
 
 
 def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSource) -> tuple[dict[str, Any], int]:
-    """Reads a table.
+    """Read a table.
 
     Args:
         table: The dataset's table.
@@ -124,7 +124,7 @@ class _Row(NamedTuple):
 
 
 def check_error_rate(source: str, num_errors: int, num_rows: int) -> None:
-    """Refuses data of which too little can be used: mteb has no way of saying so beside a score.
+    """Refuse data of which too little can be used: mteb has no way of saying so beside a score.
 
     Args:
         source: The file, for the message.
@@ -142,7 +142,7 @@ def check_error_rate(source: str, num_errors: int, num_rows: int) -> None:
 
 
 def _table(named: list[tuple[str, Item]], kinds: str, images: ImageSource, source: str) -> datasets.Dataset:
-    """A dataset of `id`, `text` and, where the side has any, `image`."""
+    """Return a dataset of `id`, `text` and, where the side has any, `image`."""
     columns: dict[str, list[Any]] = {"id": [name for name, _ in named], "text": [item.text for _, item in named]}
     features = {"id": datasets.Value("string"), "text": datasets.Value("string")}
     if "i" in kinds:
@@ -156,7 +156,7 @@ def _table(named: list[tuple[str, Item]], kinds: str, images: ImageSource, sourc
 
 
 def _image_faults(paths: set[str], images: ImageSource) -> dict[str, str]:
-    """Opens every image once: mteb has no way of setting a row aside later."""
+    """Open every image once: mteb has no way of setting a row aside later."""
 
     def fault(path: str) -> str:
         try:

@@ -62,7 +62,7 @@ class AbsTaskMMEB(AbsTaskRetrieval):
         self.num_errors: dict[str, int] = {}
 
     def load_data(self, num_proc: int | None = None, *, timer: TimingStack | None = None, **kwargs: Any) -> None:
-        """Reads the dataset's tables and checks its images.
+        """Read the dataset's tables and checks its images.
 
         Raises:
             DataError: Tables or images are missing or damaged; the message names them and the remedy.
@@ -151,7 +151,7 @@ def mini_root() -> Path | None:
 
 
 def _row_score(positive: str, ranked: dict[str, float]) -> RowScore:
-    """A row's outcome from its candidates' scores, each distinct candidate once."""
+    """Return a row's outcome from its candidates' scores, each distinct candidate once."""
     best = ranked[positive]
     others = [score for name, score in ranked.items() if name != positive]
     return RowScore(sum(score > best for score in others), all(score < best for score in others))

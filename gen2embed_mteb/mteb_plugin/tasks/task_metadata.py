@@ -110,7 +110,7 @@ _MMEB: dict[str, _Facts] = {
 
 
 def mmeb_metadata(dataset: DatasetInfo) -> TaskMetadata:
-    """The metadata of a dataset of MMEB.
+    """Return the metadata of a dataset of MMEB.
 
     Args:
         dataset: One of `MMEB.datasets`.
@@ -135,7 +135,7 @@ def mmeb_metadata(dataset: DatasetInfo) -> TaskMetadata:
 
 
 def mini_metadata(dataset: DatasetInfo) -> TaskMetadata:
-    """The metadata of a dataset of MMEB-mini.
+    """Return the metadata of a dataset of MMEB-mini.
 
     Args:
         dataset: One of `MMEB_MINI.datasets`.
@@ -158,7 +158,7 @@ def mini_metadata(dataset: DatasetInfo) -> TaskMetadata:
 
 
 def sugarcrepe_plus_metadata(name: str, mini: bool) -> TaskMetadata:
-    """The metadata of SugarCrepe++, or of SugarCrepe++-mini.
+    """Return the metadata of SugarCrepe++, or of SugarCrepe++-mini.
 
     Args:
         name: The task's name.
