@@ -170,7 +170,7 @@ class Fitter:
         )
 
     def _cut(self, text: str, num_tokens: int) -> str:
-        """Return the longest prefix of the text with at most `num_tokens` tokens; image markers stay, and count as 0."""
+        """Return the longest prefix of the text with at most `num_tokens` tokens; image markers stay and count as 0."""
         kept = []
         for piece in _MARKERS.split(text):
             end = len(piece)
