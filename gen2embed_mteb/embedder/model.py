@@ -243,7 +243,7 @@ class Gen2Embed(SentenceTransformer):
         )
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Run the modules as sentence-transformers does, but normalise in float32; in bfloat16 norms are off by 1e-3."""
+        """Run the modules as sentence-transformers does, but normalise in float32: bfloat16 norms are off by 1e-3."""
         return run_modules(self, list(self.named_children()), input, **kwargs)
 
     def encode(
