@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, or a script of VLM2Vec.
 
     Args:
-        arguments: the words after `vlm2vec_adapter`; `None` takes them from the command line.
+        arguments: The words after `vlm2vec_adapter`; `None` takes them from the command line.
 
     Returns:
         The exit status: 0, or 2 for input that cannot be used.

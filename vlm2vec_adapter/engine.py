@@ -52,7 +52,7 @@ class Sample(NamedTuple):
         """Return a sample of MMEB's form: an empty path is no image, and a marker without an image is no marker.
 
         Raises:
-            TypeError: the text is no string, or the image neither a path nor the bytes of a file.
+            TypeError: The text is no string, or the image neither a path nor the bytes of a file.
         """
         if image is not None and not isinstance(image, (str, bytes)):
             raise TypeError(f"an image must be a path or the bytes of a file, got {described(image)}")
@@ -78,10 +78,10 @@ class Engine(nn.Module):
     """A `Gen2Embed` model behind the few methods that VLM2Vec's scripts call.
 
     Args:
-        model: the model.
-        batch_tokens: tokens a call of the model, padding included; `None`: what suits its device.
-        image_options: the size to which images are brought.
-        share: which rows of every batch are this process's; the others' vectors are gathered.
+        model: The model.
+        batch_tokens: Tokens a call of the model, padding included; `None`: what suits its device.
+        image_options: The size to which images are brought.
+        share: Which rows of every batch are this process's; the others' vectors are gathered.
     """
 
     def __init__(
@@ -114,19 +114,18 @@ class Engine(nn.Module):
         return self
 
     def sorted_order(self, side: Side, samples: Sequence[Sample], images: ImageSource | None) -> list[int]:
-        """Return the order by length in tokens, longest first, so that batches are of like lengths and memory shows at
-        once.
+        """Return the order by length in tokens, longest first, so that batches are of like lengths and memory shows at once.
 
         Args:
-            side: of all samples.
+            side: Of all samples.
             samples: n inputs.
-            images: where their images lie.
+            images: Where their images lie.
 
         Returns:
             A permutation of `range(n)`; a pure function of the samples' content, whatever order they come in.
 
         Raises:
-            ImageError: images cannot be used; the message names the first ones, before anything was encoded.
+            ImageError: Images cannot be used; the message names the first ones, before anything was encoded.
         """
         with ThreadPoolExecutor(NUM_HEADER_THREADS, thread_name_prefix="header") as pool:
             found = list(pool.map(lambda sample: self._sizes(sample, images), samples))
@@ -142,13 +141,13 @@ class Engine(nn.Module):
         """Open, render and tokenize this process's rows of a batch; runs in VLM2Vec's workers.
 
         Args:
-            side: of all samples.
-            samples: the batch.
-            images: where its images lie.
+            side: Of all samples.
+            samples: The batch.
+            images: Where its images lie.
 
         Raises:
-            ImageError: an image cannot be opened.
-            ValueError: an input cannot be made to fit into `--max_len`.
+            ImageError: An image cannot be opened.
+            ValueError: An input cannot be made to fit into `--max_len`.
         """
         own = list(range(self._share.rank, len(samples), self._share.world_size))
         # From their headers: images are opened part by part, as a batch of large ones would not fit into memory.
@@ -172,8 +171,8 @@ class Engine(nn.Module):
         """VLM2Vec's call: one side's batch.
 
         Args:
-            qry: the batch of queries, as `prepare` made it, under `KEY`.
-            tgt: the batch of candidates, likewise.
+            qry: The batch of queries, as `prepare` made it, under `KEY`.
+            tgt: The batch of candidates, likewise.
 
         Returns:
             `qry_reps` and `tgt_reps`, each (n, d) float32 unit rows on the CPU, or `None`.

@@ -27,8 +27,8 @@ def generation_of(script: Path) -> ModuleType:
         script: VLM2Vec's `eval.py`, in its checkout.
 
     Raises:
-        FileNotFoundError: there is no such script.
-        ValueError: it is not in a checkout of VLM2Vec.
+        FileNotFoundError: There is no such script.
+        ValueError: It is not in a checkout of VLM2Vec.
     """
     if not script.is_file():
         raise FileNotFoundError(f"{script}: no such file; pass the path of VLM2Vec's eval.py")
@@ -49,8 +49,8 @@ def prepare(script: Path, arguments: Sequence[str]) -> None:
         arguments: VLM2Vec's flags and ours.
 
     Raises:
-        FileNotFoundError: there is no such script.
-        ValueError: options that cannot be used.
+        FileNotFoundError: There is no such script.
+        ValueError: Options that cannot be used.
     """
     generation = generation_of(script)
     options, rest = take_options(arguments, os.environ)
@@ -73,14 +73,14 @@ def run(script: Path) -> None:
     """Run a script of VLM2Vec, after `prepare`, as if by `python SCRIPT`.
 
     Raises:
-        OutputMismatchError: the output folder was made by another configuration.
-        ImageError: images cannot be used.
+        OutputMismatchError: The output folder was made by another configuration.
+        ImageError: Images cannot be used.
     """
     runpy.run_path(str(script), run_name="__main__")
 
 
 def _prepare_processes() -> None:
-    """Workers are forked: they find the replaced methods and the model's processor as they are, without a copy."""
+    """Worker are forked: they find the replaced methods and the model's processor as they are, without a copy."""
     if sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) is None:
         multiprocessing.set_start_method("fork")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork

@@ -42,10 +42,10 @@ def write(folder: Path) -> None:
     """Draw MMEB-mini into a folder, unless it is there, and put beside it what VLM2Vec's loaders ask for.
 
     Args:
-        folder: made if missing.
+        folder: Made if missing.
 
     Raises:
-        ForeignFileError: it holds files that we did not write, where ours would go; nothing was changed.
+        ForeignFileError: It holds files that we did not write, where ours would go; nothing was changed.
     """
     root, content = folder.expanduser(), _content(MMEB_MINI.datasets)
     new = [name for name, data in content.items() if not (root / name).is_file() or (root / name).read_bytes() != data]
@@ -58,11 +58,11 @@ def write_settings(root: Path, datasets: Sequence[DatasetInfo]) -> None:
     """Put beside tables and images what VLM2Vec's loaders ask for.
 
     Args:
-        root: holds V1 tables in `MMEB-eval`, V2 tables in `MMEB-eval-V2`, and `images`.
-        datasets: the tables' datasets.
+        root: Holds V1 tables in `MMEB-eval`, V2 tables in `MMEB-eval-V2`, and `images`.
+        datasets: The tables' datasets.
 
     Raises:
-        ForeignFileError: a file that we did not write is in the way.
+        ForeignFileError: A file that we did not write is in the way.
     """
     folder = OwnedFolder(root, WRITER)
     for name, data in _content(datasets).items():

@@ -29,7 +29,7 @@ class Options(ImageOptions):
     """What decides the vectors beyond VLM2Vec's own flags; each is `--gen2embed_NAME` or the variable `GEN2EMBED_NAME`.
 
     Raises:
-        UsageError: a value is unknown or out of its range; the message names it and the remedy.
+        UsageError: A value is unknown or out of its range; the message names it and the remedy.
     """
 
     prompt_mode: str | None = option(
@@ -61,7 +61,7 @@ class Options(ImageOptions):
         """Return the image layout for a model: as asked, or by its name.
 
         Args:
-            sources: hub ids or paths of the model and its adapter.
+            sources: Hub ids or paths of the model and its adapter.
 
         Returns:
             `native` or `official`.
@@ -75,14 +75,14 @@ def take_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
     """Separate our options from VLM2Vec's.
 
     Args:
-        arguments: the words after the script's path; `--flag value`, `--flag=value`, and `-` for `_` in our flags.
-        environment: where `GEN2EMBED_PROMPT_MODE` and the like are looked up; a flag wins.
+        arguments: The words after the script's path; `--flag value`, `--flag=value`, and `-` for `_` in our flags.
+        environment: Where `GEN2EMBED_PROMPT_MODE` and the like are looked up; a flag wins.
 
     Returns:
         Our options, and the words that are left, in order.
 
     Raises:
-        UsageError: a flag of ours that does not exist, lacks its value, or has one that is not usable.
+        UsageError: A flag of ours that does not exist, lacks its value, or has one that is not usable.
     """
     known = {option.name: option for option in fields(Options)}
     given = {name: environment[key] for name in known if environment.get(key := f"GEN2EMBED_{name.upper()}")}
@@ -121,7 +121,7 @@ def _parsed(name: str, text: str) -> str | int | bool:
 
 
 def wants_us(arguments: Sequence[str]) -> bool:
-    """Return whether VLM2Vec's command line asks for this backbone, as `--model_backbone gen2embed` or with `=`."""
+    """Return whether a command line of VLM2Vec's asks for this backbone, as `--model_backbone gen2embed` or with `=`."""
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag.replace("-", "_") == "__model_backbone" and (value if equals else following) == BACKBONE:

@@ -40,10 +40,10 @@ class Run:
     """What one output folder holds.
 
     Attributes:
-        folder: the folder.
+        folder: The folder.
         generation: "v1" or "v2".
-        metrics: in V2's form, by modality and dataset.
-        record: what `output.read_record` found, or nothing.
+        metrics: In V2's form, by modality and dataset.
+        record: What `output.read_record` found, or nothing.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ def read_run(folder: Path) -> Run:
         folder: `--encode_output_path`, or the folder above `image`, `video` and `visdoc`.
 
     Raises:
-        ValueError: there are no scores, a file is not one of VLM2Vec's, or the files are of two runs.
+        ValueError: There are no scores, a file is not one of VLM2Vec's, or the files are of two runs.
     """
     found = {name: folder / name for name in MODALITIES if any((folder / name).glob(f"*{SUFFIX}"))}
     found = found or {"image": folder}
@@ -98,11 +98,11 @@ def leaderboard_json(run: Run, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the entry that the MMEB leaderboard takes.
 
     Args:
-        run: the run.
-        metadata: what the run itself does not know, by the leaderboard's names.
+        run: The run.
+        metadata: What the run itself does not know, by the leaderboard's names.
 
     Raises:
-        ValueError: a name that the leaderboard does not have.
+        ValueError: A name that the leaderboard does not have.
     """
     unknown = sorted(set(metadata) - set(LEADERBOARD_METADATA))
     if unknown:
@@ -116,7 +116,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     """Every dataset of MMEB, the averages beside the paper's, then V2's other modalities.
 
     Args:
-        runs: of either generation; columns of the tables of datasets, rows of the averages.
+        runs: Of either generation; columns of the tables of datasets, rows of the averages.
 
     Returns:
         As many tables as there is something for, figures in percent.
@@ -147,15 +147,15 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
     """Write `leaderboard.json` into every folder, `report.md` into the first.
 
     Args:
-        folders: of finished runs, of either generation.
-        metadata: for the leaderboard.
+        folders: Of finished runs, of either generation.
+        metadata: For the leaderboard.
 
     Returns:
         The tables for a terminal.
 
     Raises:
-        ForeignFileError: a file of that name is there that `report` did not write, or that was changed since.
-        ValueError: a folder without scores, or unknown metadata.
+        ForeignFileError: A file of that name is there that `report` did not write, or that was changed since.
+        ValueError: A folder without scores, or unknown metadata.
     """
     # A folder of `gen2embed evaluate` has an entry of the same form already, of its last run alone.
     owned = [OwnedFolder(folder, EVALUATE if require_one_run(folder) else WRITER) for folder in folders]

@@ -34,10 +34,10 @@ class Session:
     """The state of a run.
 
     Args:
-        options: our options.
+        options: Our options.
         generation: "v1" or "v2".
-        share: which rows of every batch are this process's. V2 shares the rows itself.
-        describe_datasets: what decides the rows of each dataset, from VLM2Vec's `DataArguments`.
+        share: Which rows of every batch are this process's. V2 shares the rows itself.
+        describe_datasets: What decides the rows of each dataset, from VLM2Vec's `DataArguments`.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Session:
         """Return the images below a folder, or in a zip archive; `None` if none was named.
 
         Raises:
-            FileNotFoundError: there is nothing of that kind.
+            FileNotFoundError: There is nothing of that kind.
         """
         if not root:
             return None
@@ -107,8 +107,8 @@ class Session:
             model_args: VLM2Vec's `ModelArguments`.
 
         Raises:
-            OutputMismatchError: the output folder was made by another model.
-            ValueError: the model or its adapter cannot be used.
+            OutputMismatchError: The output folder was made by another model.
+            ValueError: The model or its adapter cannot be used.
         """
         from gen2embed_mteb.embedder.fingerprint import fingerprint
         from gen2embed_mteb.embedder.model import Gen2Embed

@@ -41,7 +41,7 @@ def command_for(words: list[str]) -> list[str] | None:
     """Return the command line with the adapter in front of the script.
 
     Args:
-        words: a command line as `sys.orig_argv` has it, the interpreter first.
+        words: A command line as `sys.orig_argv` has it, the interpreter first.
 
     Returns:
         The words after the interpreter; `None` if it runs something else than a script of VLM2Vec with this backbone.
@@ -73,9 +73,9 @@ def enable() -> Path:
         Where it is.
 
     Raises:
-        ForeignFileError: another file of that name is there.
-        PermissionError: site-packages cannot be written.
-        ValueError: this package is not installed, so that an interpreter that starts would not find it.
+        ForeignFileError: Another file of that name is there.
+        PermissionError: Site-packages cannot be written.
+        ValueError: This package is not installed, so that an interpreter that starts would not find it.
     """
     import subprocess
 
@@ -104,7 +104,7 @@ def disable() -> Path | None:
         Where it was; `None` if there was none.
 
     Raises:
-        ForeignFileError: another file of that name is there.
+        ForeignFileError: Another file of that name is there.
     """
     import hashlib
 

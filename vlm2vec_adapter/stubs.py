@@ -49,7 +49,7 @@ def stubbed(vendored: Sequence[str]) -> Iterator[None]:
     """Let VLM2Vec's modules be imported inside the `with`.
 
     Args:
-        vendored: packages of VLM2Vec's own, modelling code of other backbones; stubbed whether importable or not, and
+        vendored: Packages of VLM2Vec's own, modelling code of other backbones; stubbed whether importable or not, and
             for good.
     """
     _settle_availability()

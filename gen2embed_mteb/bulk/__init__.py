@@ -1,1 +1,4 @@
-"""How many inputs are encoded: batches by tokens, a pipeline, a store on disk, several processes. Knows no model."""
+"""Bulk encoding: batches by number of tokens, a pipeline of threads, a store on disk, and several processes.
+
+This package does not depend on a particular model; `types.Encoder` states what it needs of one.
+"""

@@ -1,15 +1,18 @@
-"""Making many vectors: every distinct input once, in sorted batches, prepared ahead, every shard kept on disk.
+"""Encoding many inputs: every distinct input once, in batches sorted by length, with all vectors stored on disk.
 
-1. Inputs already known, from this call or an earlier one, are dropped: a candidate shared by a thousand rows or by
-   two datasets is encoded once per side. Images are compared by the bytes of their files, not by name.
-2. The rest is sorted by length in tokens, prompt and images included, longest first, so that memory that does not
-   suffice shows at once. It is cut into batches of like lengths and at most `batch_tokens`, the batches into shards.
-   The cut is a pure function of the inputs: an interrupted run that is started again forms the same batches, hence
-   the same vectors to the bit.
-3. Shards found in the store are reused. Of the others every process makes its share, batch by batch, while threads
-   open and prepare the next ones (`pipeline.py`); then it waits for the shares of the others (`sharing.py`).
+1. Inputs that are already known, from this call or an earlier one, are dropped: a candidate that a thousand rows or two
+   datasets share is encoded once per side. Images are compared by the bytes of their files, not by name.
+2. The other inputs are sorted by length in tokens, prompt and images included, longest first, so that a lack of memory
+   shows at once. They are cut into batches of similar lengths with at most `batch_tokens` tokens, and the batches are
+   grouped into shards. The cut is a pure function of the inputs: an interrupted run that is started again forms the
+   same batches, hence the same vectors to the bit.
+3. Shards found in the store are reused. Each process computes its share of the others, batch by batch, while threads
+   open and prepare the next batches (`pipeline.py`); then it waits for the other processes' shares (`processes.py`).
 
-An input whose image cannot be opened, or that the encoder refuses on its own, is recorded with its reason.
+An input whose image cannot be opened, or that the encoder refuses even alone, is recorded with its reason.
+
+Cost: each image file is read twice, once for its digest and size and once to encode it; each distinct input goes
+through the model once. Vectors stay on disk; memory holds the batches in work and an index of all distinct inputs.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from gen2embed_mteb.names import Side
 
 BATCHES_PER_SHARD = 16
 MAX_PADDING, NEGLIGIBLE_PADDING = 0.1, 128
-"""A batch ends where more than this share of it, and more than this number of tokens, would be padding."""
+"""A batch ends before more than this fraction of it, and more than this number of tokens, would be padding."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,19 @@ class BulkEncoder:
     """Encodes items on both sides and remembers where their vectors are.
 
     Args:
-        encoder: The model; a `StagedEncoder` such as `PrefixEncoder` is sorted by its own count of tokens and
-            prepared ahead.
-        store: Where shards are kept.
-        images: Where images lie.
-        batch_tokens: Tokens a call of the model, padding included; an input that is longer runs alone. None: what the
-            encoder asks for.
-        batch_size: Inputs a call of the model, at most.
-        image_options: The size to which images are brought.
-        num_workers: Threads that open images.
-        share: Which part of the work is this process's; by default all of it.
+        encoder: The model; with a `StagedEncoder` such as `PrefixEncoder`, inputs are sorted by its own count of tokens,
+            and batches are prepared ahead.
+        store: The store of the shards.
+        images: The source of the images.
+        batch_tokens: The most tokens per call of the model, padding included; an input that is longer runs alone. None
+            stands for the encoder's own number.
+        batch_size: The most inputs per call of the model.
+        image_options: How images are resized.
+        num_workers: The number of threads that open images.
+        share: The part of the work that belongs to this process; by default all of it.
 
     Attributes:
-        num_reused: Inputs whose vectors came from the store.
+        num_reused: The number of inputs whose vectors came from the store.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class BulkEncoder:
         num_workers: int = 4,
         share: Share | None = None,
     ) -> None:
-        """Keep the parts; nothing is read yet."""
+        """Keep the arguments; nothing is read yet."""
         self._encoder = staged(encoder)
         self._store = store
         self._images = images
@@ -105,12 +108,12 @@ class BulkEncoder:
 
     @property
     def num_encoded(self) -> int:
-        """Inputs handed to the model by this object so far."""
+        """The number of inputs that this object has passed to the model so far."""
         return self._pipeline.num_encoded
 
     @property
     def num_halvings(self) -> int:
-        """How often a batch was halved because memory ran out."""
+        """The number of times that a batch was halved because memory ran out."""
         return self._pipeline.num_halvings
 
     def add(self, side: Side, items: Iterable[Item], label: str = "") -> None:
@@ -118,12 +121,12 @@ class BulkEncoder:
 
         Args:
             side: `query` or `document`.
-            items: The items; repetitions are free.
-            label: What to call this piece of work in the progress bar.
+            items: The items; repeated items cost nothing.
+            label: The name of this piece of work in the progress bar.
 
         Raises:
-            TypeError: The encoder returns something else than (n, d) unit rows.
-            ValueError: The encoder refuses every input of a batch; its own error.
+            TypeError: The encoder returns something other than (n, d) unit rows.
+            ValueError: The encoder refuses every input of a batch; the error is the encoder's own.
         """
         given = dict.fromkeys(items)
         self._read_facts({path for item in given for path in item.images}, label or side)
@@ -140,7 +143,7 @@ class BulkEncoder:
                 missing.append(planned)
             else:
                 self.num_reused += found.num_rows
-            # A shard still to be made holds its place, so that numbers do not depend on what was found.
+            # A missing shard gets a placeholder, so that numbers do not depend on which shards were found.
             self._shards.append(found or StoredShard(Path(), 0, 0, {}))
             rows = (work for batch in batches for work in batch.works)
             for row, work in enumerate(rows):
@@ -149,14 +152,14 @@ class BulkEncoder:
             self._make(side, missing, label or side)
 
     def fault(self, side: Side, item: Item) -> Fault | None:
-        """Tell why an item has no vector.
+        """Return the reason why an item has no vector.
 
         Args:
-            side: The side it was added on.
+            side: The side on which the item was added.
             item: An item that was added.
 
         Returns:
-            None if it has a vector.
+            The reason; None if the item has a vector.
 
         Raises:
             KeyError: The item was never added on this side.
@@ -168,7 +171,7 @@ class BulkEncoder:
         return Fault(*fault) if fault else None
 
     def content(self, item: Item) -> tuple[str, tuple[str, ...]]:
-        """Return what an item is: equal for items of equal text and images, whatever the images are called.
+        """Return the content of an item, which is equal for equal texts and images, whatever the names of the images.
 
         Args:
             item: An item that was added, on either side.
@@ -183,10 +186,10 @@ class BulkEncoder:
         return item.text, digests
 
     def vectors(self, side: Side, items: Sequence[Item]) -> npt.NDArray[np.float32]:
-        """Gather vectors.
+        """Return the vectors of items.
 
         Args:
-            side: The side they were added on.
+            side: The side on which the items were added.
             items: n items that were added and have no fault.
 
         Returns:
@@ -215,7 +218,7 @@ class BulkEncoder:
                 f"{self._store.directory}: its vectors have unequal widths ({listed}); pass another folder"
             )
         out = np.empty((len(items), *widths), np.float32)
-        # One shard's file is open at a time: there may be more shards than a process may open files.
+        # Only one shard's file is open at a time: there may be more shards than a process may open files.
         for number in numbers:
             wanted = np.flatnonzero(places[:, 0] == number)
             out[wanted] = self._shards[number].vectors[places[wanted, 1]]
@@ -250,7 +253,7 @@ class BulkEncoder:
             return Fault(error.file, error.reason)
 
     def _cut(self, side: Side, works: list[Work]) -> list[Batch]:
-        """Batches of inputs of like length, longest first."""
+        """Return batches of inputs of similar length, longest first."""
         sizes = [[self._final_size(path) for path in work.paths] for work in works]
         lengths = dict(zip(works, self._encoder.count_tokens(side, [w.text for w in works], sizes), strict=True))
         works = sorted(works, key=lambda work: (-lengths[work], work.text, work.digests))
@@ -265,7 +268,7 @@ class BulkEncoder:
         return fitted_size(self._known_facts(path).size, self._image_options, path)
 
     def _num_pixels(self, path: str) -> int:
-        """Return what an image takes while it is in memory: as it is in its file, or as it is enlarged."""
+        """Return the number of pixels of an image in memory: as in its file or as resized, whichever is more."""
         return max(math.prod(self._known_facts(path).size), math.prod(self._final_size(path)))
 
     def _known_facts(self, path: str) -> ImageFacts:
@@ -275,7 +278,7 @@ class BulkEncoder:
         return facts
 
     def _make(self, side: Side, missing: list[_PlannedShard], label: str) -> None:
-        """Make this process's share of the missing shards, and wait for the rest."""
+        """Compute this process's share of the missing shards, and wait for the others."""
         started = time.monotonic()
         total = sum(batch.num_tokens for shard in missing for batch in shard.batches)
         rows = 0
@@ -308,16 +311,17 @@ class BulkEncoder:
 def cut_batches(
     lengths: Sequence[int], batch_tokens: int, batch_size: int, pixels: Sequence[int] | None = None
 ) -> list[tuple[int, int]]:
-    """Cut inputs that are sorted by length, longest first, into batches of like lengths.
+    """Cut inputs that are sorted by length, longest first, into batches of similar lengths.
 
     Args:
         lengths: n lengths in tokens, descending.
-        batch_tokens: Tokens a batch, padding included; an input that is longer makes a batch alone.
-        batch_size: Inputs a batch, at most.
-        pixels: n numbers of decoded pixels: a batch has at most `MAX_PIXELS_IN_FLIGHT`, an input of more runs alone.
+        batch_tokens: The most tokens per batch, padding included; an input that is longer forms a batch alone.
+        batch_size: The most inputs per batch.
+        pixels: n numbers of decoded pixels. A batch has at most `MAX_PIXELS_IN_FLIGHT` of them; an input with more
+            forms a batch alone.
 
     Returns:
-        The first and the last place, the latter excluded, of each batch, in order.
+        The start (included) and the end (excluded) of each batch, in order.
     """
     batches: list[tuple[int, int]] = []
     start = 0
@@ -340,7 +344,7 @@ def cut_batches(
 
 
 def _key(side: Side, batches: list[Batch]) -> str:
-    """Digest one shard's work; a repaired image changes its digest, hence the key."""
+    """Return the digest of one shard's work; if an image is repaired, its digest changes, and so does the key."""
     work = [[[work.text, work.digests] for work in batch.works] for batch in batches]
     return hashlib.sha256(json.dumps([side, work]).encode()).hexdigest()
 
@@ -351,7 +355,7 @@ def _chunks(batches: list[Batch], size: int) -> list[list[Batch]]:
 
 @contextmanager
 def _token_bar(total: int, label: str, *, silent: bool) -> Iterator[Any]:
-    """Return a bar over tokens: the time left follows from them, as a long input takes as long as many short ones."""
+    """Yield a progress bar over tokens, which estimates the remaining time better than the number of inputs."""
     from tqdm import tqdm
 
     off = silent or not sys.stderr.isatty()

@@ -1,8 +1,9 @@
-"""Several processes at one piece of work, by rank: no coordinator, only the shards that appear in the shared store.
+"""Sharing one piece of work among several processes by rank, without a coordinator.
 
-Process r of n makes every n-th missing shard, then waits for the others' to appear. A process whose shards do not
-appear for `patience` seconds (it died, perhaps on another host) is taken for dead, once and for all of the run, and its
-shards are made by those that are left; done twice, a shard has the same bytes.
+The processes see each other only by the shards that appear in the shared store. Process r of n computes every n-th
+shard that is missing, then waits until the others' shards appear. A process whose shards do not appear for `patience`
+seconds (it died, perhaps on another host) is considered dead for the rest of the run, and the remaining processes
+compute its shards. If two processes compute the same shard, the bytes are the same.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from gen2embed_mteb.errors import Gen2EmbedError
 logger = logging.getLogger(__name__)
 
 NOTICE = 0.1
-"""The part of the patience after which a user is told what is waited for."""
+"""The fraction of the patience after which a message tells the user which process is waited for."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the work is this process's.
+    """The part of the work that belongs to this process.
 
     Attributes:
-        rank: This process, from 0.
-        world_size: All processes.
-        patience: Seconds without a new shard after which another process is taken for dead.
-        poll_interval: Seconds between two looks at the store.
+        rank: The number of this process, from 0.
+        world_size: The number of all processes.
+        patience: Seconds without a new shard after which another process is considered dead.
+        poll_interval: Seconds between two checks of the store.
     """
 
     rank: int = 0
@@ -49,15 +50,15 @@ class Share:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Share:
-        """Return the share that `torchrun` gives this process by RANK and WORLD_SIZE; all of the work without them.
+        """Return the share that `torchrun` gives this process by RANK and WORLD_SIZE; without them, all of the work.
 
-        On several hosts without torchrun, set the two by hand and share the output folder.
+        On several hosts without torchrun, set the two variables by hand and share the output folder.
 
         Args:
-            environment: By default `os.environ`.
+            environment: The environment variables; `os.environ` by default.
 
         Raises:
-            ValueError: One of the two is no number, or they do not fit.
+            ValueError: One of the two is not a number, or the rank is not below the number of processes.
         """
         found = os.environ if environment is None else environment
         said = {name: found.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
@@ -68,23 +69,23 @@ class Share:
         return cls(rank, world_size)
 
     def owns(self, number: int) -> bool:
-        """Return whether a shard of this number is this process's: every `world_size`-th, so that all get long and
-        short ones.
+        """Return whether the shard of this number belongs to this process.
 
-        The number must count all shards, made or not: processes that start one after the other must agree.
+        Every `world_size`-th shard does, so that each process gets shards of long and of short inputs. The number must
+        count all shards, finished or not, so that processes that start at different times agree.
         """
         return number % self.world_size == self.rank
 
 
 class Peers:
-    """The other processes of a run, and which of them were found to be dead.
+    """The other processes of a run, with a record of which are considered dead.
 
     Args:
-        share: Which part is this process's.
+        share: The part of the work that belongs to this process.
     """
 
     def __init__(self, share: Share) -> None:
-        """Take all of them to be alive."""
+        """Consider all processes alive."""
         self._share = share
         self._dead: set[int] = set()
         self._noticed: set[int] = set()
@@ -92,14 +93,14 @@ class Peers:
     def await_others(
         self, numbers: Mapping[str, int], find: Callable[[str], StoredShard | None]
     ) -> Iterator[tuple[str, StoredShard | None]]:
-        """Yield the shards that other processes make, as they appear.
+        """Yield the shards that other processes compute, as they appear.
 
         Args:
-            numbers: The shards' keys and numbers; the number says whose a shard is.
-            find: Looks a shard up in the store that all write to.
+            numbers: The number of each shard by its key; the number tells which process a shard belongs to.
+            find: Returns a shard from the store that all processes share, or None.
 
         Yields:
-            A key and its shard; `None` for a shard that this process is to make, before it asks for the next.
+            A key and its shard; `None` for a shard that this process must compute before it asks for the next one.
         """
         share = self._share
         pending = {key: number % share.world_size for key, number in numbers.items()}
@@ -117,7 +118,7 @@ class Peers:
                 self._judge(rank, time.monotonic() - heard[rank])
             orphans = [key for key, rank in pending.items() if rank in self._dead]
             if orphans:
-                # Those that are left begin at different places, so that few shards are made twice.
+                # The remaining processes begin at different places, so that few shards are computed twice.
                 key = orphans[share.rank * len(orphans) // share.world_size]
                 del pending[key]
                 yield key, None
@@ -146,7 +147,7 @@ class Peers:
             )
 
     def _hear_from(self, rank: int) -> None:
-        """Take a process for alive again if nobody else can have made its shard."""
+        """Consider a process alive again if no other process can have computed its shard."""
         if rank in self._dead and len(self._dead) == self._share.world_size - 1:
             self._dead.discard(rank)
             logger.warning("process %d of %d is back", rank, self._share.world_size)

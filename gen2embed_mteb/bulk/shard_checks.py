@@ -1,7 +1,8 @@
-"""What a shard of embeddings and its marker must be; what is not is damaged, and never used.
+"""Checks of a shard of embeddings and of its marker; a shard that fails them is damaged, and never used.
 
-A marker is not believed. Whoever writes a file beside another one can write a digest, too: so the form, the number of
-rows, the type and the norms are checked as well. An error of the system says nothing about a file and is passed on.
+A marker alone is not trusted: whoever can replace a shard can also write a digest for it. So the form, the number of
+rows, the type and the norms are checked as well. An error of the operating system says nothing about the file, so it is
+passed to the caller.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from gen2embed_mteb.storage.owned_folder import MADE_BY
 
 FORMAT = 3
 NORM_TOLERANCE = 1e-2
-"""How far from 1 the norm of a row may be."""
+"""The largest accepted difference of a row's norm from 1."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ROW = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 class DamagedError(Exception):
-    """A shard or its marker is not what we wrote; the message says why."""
+    """The error for a shard or a marker that is not as we wrote it; the message says why."""
 
 
 def read_regular(path: Path) -> bytes:
@@ -39,8 +40,8 @@ def read_regular(path: Path) -> bytes:
         path: The file.
 
     Raises:
-        DamagedError: A pipe, which could block, a device or a folder is there.
-        OSError: The system cannot read it.
+        DamagedError: The path is a folder, a device, or a pipe, which could block.
+        OSError: The system cannot read the file.
     """
     if os.path.lexists(path) and not path.is_file():
         raise DamagedError(f"{path.name} is no regular file")
@@ -48,13 +49,13 @@ def read_regular(path: Path) -> bytes:
 
 
 def parse_marker(data: bytes) -> dict[str, Any]:
-    """Return a marker of exactly our form.
+    """Return a marker, if it has exactly our form.
 
     Args:
         data: The file's content.
 
     Raises:
-        DamagedError: It is anything else.
+        DamagedError: The marker has another form.
     """
     try:
         marker = json.loads(data)
@@ -67,7 +68,7 @@ def parse_marker(data: bytes) -> dict[str, Any]:
 
 
 def _marker_fault(marker: dict[str, Any]) -> str:
-    """Return what is wrong with a marker; empty if nothing is."""
+    """Return what is wrong with a marker; an empty string if nothing is."""
     digests, counts = ("key", "identity", "sha256"), ("rows", "num_halvings")
     expected = {"made_by", "version", "format", "errors", *digests, *counts}
     if marker.keys() != expected:
@@ -92,7 +93,7 @@ def _marker_fault(marker: dict[str, Any]) -> str:
 
 
 def parse_vectors(data: bytes) -> npt.NDArray[np.float32]:
-    """Return the array of an `.npy` file as we write it; nothing is allocated that its header only claims.
+    """Return the array of an `.npy` file in our form; no memory is allocated for a size that only its header claims.
 
     Args:
         data: The file's content.
@@ -101,7 +102,7 @@ def parse_vectors(data: bytes) -> npt.NDArray[np.float32]:
         (rows, d) float32, a view of `data`.
 
     Raises:
-        DamagedError: It holds anything else.
+        DamagedError: The file holds anything else.
     """
     buffer = io.BytesIO(data)
     try:
@@ -119,11 +120,11 @@ def parse_vectors(data: bytes) -> npt.NDArray[np.float32]:
 
 
 def check_norms(vectors: npt.NDArray[np.float32], errors: Mapping[int, tuple[str, str]]) -> None:
-    """Hold rows to the encoder's contract: unit rows, and zeros where a row failed.
+    """Check that every row has norm 1, and that a row that failed holds zeros.
 
     Args:
         vectors: (rows, d) float32.
-        errors: By row, why it failed.
+        errors: The file and the reason for each row that failed, by row number.
 
     Raises:
         DamagedError: A row has another norm, or is not finite.

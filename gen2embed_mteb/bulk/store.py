@@ -1,4 +1,4 @@
-"""A resumable store of embeddings on disk: shards of vectors named by what they hold, each with its completion marker.
+"""A resumable store of embeddings on disk: shards of vectors, each with a completion marker.
 
     <store>/manifest.json      our name, and the identity of what makes the vectors (model, prompt, …) with its digest
     <store>/<key>.npy          one shard: (rows, d) float32
@@ -6,15 +6,18 @@
                                the rows that failed
 
 1. A shard is the result of one fixed piece of work. Its key is the digest of that work (side, texts, images by
-   content, the boundaries of the batches), so the same work finds its shard again, and other work cannot.
-2. A shard counts once its marker is there. Both are written to a temporary file and renamed, the marker last: a process
-   killed at any moment leaves a store that is valid, at worst without its last shard.
-3. A store made by something else is refused, never mixed. Only what a marker proves to be ours is ever deleted. A file
-   that is in the way and that nothing proves to be ours is renamed, not replaced.
-4. A marker is not believed: the shard's digest, form and norms are checked whenever it is opened.
+   content, the boundaries of the batches), so the same work finds its shard again, and other work does not.
+2. A shard is valid once its marker exists. Both are written to a temporary file and renamed, the marker last: a process
+   that is killed at any moment leaves a valid store, at worst without its last shard.
+3. A store with another identity is refused, so that vectors are never mixed. A file is deleted only if a marker proves
+   that we wrote it. Any other file whose name is needed is renamed, not replaced.
+4. A marker alone is not trusted: the shard's digest, form and norms are checked whenever it is opened.
 
-Nothing is pickled. Any number of processes, on one host or on several that share the folder, may write at once: the
-same work gives the same bytes, whoever does it. A shard holds a file open only while its vectors are used.
+Nothing is pickled. Any number of processes, on one host or on several that share the folder, may write at the same
+time: the same work gives the same bytes in every process.
+
+Cost: finding a shard reads its file once, for the digest. Vectors are memory-mapped, and a shard's file is open only
+while its vectors are used.
 """
 
 from __future__ import annotations
@@ -63,18 +66,18 @@ _MARKER_NAME = re.compile(rf"[0-9a-f]{{{_STEM}}}\.json")
 
 
 class StoreMismatchError(Gen2EmbedError):
-    """The folder was made by another model, prompt, policy or run."""
+    """The error for a folder that was made by another model, prompt, policy or run."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What is put into a shard.
+    """The content of a shard.
 
     Attributes:
         vectors: (rows, d) float32, unit rows; rows that failed hold zeros.
-        errors: Row number to (file, reason), for the rows that failed.
-        num_halvings: How often a batch was halved because memory ran out: such a shard was encoded in other batches
-            than its key says, which may show in the last bits.
+        errors: The file and the reason for each row that failed, by row number.
+        num_halvings: The number of times that a batch was halved because memory ran out. Such a shard was encoded in
+            other batches than its key says, which may change the last bits.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -84,12 +87,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class StoredShard:
-    """A shard on disk, checked; no file is open until its vectors are asked for.
+    """A shard on disk that passed the checks; its file is opened only when its vectors are read.
 
     Attributes:
         path: The file.
-        num_rows: Its rows.
-        width: d; 0 where every row failed.
+        num_rows: The number of its rows.
+        width: The width d of a vector; 0 if every row failed.
         errors: As in `Shard`.
         num_halvings: As in `Shard`.
     """
@@ -111,14 +114,14 @@ class EmbeddingStore:
     """A folder of shards.
 
     Args:
-        directory: The folder; made if it is missing.
-        identity: What the vectors depend on besides the work itself, by name.
-        overwrite: Drop what is there when it was made by another identity instead of refusing it. Files that are not
-            proved to be ours stay.
+        directory: The folder; it is created if missing.
+        identity: Everything that the vectors depend on besides the work itself, by name.
+        overwrite: Whether to delete shards of another identity instead of refusing them. Files that are not proved to
+            be ours stay.
 
     Raises:
         StoreMismatchError: The folder holds vectors of another identity or format.
-        ForeignFileError: It holds a `manifest.json` that we did not write; `overwrite` does not lift that.
+        ForeignFileError: It holds a `manifest.json` that we did not write; `overwrite` does not change that.
     """
 
     def __init__(self, directory: str | Path, identity: Mapping[str, str], *, overwrite: bool = False) -> None:
@@ -130,7 +133,7 @@ class EmbeddingStore:
         self._lock = FileLock(self.directory / LOCK)
         if not self._fits(overwrite):
             with self._lock:
-                # Compared again: another process may have begun or cleared the store meanwhile.
+                # Compare again: another process may have created or cleared the store in the meantime.
                 if not self._fits(overwrite):
                     self._begin()
         remove_stale(self.directory)
@@ -148,17 +151,17 @@ class EmbeddingStore:
         _read_manifest(Path(directory) / MANIFEST)
 
     def get(self, key: str, num_rows: int | None = None) -> StoredShard | None:
-        """Look a shard up.
+        """Return a shard if the store holds it.
 
         Args:
             key: The digest of the work, 64 hexadecimal digits.
-            num_rows: How many rows the work has; None: as many as the shard says.
+            num_rows: The number of rows that the work has; None accepts any number.
 
         Returns:
-            The shard; None if it is not there or damaged (a warning says so; it is to be made again).
+            The shard; None if it is missing or damaged. A warning reports damage; the shard must be computed again.
 
         Raises:
-            OSError: The system cannot read it (no file descriptor left, a failing disk); it may be whole.
+            OSError: The system cannot read the file (no file descriptor left, a failing disk); it may be intact.
         """
         try:
             return self._read(key, num_rows)
@@ -167,14 +170,14 @@ class EmbeddingStore:
             return None
 
     def put(self, key: str, shard: Shard) -> StoredShard:
-        """Write a shard, then its marker; one that another process has finished meanwhile is kept.
+        """Write a shard, then its marker; if another process has finished the same shard meanwhile, keep that one.
 
         Args:
-            key: The digest of the work, 64 hexadecimal digits; its beginning is the files' name.
+            key: The digest of the work, 64 hexadecimal digits; the files are named after its beginning.
             shard: The shard.
 
         Returns:
-            The shard as it lies on disk.
+            The shard on disk.
         """
         buffer = io.BytesIO()
         np.save(buffer, shard.vectors, allow_pickle=False)
@@ -207,7 +210,7 @@ class EmbeddingStore:
         return self.directory / f"{key[:_STEM]}.npy"
 
     def _read(self, key: str, num_rows: int | None) -> StoredShard | None:
-        """Return the shard if it is whole, None if it has no marker."""
+        """Return the shard if it is intact, or None if it has no marker; raise `DamagedError` otherwise."""
         path = self._path(key)
         try:
             marker = parse_marker(read_regular(path.with_suffix(".json")))
@@ -231,12 +234,11 @@ class EmbeddingStore:
         return StoredShard(path, len(vectors), vectors.shape[1], errors, marker["num_halvings"])
 
     def _fits(self, overwrite: bool) -> bool:
-        """Return whether the manifest is ours and of this identity; False where there is none, or where it is to be
-        replaced.
+        """Return whether the manifest is ours and has this identity; False if it is missing or must be replaced.
 
         Raises:
             ForeignFileError: The manifest is not ours.
-            StoreMismatchError: It is of another identity or format, and may not be replaced.
+            StoreMismatchError: It has another identity or format, and may not be replaced.
         """
         path = self.directory / MANIFEST
         manifest = _read_manifest(path)
@@ -255,7 +257,7 @@ class EmbeddingStore:
         return not differing
 
     def _begin(self) -> None:
-        """Drop what another identity made, and write the manifest."""
+        """Delete the shards of another identity, and write the manifest."""
         path = self.directory / MANIFEST
         if path.exists():
             logger.warning("%s: dropping embeddings made by another run", self.directory)
@@ -268,10 +270,10 @@ class EmbeddingStore:
 
     @staticmethod
     def _remove(marker_path: Path) -> None:
-        """Delete a marker of ours and the shard that it proves; leave anything else.
+        """Delete a marker of ours and the shard that it proves to be ours; leave any other file.
 
-        The shard first: a marker without its shard counts for nothing, and a shard without its marker could no longer
-        be proved to be ours.
+        The shard is deleted first: a marker without its shard is harmless, but a shard without its marker could no
+        longer be proved to be ours.
         """
         try:
             data = read_regular(marker_path)
@@ -284,7 +286,7 @@ class EmbeddingStore:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a new file; what is in the way, and is neither the same nor proved to be ours, is renamed."""
+    """Write a new file; another file of that name that is neither the same nor proved to be ours is renamed."""
     try:
         write_new(path, data)
     except ForeignFileError:
@@ -293,10 +295,10 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
-    """Return a manifest of ours, of any format; None where there is none.
+    """Return a manifest of ours, of any format; None if there is no manifest.
 
     Raises:
-        ForeignFileError: Something else is there.
+        ForeignFileError: There is a file that is not a manifest of ours.
     """
     fault = "is no manifest of gen2embed's embeddings"
     try:

@@ -1,4 +1,4 @@
-"""What is encoded, and what bulk encoding needs of the model that does it."""
+"""The items that bulk encoding takes, and the methods that it needs of a model."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from gen2embed_mteb.names import Side
 
 
 class Item(NamedTuple):
-    """What is encoded: a text and the paths of its images; hashable, equal when both are equal."""
+    """One input to encode: a text and the paths of its images; hashable, and equal if both are equal."""
 
     text: str
     images: tuple[str, ...] = ()
 
 
 class Fault(NamedTuple):
-    """Why an item has no vector: the file at fault (empty if it is the item itself) and the reason."""
+    """The reason why an item has no vector, and the file at fault (empty if the item itself is at fault)."""
 
     file: str
     reason: str
 
 
 class Encoder(Protocol):
-    """What bulk encoding needs of a model; `Gen2Embed` is one.
+    """The methods that bulk encoding needs of a model; `Gen2Embed` has them.
 
-    Both methods take a list of `{"text": str, "image": PIL image or list of them}`, either key missing, and return
-    an array-like of shape (n, d), one unit row an input.
+    Both methods take a list of `{"text": str, "image": PIL image or list of them}`, of which one key may be missing,
+    and return an array-like of shape (n, d), one row of norm 1 per input.
     """
 
     def encode_query(self, inputs: list[dict[str, Any]], /) -> Any:
-        """Encode queries: (n, d) float32 unit rows."""
+        """Encode queries, and return (n, d) float32 unit rows."""
 
     def encode_document(self, inputs: list[dict[str, Any]], /) -> Any:
-        """Encode candidates: (n, d) float32 unit rows."""
+        """Encode candidates, and return (n, d) float32 unit rows."""
 
 
 @runtime_checkable
 class StagedEncoder(Protocol):
-    """An encoder whose work comes in stages, so that the next batch is prepared while the model runs this one."""
+    """An encoder that works in stages, so that the next batch can be prepared while the model runs the present one."""
 
     @property
     def batch_tokens(self) -> int:
-        """How many tokens a call should have, padding included, where the model is."""
+        """The number of tokens per call, padding included, that suits the model's device."""
 
     def count_tokens(self, side: Side, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
-        """Return the lengths of n inputs in tokens, from their texts and the (width, height) of their images."""
+        """Return the lengths of n inputs in tokens, given their texts and the (width, height) of their images."""
 
     def prepare(self, side: Side, inputs: list[dict[str, Any]]) -> Any:
-        """Everything before the model, on the CPU; called from one thread."""
+        """Do all work that comes before the model, on the CPU; only one thread at a time calls this."""
 
     def encode_prepared(self, side: Side, batch: Any) -> Any:
-        """Return (n, d) float32 unit rows of what `prepare` returned."""
+        """Run the model on what `prepare` returned, and return (n, d) float32 unit rows."""
 
 
 def staged(encoder: Encoder) -> StagedEncoder:
-    """Return the encoder, as one that works in stages."""
+    """Return the encoder as one that works in stages; a plain encoder is wrapped."""
     return encoder if isinstance(encoder, StagedEncoder) else _Unstaged(encoder)
 
 
 class _Unstaged:
-    """A plain `Encoder` as a `StagedEncoder`; lengths are guessed."""
+    """A wrapper that makes a plain `Encoder` a `StagedEncoder`; lengths are estimates."""
 
     batch_tokens = 8192
 

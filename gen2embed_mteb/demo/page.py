@@ -31,9 +31,9 @@ class Neighbours:
     """One query and its nearest candidates by one model under one prompt.
 
     Attributes:
-        dataset: where the row is from.
-        text: the query's text.
-        image: its image, if it has one.
+        dataset: Where the row is from.
+        text: The query's text.
+        image: Its image, if it has one.
         candidates: (text, image, similarity, is the positive), nearest first.
     """
 
@@ -48,13 +48,13 @@ class DemoResult:
     """What the page shows.
 
     Attributes:
-        table: figures in percent, ours beside the paper's; the first row is the header.
-        scores: by model, P@1 in [0, 1] of every dataset.
-        photos: the photographs by name.
+        table: Figures in percent, ours beside the paper's; the first row is the header.
+        scores: By model, P@1 in [0, 1] of every dataset.
+        photos: The photographs by name.
         similarities: (photo, caption, similarity by model).
-        neighbours: by model, the shown rows.
-        gain: what fine-tuning gained, as a sentence; empty without any.
-        clusters: a page of what was trained on, relative to this one; empty without any.
+        neighbours: By model, the shown rows.
+        gain: What fine-tuning gained, as a sentence; empty without any.
+        clusters: A page of what was trained on, relative to this one; empty without any.
 
     A model is named by its prompt, and by how it was trained where it was.
     """

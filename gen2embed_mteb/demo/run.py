@@ -47,8 +47,8 @@ class FineTuned(NamedTuple):
     """What a fine-tuning step leaves.
 
     Attributes:
-        model: the saved model's folder.
-        clusters: an HTML page that shows what it was trained on, in or below the demo's output folder.
+        model: The saved model's folder.
+        clusters: An HTML page that shows what it was trained on, in or below the demo's output folder.
     """
 
     model: Path
@@ -73,10 +73,10 @@ def run_demo(
     """Run the demo and say how it goes, line by line.
 
     Args:
-        output_dir: where results, models and `report.html` are written; what an earlier demo wrote is replaced.
-        data_dir: where MMEB-mini is kept; `None` is the user's cache folder.
-        limit: rows a dataset; `None` for all.
-        fine_tune: runs after the zero-shot evaluations; `None` leaves it out.
+        output_dir: Where results, models and `report.html` are written; what an earlier demo wrote is replaced.
+        data_dir: Where MMEB-mini is kept; `None` is the user's cache folder.
+        limit: Rows a dataset; `None` for all.
+        fine_tune: Runs after the zero-shot evaluations; `None` leaves it out.
 
     Raises:
         ForeignFileError: The output folder holds files that we did not write, where ours would go.
@@ -181,7 +181,7 @@ def _table(measured: dict[str, _Measured], averages: dict[str, Averages]) -> lis
 
 
 def _gain(before: Averages, after: Averages) -> str:
-    """Return differences in points of percent, over the averages that both have."""
+    """Difference in points of percent, over the averages that both have."""
     differences = [
         f"{name} {round(100 * (now - then), 1) + 0.0:+.1f}"
         for name, then, now in (

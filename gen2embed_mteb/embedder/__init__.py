@@ -1,1 +1,1 @@
-"""What the model is, and how an input becomes a vector."""
+"""The model, and the way from one input to its vector."""

@@ -1,7 +1,7 @@
-"""The modules behind the pooled vector, run alike by `encode` and by bulk encoding.
+"""The modules behind pooling, which `encode` and bulk encoding run in the same way.
 
-A saved folder may list more than the model, pooling and normalisation: a `Dense` that was trained on top, a
-`LayerNorm`, a `Router` with modules of each side. They belong to the model, whoever encodes.
+A saved folder may list more modules than the model, pooling and normalisation: a `Dense` that was trained on top, a
+`LayerNorm`, a `Router` with modules per side. They are part of the model, so every way of encoding must run them.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 KNOWN = ("Dense", "Dropout", "LayerNorm", "Normalize", "Router")
-"""Modules that compute a vector of a vector."""
+"""The types of modules that compute a vector from a vector."""
 
 
 def run_modules(
     model: SentenceTransformer, parts: list[tuple[str, torch.nn.Module]], features: dict[str, Any], **kwargs: Any
 ) -> dict[str, Any]:
-    """Run modules in order, as sentence-transformers does, but normalise in float32: bfloat16 rows drift 1e-3.
+    """Run modules in order, as sentence-transformers does, but normalise in float32: norms in bfloat16 are off by 1e-3.
 
     Args:
-        model: the model that they are of.
-        parts: modules by name.
-        features: what the first of them takes.
-        kwargs: passed to the modules that ask for them.
+        model: The model that the modules belong to.
+        parts: Names and modules, in the order in which they run.
+        features: The input of the first module.
+        kwargs: Arguments for the modules that ask for them.
 
     Returns:
-        What the last of them gives.
+        The output of the last module.
     """
     for name, module in parts:
         wanted = {*(model.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
@@ -45,15 +45,15 @@ def run_modules(
 
 
 def finish(model: SentenceTransformer, vectors: torch.Tensor, task: str | None) -> torch.Tensor:
-    """Make of pooled vectors what `encode` makes of them: all modules behind pooling are run, and the result is cut.
+    """Turn pooled vectors into those that `encode` returns: run all modules behind pooling, and truncate the result.
 
     Args:
-        model: the model.
+        model: The model.
         vectors: (n, d), in any floating type.
         task: "query", "document", or `None`.
 
     Returns:
-        (n, e) float32; e is `truncate_dim`, or what the last module returns.
+        (n, e) float32; e is `truncate_dim`, or else the width that the last module returns.
     """
     behind = list(model.named_children())[2:]
     features = {"sentence_embedding": vectors, "task": task, "modality": "message"}
@@ -65,10 +65,10 @@ def require_known_modules(model: SentenceTransformer) -> None:
     """Refuse modules that `finish` cannot run on a pooled vector alone.
 
     Args:
-        model: the model.
+        model: The model.
 
     Raises:
-        Gen2EmbedError: there is one; the message names it.
+        Gen2EmbedError: There is such a module; the message names it.
     """
     names = [type(module).__name__ for module in model]
     if names[:2] != ["Transformer", "Pooling"]:

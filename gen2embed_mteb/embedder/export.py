@@ -1,4 +1,4 @@
-"""From a base model or an adapter to a directory that plain `SentenceTransformer` loads."""
+"""Exporting a base model or an adapter as a directory that plain `SentenceTransformer` loads."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def export(
     """Write a directory that plain `SentenceTransformer` loads; an adapter is merged into the weights.
 
     Args:
-        model: hub id or local directory of a base model, an adapter, or an exported model.
-        output_dir: where to write; must not hold anything yet.
-        adapter: hub id or directory of an adapter.
-        prompt_mode: a strategy's name, or a prompt of one's own; `None` as in `Gen2Embed`.
-        options: passed to `Gen2Embed`.
+        model: Hub id or local directory of a base model, an adapter, or an exported model.
+        output_dir: Where to write; the directory must be missing or empty.
+        adapter: Hub id or directory of an adapter.
+        prompt_mode: The name of a strategy, or a prompt of the caller's own; `None` as in `Gen2Embed`.
+        options: Further arguments of `Gen2Embed`.
 
     Returns:
         The directory.
 
     Raises:
         FileExistsError: `output_dir` is not empty.
-        OSError: the disk is full.
+        OSError: The disk is full.
     """
     output = empty_directory(output_dir)
     Gen2Embed(model, adapter=adapter, prompt_mode=prompt_mode, **options).save_pretrained(str(output))
@@ -39,10 +39,10 @@ def export(
 
 
 def empty_directory(path: str | Path) -> Path:
-    """Return the path, if nothing is there yet that writing could mix with.
+    """Return the path, if nothing is there yet that new files could mix with.
 
     Raises:
-        FileExistsError: the path is a file, or a directory that is not empty.
+        FileExistsError: The path is a file, or a directory that is not empty.
     """
     directory = Path(path)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):

@@ -1,4 +1,7 @@
-"""A digest of everything that decides a model's vectors, so that stored vectors are never taken for another model's."""
+"""A digest of everything that decides a model's vectors, so that stored vectors of another model are never reused.
+
+Cost: one pass over all weights, about a second per gigabyte.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ if TYPE_CHECKING:
     from gen2embed_mteb.embedder.model import Gen2Embed
 
 FORMAT = 2
-"""Changes when the digest of one and the same model does."""
+"""The version of the digest; it changes whenever a new release gives the same model another digest."""
 
 _NOT_DECISIVE = {
-    # Names, versions and places.
+    # Names, versions and paths.
     "_commit_hash",
     "_name_or_path",
     "architectures",
@@ -27,7 +30,7 @@ _NOT_DECISIVE = {
     # The types of the weights are in the digest with the weights themselves.
     "dtype",
     "torch_dtype",
-    # What is returned beside the vectors, and how training and generation go.
+    # What is returned besides the vectors, and settings of training and generation.
     "bos_token_id",
     "chunk_size_feed_forward",
     "eos_token_id",
@@ -44,13 +47,14 @@ _NOT_DECISIVE = {
 def fingerprint(model: Gen2Embed) -> str:
     """Digest everything that decides the vectors of a model.
 
-    That is: weights, adapter included, with their types; how strong each adapter is, and whether it is switched on;
-    the model's configuration (positions, sliding window, …); all modules behind the model; prompt, system prompts,
-    layout, processor settings, length, truncation, resize policy and attention. Versions and places are left out, and
-    so is what a configuration leaves unset (null, false, empty), which other versions of transformers may not list.
+    The digest covers the weights, adapter included, with their types; how strong each adapter is, and whether it is
+    switched on; the model's configuration (positions, sliding window, …); all modules behind the model; prompt, system
+    prompts, layout, processor settings, length, truncation, resize policy and attention. It leaves out versions and
+    paths. It also leaves out values that a configuration leaves unset (null, false, empty), since other versions of
+    transformers may not list them.
 
     Args:
-        model: the model as it is now; reading its weights takes about a second a gigabyte.
+        model: The model as it is now; reading its weights takes about a second per gigabyte.
 
     Returns:
         64 hexadecimal digits.
@@ -85,7 +89,7 @@ def fingerprint(model: Gen2Embed) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """Return a configuration without what decides nothing, and without what is unset."""
+    """Return a configuration without the keys that do not influence vectors, and without unset values."""
     if isinstance(value, Mapping):
         kept = {str(key): _canonical(part) for key, part in value.items() if str(key) not in _NOT_DECISIVE}
         return {key: part for key, part in kept.items() if part not in (None, {}, []) and part is not False}
@@ -97,7 +101,7 @@ def _canonical(value: Any) -> Any:
 
 
 def _module_settings(module: Any) -> dict[str, Any]:
-    """Return a module's class and configuration, those of modules in it included (`Router`)."""
+    """Return the class and configuration of a module and of the modules inside it (as in a `Router`)."""
     inner = [part for part in module.modules() if part is not module and hasattr(part, "get_config_dict")]
     return {
         "class": type(module).__name__,
@@ -107,7 +111,7 @@ def _module_settings(module: Any) -> dict[str, Any]:
 
 
 def _adapter_settings(model: Any) -> list[dict[str, Any]]:
-    """Return what decides how a layer uses its adapters, besides their weights."""
+    """Return what decides how each layer uses its adapters, besides their weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
@@ -130,7 +134,7 @@ def _adapter_settings(model: Any) -> list[dict[str, Any]]:
 
 
 def _tokenizer_settings(tokenizer: Any) -> bytes:
-    """Return the tokenizer without the cutting and padding of the call before, which decide no vector."""
+    """Return the tokenizer without its truncation and padding state, which earlier calls leave and no vector needs."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.update(truncation=None, padding=None)
     return json.dumps(state, sort_keys=True).encode()

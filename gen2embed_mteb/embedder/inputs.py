@@ -1,10 +1,10 @@
-"""What users may pass to `Gen2Embed`, and how it becomes one conversation: a text, and images opened safely.
+"""The inputs that users may pass to `Gen2Embed`, and their conversion to one conversation: a text and opened images.
 
-Accepted: a string (always text, never opened or fetched), a PIL image, a `pathlib.Path` to an image, a dict with "text"
-and/or "image" (or "images"), and a chat conversation as sentence-transformers knows it. An image in a dict is a PIL
-image, a path, `{"bytes", "path"}` as `datasets` stores it, or a list of these; what stands alone may be so stored, too.
-A key whose value is `None` counts as absent, whatever its name.
-Anything else (a number, NaN, an array, a tensor, pandas' NA) is a `TypeError`, before anything else looks at it.
+Accepted are a string (always text, never opened or fetched), a PIL image, a `pathlib.Path` to an image, a dict with
+"text" and/or "image" (or "images"), and a chat conversation as sentence-transformers knows it. An image in a dict is a
+PIL image, a path, `{"bytes", "path"}` as `datasets` stores it, or a list of these. An image that is passed alone may
+also have the form `{"bytes", "path"}`. A key whose value is `None` counts as absent, whatever its name.
+Anything else (a number, NaN, an array, a tensor, pandas' NA) raises a `TypeError` at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gen2embed_mteb.images.resizing import ImageOptions, fitted
 from gen2embed_mteb.images.source import ImageSource
 
 INPUT_KEYS = frozenset({"text", "image", "images"})
-"""The keys that a dict may have."""
+"""The keys that an input dict may have."""
 STORED_IMAGE = frozenset({"bytes", "path"})
 """The keys of an image as `datasets` stores it."""
 
@@ -38,14 +38,14 @@ _Open = Callable[[Any], Image.Image]
 
 @dataclass(frozen=True)
 class Content:
-    """One input, opened: the user's text with MMEB's image markers, its RGB images, and a system prompt if given."""
+    """One opened input: the user's text with MMEB's image markers, its RGB images, and a system prompt if given."""
 
     text: str
     images: tuple[Image.Image, ...] = ()
     system: str | None = None
 
     def as_messages(self) -> list[dict[str, Any]]:
-        """Return the conversation, images first, as chat templates read it."""
+        """Return the conversation in the form that chat templates read, images first."""
         parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in self.images]
         if self.text:
             parts.append({"type": "text", "text": self.text})
@@ -65,15 +65,15 @@ def content_of(
     """Open one input.
 
     Args:
-        sample: what the user passed; see the module's docstring. A `Content` is returned as it is.
-        image_root: folder that image paths are relative to and may not leave; `None` takes paths as they are.
-        options: how images are brought to the size that the processor gets; `None`: as by default.
-        source: where images with a path are, in place of `image_root`.
+        sample: The user's input; see the module's docstring. A `Content` is returned as it is.
+        image_root: Folder that image paths are relative to and may not leave; `None` takes paths as they are.
+        options: How images are brought to the size that the processor gets; `None` means the defaults.
+        source: Where images with a path are, in place of `image_root`.
 
     Raises:
-        TypeError: the input is of another type, or a dict with other keys.
-        ValueError: a dict with neither text nor image, or an empty conversation.
-        ImageError: an image cannot be opened, or would have to be enlarged beyond the limit.
+        TypeError: The input is of another type, or it is a dict with other keys.
+        ValueError: The input is a dict with neither text nor image, or an empty conversation.
+        ImageError: An image cannot be opened, or would have to be enlarged beyond the limit.
     """
     options = options or ImageOptions()
 
@@ -86,7 +86,7 @@ def content_of(
     if isinstance(sample, str):
         return Content(sample)
     if isinstance(sample, dict) and "role" not in sample:
-        # Tables give all rows the same keys, and null to those that a row has no use of.
+        # All rows of a table have the same keys; a key that a row does not use holds null.
         sample = {key: value for key, value in sample.items() if value is not None} or sample
     if isinstance(sample, (Image.Image, Path)) or _is_stored(sample):
         sample = {"image": sample}
@@ -104,11 +104,11 @@ def text_of(value: Any, name: str) -> str:
     """Return a text that may be missing.
 
     Args:
-        value: a string, or `None`, which is the empty text.
-        name: what to call it in the error.
+        value: A string, or `None`, which stands for the empty text.
+        name: The name of the value in the error message.
 
     Raises:
-        TypeError: it is anything else.
+        TypeError: The value is anything else.
     """
     if value is None:
         return ""
@@ -118,7 +118,7 @@ def text_of(value: Any, name: str) -> str:
 
 
 def described(value: Any) -> str:
-    """Return what to call a value in errors: its type, with the value where that is short and tells something."""
+    """Return the description of a value in error messages: its type, and the value itself if that is short."""
     kind = type(value)
     if kind in (bool, float) or (kind is int and abs(value) < 10**12):
         return f"{kind.__name__}: {value}"
@@ -129,7 +129,10 @@ def described(value: Any) -> str:
 
 
 def rough_length(sample: Any) -> int:
-    """Return about the number of tokens of an input, to sort by; 0 of what is none. Images count alike, unopened."""
+    """Return roughly the number of tokens of an input, as a key to sort by.
+
+    No image is opened, so all images count alike. A value that is not a valid input counts as 0.
+    """
     if isinstance(sample, (Image.Image, Path)):
         return _IMAGE_TOKENS
     if isinstance(sample, Content):
@@ -165,13 +168,13 @@ def _is_stored(value: Any) -> bool:
 
 
 def _as_list(images: Any) -> list[Any]:
-    """Return the images of a cell, without what is missing: tables write `None` or an empty path for that."""
+    """Return the images in a cell of a table; `None` and an empty path, which mean "no image", are left out."""
     given = list(images) if isinstance(images, (list, tuple)) else [images]
     return [image for image in given if image is not None and not (isinstance(image, str) and image == "")]
 
 
 def _listed(sample: Mapping[str, Any]) -> list[Any]:
-    """Return the images of a dict, under either key, each of a known type."""
+    """Return the images of a dict, under either key, after checking the type of each."""
     first, second = _as_list(sample.get("image")), _as_list(sample.get("images"))
     if first and second:
         raise TypeError('cannot encode a dict with both "image" and "images": put all images under one of them')
@@ -189,7 +192,7 @@ def _not_an_image(value: Any) -> TypeError:
 
 
 def _conversation(sample: Any, opened: _Open) -> Content:
-    """Return a chat conversation; its user turns are joined, as the templates do."""
+    """Return the content of a chat conversation; its user turns are joined, as the templates join them."""
     system: str | None = None
     text, images = "", []
     messages = sample if isinstance(sample, list) else [sample]
@@ -230,7 +233,7 @@ def _required(image: Any) -> Any:
 def _opened(
     image: Any, image_root: str | Path | None, source: ImageSource | None, *, exif_orientation: bool
 ) -> tuple[str, Image.Image]:
-    """Return an image of a known type, as RGB, and its name."""
+    """Return the name of an image, and the image in mode RGB."""
     if isinstance(image, Image.Image):
         return "<PIL image>", to_rgb(upright(image) if exif_orientation else image)
     if isinstance(image, dict):
@@ -250,6 +253,6 @@ def _opened(
 
 
 def _in_marked_order(text: str, images: list[Image.Image]) -> list[Image.Image]:
-    """Images in the order in which the text's numbered markers name them, the unnamed ones last."""
+    """Return images in the order in which the text's numbered markers name them, the unnamed ones last."""
     named = [int(number) - 1 for number in dict.fromkeys(_MARKER.findall(text)) if int(number) <= len(images)]
     return [images[index] for index in [*named, *(i for i in range(len(images)) if i not in named)]]

@@ -1,4 +1,7 @@
-"""`Gen2Embed`: a generative multimodal LLM as a `SentenceTransformer`, by the two-level prompt (paper, Sec. III-B)."""
+"""`Gen2Embed`: a generative multimodal LLM that serves as a `SentenceTransformer`.
+
+The two-level prompt (paper, Sec. III-B) turns the generative model into an embedding model; no training is needed.
+"""
 
 from __future__ import annotations
 
@@ -32,30 +35,32 @@ _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 class Gen2Embed(SentenceTransformer):
-    """A multimodal embedding model made of a generative one by prompt alone.
+    """A multimodal embedding model that is made from a generative one by a prompt alone.
 
     Args:
-        name_or_path: a base model (hub id or local directory), an exported directory, an adapter (its base is loaded
+        name_or_path: A base model (hub id or local directory), an exported directory, an adapter (its base is loaded
             too), or a short name (`gen2embed`, `gen2embed-mini`).
-        prompt_mode: a name in `prompts.STRATEGIES` or a `HierarchicalPrompt`; `None` keeps the prompt of an exported
+        prompt_mode: A name in `prompts.STRATEGIES` or a `HierarchicalPrompt`; `None` keeps the prompt of an exported
             directory, and is `hierarchical` for anything else.
-        adapter: a LoRA or DoRA adapter (hub id or directory) for the base model.
+        adapter: A LoRA or DoRA adapter (hub id or directory) for the base model.
         layout: `native`, images as the family's processor lays them out; `official`, bare image tokens with 1-D
             positions, as the released checkpoints were trained.
-        max_length: longest input in tokens; longer text is cut, larger images are reduced. `None`: the tokenizer's.
-        image_root: folder that image paths are relative to and may not leave; `None` takes paths as they are.
-        resize: a name of `images.RESIZE_POLICIES`, applied before the processor.
-        min_side: least side of an image in pixels; smaller images, and those of more than 200 to 1, are enlarged
-            before the processor, as in `evaluate`, `sample` and `train`; 0: never. See `resizing.ensure_min_side`.
-        exif_orientation: whether images are turned as their EXIF data says; the reference clients do not.
-        kwargs: as for `SentenceTransformer`: `device`, `truncate_dim`, `revision`, `model_kwargs`, …
+        max_length: Longest input in tokens; longer text is cut, larger images are reduced. `None`: the limit of the
+            tokenizer.
+        image_root: Folder that image paths are relative to and may not leave; `None` takes paths as they are.
+        resize: A name in `images.resizing.RESIZE_POLICIES`; the policy is applied before the processor.
+        min_side: Smallest side of an image in pixels. Smaller images, and images whose sides differ by more than 200
+            to 1, are enlarged before the processor, as in `evaluate`, `sample` and `train`; 0 never enlarges. See
+            `images.resizing.ensure_min_side`.
+        exif_orientation: Whether images are turned as their EXIF data says; the reference clients do not turn them.
+        kwargs: Options of `SentenceTransformer`: `device`, `truncate_dim`, `revision`, `model_kwargs`, …
 
     Attributes:
-        source: hub id or directory that the model was loaded from.
+        source: Hub id or directory that the model was loaded from.
 
     Raises:
-        ValueError: unknown prompt mode, layout, resize policy or model family, another `backend` than torch, or an
-            adapter that does not fit.
+        ValueError: The prompt mode, layout, resize policy or model family is unknown, the `backend` is not torch, or
+            the adapter does not fit.
     """
 
     def __init__(
@@ -103,24 +108,24 @@ class Gen2Embed(SentenceTransformer):
                 adapters.load_adapter(self[0].model, adapter, **hub)
         self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
         modules.prepare_tokenizer(self.tokenizer)
-        # Said already, as far as the tokenizer knows: text that is too long is seen and cut here.
+        # This switches off the tokenizer's warning about long text: `preprocess` cuts text that is too long.
         self.tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         if max_length is not None:
             self.max_seq_length = max_length
 
     def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:
-        """Load a model as the parent class does, which calls this, but check every file before it is read."""
+        """Load the modules as the parent class does, but check every file before it is read."""
         return checked_loading.load_modules(self, super()._load_modules, model_name_or_path, **kwargs)
 
     def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[list[torch.nn.Module], dict]:
-        """Load a model that was not saved by sentence-transformers; the parent class calls this."""
+        """Build the modules of a model that was not saved by sentence-transformers; the parent class calls this."""
         self._is_base = True
         if not kwargs.get("local_files_only") and not Path(model_name_or_path).is_dir():
             self.model_card_data.set_base_model(model_name_or_path, revision=kwargs.get("revision"))
         return modules.modules_for(model_name_or_path, **self._load_options, **kwargs), {}
 
     def _check_exported(self, name: str) -> None:
-        """An exported model must be a last-token embedder."""
+        """Check that an exported model pools by last token."""
         family_of(getattr(getattr(self[0], "config", None), "model_type", type(self[0]).__name__))
         pooling = next((module for module in self if hasattr(module, "pooling_mode")), None)
         mode = getattr(pooling, "pooling_mode", None)
@@ -148,7 +153,7 @@ class Gen2Embed(SentenceTransformer):
 
     @property
     def revision(self) -> str:
-        """The hub commit that the weights came from, "" for a local directory."""
+        """The hub commit that the weights came from; "" for a local directory."""
         return getattr(self[0].config, "_commit_hash", None) or ""
 
     @property
@@ -164,24 +169,24 @@ class Gen2Embed(SentenceTransformer):
         self.processor.chat_template = chat_template(self._family, prompt, self._layout)
 
     def preprocess(self, inputs: list[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Inputs to model features: opened, cut to `max_seq_length`, rendered and tokenized.
+        """Turn inputs into model features: open them, cut them to `max_seq_length`, render and tokenize them.
 
         Args:
-            inputs: what `inputs.content_of` accepts.
-            prompt: a system prompt of the caller's, in place of the strategy's.
+            inputs: What `inputs.content_of` accepts.
+            prompt: A system prompt of the caller that replaces the strategy's.
             kwargs: `task` ("query" or "document"), `max_length`, `processing_kwargs`, as in sentence-transformers.
 
         Raises:
-            ImageError: an image cannot be opened, or would have to be enlarged beyond the limit.
-            TypeError: an input is of a type that `content_of` does not accept.
-            ValueError: an input cannot be made to fit into `max_length`.
+            ImageError: An image cannot be opened, or would have to be enlarged beyond the limit.
+            TypeError: An input is of a type that `content_of` does not accept.
+            ValueError: An input cannot be made to fit into `max_length`.
         """
         if len(inputs) == 0:
             return {}
         if kwargs.get("task") is not None:
             kwargs["task"] = side_of(kwargs["task"], "task")
-        # Truncation happens here, on the text alone; the tokenizer is never asked to truncate, so that no state of it
-        # is left in a saved tokenizer.
+        # Truncation happens here, on the text alone. The tokenizer is never asked to truncate, so that a saved
+        # tokenizer carries no truncation state.
         processing = {key: dict(value) for key, value in (kwargs.pop("processing_kwargs", None) or {}).items()}
         asked = processing.get("text", {}).pop("max_length", None)
         max_length = asked or kwargs.pop("max_length", None) or self.max_seq_length
@@ -205,15 +210,16 @@ class Gen2Embed(SentenceTransformer):
     def count_tokens(
         self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]], task: str | None = None
     ) -> list[int]:
-        """Return lengths of inputs in tokens, prompt and images included, without opening or rendering any of them.
+        """Return the lengths of inputs in tokens, prompt and images included, without opening or rendering any input.
 
         Args:
             texts: n texts.
-            image_sizes: for each text the (width, height) in pixels of its images.
+            image_sizes: For each text the (width, height) in pixels of its images.
             task: "query", "document", or `None`.
 
         Returns:
-            n lengths, at most `max_seq_length` each; a token or two off where text and prompt merge.
+            n lengths, each at most `max_seq_length`. A length may be wrong by a token or two, where the tokens of text
+            and prompt merge.
         """
         resized = [[fitted_size(size, self.image_options) for size in sizes] for sizes in image_sizes]
         fitter = Fitter(self.processor, lambda content: self._count_rendered(content, task))
@@ -222,10 +228,10 @@ class Gen2Embed(SentenceTransformer):
         return lengths if longest is None else [min(length, longest) for length in lengths]
 
     def render(self, sample: Any, task: str | None = None) -> str:
-        """Return the conversation as the model reads it, each image as its one marker.
+        """Return the conversation as the model reads it, with one marker per image.
 
         Args:
-            sample: one input.
+            sample: One input.
             task: "query", "document", or `None`.
         """
         return str(
@@ -238,27 +244,27 @@ class Gen2Embed(SentenceTransformer):
         )
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """As in sentence-transformers, but vectors are float32 before they are normalised: bfloat16 rows drift 1e-3."""
+        """Run the modules as sentence-transformers does, but normalise in float32: bfloat16 norms are off by 1e-3."""
         return run_modules(self, list(self.named_children()), input, **kwargs)
 
     def encode(
         self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in sentence-transformers, with names of prompts that say the side of the inputs.
+        """Encode inputs as sentence-transformers does; the name of a prompt may also tell the side of the inputs.
 
         Args:
-            inputs: one input or a list of them; see `inputs.content_of`.
-            prompt_name: "query" or "document", or what other libraries call them (`SIDES`): the inputs get the prompt
-                of that side. Else a name in `prompts`.
-            prompt: a system prompt of the caller's, in place of the strategy's.
-            args: further arguments of `SentenceTransformer.encode`.
-            kwargs: likewise; `task` says the side, too.
+            inputs: One input or a list of them; see `inputs.content_of`.
+            prompt_name: "query" or "document", or a name that other libraries use for them (`SIDES`): the inputs get
+                the prompt of that side. Any other value must be a name in `prompts`.
+            prompt: A system prompt of the caller that replaces the strategy's.
+            args: Further arguments of `SentenceTransformer.encode`.
+            kwargs: Further arguments of `SentenceTransformer.encode`; `task` tells the side, too.
 
         Returns:
             (n, d) float32 for a list, (d,) for one input; other forms as in sentence-transformers.
 
         Raises:
-            Gen2EmbedError: an unknown name, or two sides at once.
+            Gen2EmbedError: The name is unknown, or `prompt_name` and `task` name different sides.
         """
         task = side_of(kwargs.get("task"), "task")
         name = prompt_name
@@ -300,22 +306,23 @@ class Gen2Embed(SentenceTransformer):
         train_datasets: list[str] | None = None,
         safe_serialization: bool = True,
     ) -> None:
-        """Write stock modules only: the directory loads with plain `SentenceTransformer`. Adapters are merged.
+        """Write stock modules only, adapters merged, so that plain `SentenceTransformer` loads the directory.
 
-        What was written is read back before it is put in place. A folder that was saved before is replaced. In a
-        trainer's `checkpoint-STEP` the adapter stays apart from its base model, so that training can go on from it.
+        The files are written to a temporary folder, read back, and only then put in place. A folder that was saved
+        before is replaced. In a trainer's `checkpoint-STEP` the adapter stays separate from its base model, so that
+        training can resume from it.
 
         Args:
-            path: the directory.
-            model_name: for the model card.
-            create_model_card: whether `README.md` is written.
-            train_datasets: ignored, as by sentence-transformers.
-            safe_serialization: must be true: pickled weights are not written.
+            path: The directory.
+            model_name: The name in the model card.
+            create_model_card: Whether `README.md` is written.
+            train_datasets: Ignored, as in sentence-transformers.
+            safe_serialization: Must be true: pickled weights are not written.
 
         Raises:
-            ForeignFileError: a file that was not saved by this method is in the way.
-            Gen2EmbedError: a setting is not expressible in stock modules: `layout` "official" or `resize`; the adapter
-                cannot be merged; or what was written does not load as this model.
+            ForeignFileError: A file that this method did not save stands at a path that must be written.
+            Gen2EmbedError: Stock modules cannot express a setting (`layout` "official" or `resize`), the adapter
+                cannot be merged, or the written files do not load as this model.
         """
         if path is None:
             return
@@ -336,14 +343,12 @@ class Gen2Embed(SentenceTransformer):
 
     @classmethod
     def _load_with_module_classes(cls, model_name_or_path: str, module_classes: Any, **kwargs: Any) -> Gen2Embed:
-        """Return what the stock trainer loads a checkpoint with, to copy its weights: all of their bits, beside the
-        model.
-        """
+        """Load a checkpoint for the stock trainer, which copies its weights: in float32 and on the CPU."""
         kwargs = {"device": "cpu", "model_kwargs": {"dtype": torch.float32}, **kwargs}
         return super()._load_with_module_classes(model_name_or_path, module_classes, **kwargs)
 
     def _inexpressible(self) -> str:
-        """Return the setting that no stock module can express; empty if all can be."""
+        """Return the setting that no stock module can express; an empty string if stock modules can express all."""
         if self._layout == "official" and self._family.mrope:
             return "layout='official'"
         options = self.image_options
@@ -360,13 +365,13 @@ class Gen2Embed(SentenceTransformer):
         return content
 
     def _broken_up(self, text: str) -> str:
-        """Return the text with a space inside every control token, so that it is read as text."""
+        """Return the text with a space inside every control token, so that the tokenizer reads it as plain text."""
         for token in self.processor.tokenizer.all_special_tokens:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
     def _count_rendered(self, content: Content, side: str | None) -> int:
-        """Return tokens of the rendered conversation, each image counted as its one marker."""
+        """Return the number of tokens in the rendered conversation, where each image counts as its one marker."""
         tokenizer = self.processor.tokenizer
         ids = tokenizer.apply_chat_template(
             content.as_messages(),
@@ -378,5 +383,5 @@ class Gen2Embed(SentenceTransformer):
         return len(ids) + int(tokenizer.num_special_tokens_to_add())
 
     def _input_length(self, sample: Any) -> int:
-        """Sort key for batches: about the number of tokens. Images count alike, for they are not opened yet."""
+        """Return roughly the number of tokens, the key by which sentence-transformers sorts; images all count alike."""
         return rough_length(sample)

@@ -1,14 +1,16 @@
-"""A model's inputs from where they differ on: the prompt they all begin with is run once, and its states are reused.
+"""A cache of the prompt prefix that all inputs of a side share; the model runs only the tokens that follow it.
 
 Under the two-level prompt every input of a side begins with the same system turn, which is longer than most labels,
-answers and captions. In a decoder no token looks ahead, so the keys and values of that beginning are the same for all:
+answers and captions. A decoder's token depends only on the tokens before it, so the keys and values of that prefix are
+the same for all inputs:
 
-1. The longest common beginning of two rendered inputs is run through the model once, and its key/value cache kept.
-2. A batch is laid out without padding on the left; the part of the beginning that all its rows share is cut off.
-3. The rest runs at its true positions on top of the cache. Last-token pooling, the modules behind it, and L2 in float32
-   follow.
+1. The longest common prefix of two rendered inputs is run through the model once, and its key/value cache is kept.
+2. A batch is laid out without padding on the left; the part of the prefix that all its rows share is cut off.
+3. The remaining tokens run at their true positions on top of the cache. Last-token pooling, the modules behind it, and
+   L2 normalisation in float32 follow.
 
-The vectors are those of the full forward up to rounding (1e-5 in float32 is tested for every family).
+Cost: one forward pass over the prefix per side, and memory for the keys and values of its tokens. The vectors are those
+of the full forward pass up to rounding (1e-5 in float32 is tested for every family).
 """
 
 from __future__ import annotations
@@ -34,15 +36,15 @@ IMAGE_FEATURES = ("pixel_values", "image_grid_thw", "image_sizes")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch as it goes into the model, on the CPU.
+    """A batch that is ready for the model, on the CPU.
 
     Attributes:
-        input_ids: (n, length) int64, padded on the right, without the shared beginning.
+        input_ids: (n, length) int64, padded on the right, without the shared prefix.
         attention_mask: (n, shared + length) int64, or `None` where nothing is padded.
         position_ids: (n, length) int64, or (3, n, length) for M-RoPE.
-        last: (n,) int64, the place of each row's last token in `input_ids`.
-        num_shared: how many tokens of the kept prefix stand before `input_ids`.
-        images: the image features, by name.
+        last: (n,) int64, the index of each row's last token in `input_ids`.
+        num_shared: How many tokens of the cached prefix stand before `input_ids`.
+        images: The image features, by name.
     """
 
     input_ids: torch.Tensor
@@ -55,24 +57,24 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The p tokens that a side's inputs begin with, and each decoder layer's (key, value) of them: (1, heads, p, d)."""
+    """The p tokens that all inputs of a side begin with, and their keys and values: (1, heads, p, d) per layer."""
 
     token_ids: torch.Tensor
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 class PrefixEncoder:
-    """`Gen2Embed` for bulk encoding: counts tokens, prepares batches ahead, and runs a shared beginning once.
+    """`Gen2Embed` for bulk encoding: counts tokens, prepares batches ahead, and runs a shared prefix once.
 
-    The weights and the prompt must stay as they are while it is in use.
+    The weights and the prompt of the model must not change while this object is in use.
 
     Args:
-        model: the model.
+        model: The model.
         reuse_prefix: `False` runs every input in full.
     """
 
     def __init__(self, model: Gen2Embed, *, reuse_prefix: bool = True) -> None:
-        """Keep the model; a side's prefix is run when the side is first used.
+        """Keep the model; the prefix of a side is run when that side is first used.
 
         Raises:
             Gen2EmbedError: The model has a module that needs more than the pooled vector.
@@ -84,31 +86,31 @@ class PrefixEncoder:
 
     @property
     def batch_tokens(self) -> int:
-        """How many tokens a call should have: on a CPU few, whose activations stay in its caches, on a GPU many."""
+        """The number of tokens per call: few on a CPU, so that activations stay in its caches, and many on a GPU."""
         return 1024 if self._model.device.type == "cpu" else 8192
 
     def count_tokens(
         self, side: Side, texts: Sequence[str], image_sizes: Sequence[Sequence[tuple[int, int]]]
     ) -> list[int]:
-        """Return how many tokens of each input are run: prompt and image tokens included, the shared beginning not.
+        """Return how many tokens of each input are run: with prompt and image tokens, without the shared prefix.
 
         Args:
             side: `query` or `document`.
             texts: n texts.
-            image_sizes: for each text the (width, height) of its images, in pixels.
+            image_sizes: For each text the (width, height) of its images, in pixels.
 
         Returns:
-            n numbers of tokens, a token or two off where text and prompt merge.
+            n numbers of tokens. A number may be wrong by a token or two, where the tokens of text and prompt merge.
         """
         shared = len(self._prefix(side).token_ids) if self._reuse_prefix else 0
         return [max(1, count - shared) for count in self._model.count_tokens(texts, image_sizes, task=side)]
 
     def prepare(self, side: Side, inputs: list[dict[str, Any]]) -> Prepared:
-        """Renders, tokenizes and lays out a batch; runs beside `encode_prepared` of another batch.
+        """Render, tokenize and lay out a batch; may run at the same time as `encode_prepared` of another batch.
 
         Raises:
-            ImageError: an image cannot be opened.
-            ValueError: an input cannot be made to fit.
+            ImageError: An image cannot be opened.
+            ValueError: An input cannot be made to fit into the model's maximal length.
         """
         features = self._preprocess(side, inputs)
         images = {name: features[name] for name in IMAGE_FEATURES if name in features}
@@ -131,7 +133,7 @@ class PrefixEncoder:
 
     @torch.inference_mode()
     def encode_prepared(self, side: Side, batch: Prepared) -> npt.NDArray[np.float32]:
-        """Run a prepared batch: (n, d) float32 unit rows."""
+        """Run a prepared batch, and return (n, d) float32 unit rows."""
         device, cache = self._model.device, None
         if batch.num_shared:
             rows = len(batch.input_ids)
@@ -153,15 +155,15 @@ class PrefixEncoder:
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
     def encode_query(self, inputs: list[dict[str, Any]], /) -> npt.NDArray[np.float32]:
-        """Encode queries: (n, d) float32 unit rows."""
+        """Encode queries, and return (n, d) float32 unit rows."""
         return self.encode_prepared("query", self.prepare("query", inputs))
 
     def encode_document(self, inputs: list[dict[str, Any]], /) -> npt.NDArray[np.float32]:
-        """Encode candidates: (n, d) float32 unit rows."""
+        """Encode candidates, and return (n, d) float32 unit rows."""
         return self.encode_prepared("document", self.prepare("document", inputs))
 
     def _preprocess(self, side: Side, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """As `encode_query` and `encode_document` do, a system prompt in `prompts` included."""
+        """Preprocess inputs as `encode_query` and `encode_document` do, with the side's system prompt in `prompts`."""
         return self._model.preprocess(inputs, prompt=self._model.side_prompt(side), task=side)
 
     def _positions(
@@ -186,13 +188,14 @@ class PrefixEncoder:
         return torch.as_tensor(positions)
 
     def _num_shared(self, side: Side, input_ids: torch.Tensor, shortest: int) -> int:
-        """Return how many tokens of the side's prefix all rows begin with; a text may merge with the prompt's last
-        token.
+        """Return how many tokens of the side's prefix all rows begin with.
+
+        This may be fewer than the whole prefix, since the beginning of a text may merge with the prompt's last token.
         """
         if not self._reuse_prefix:
             return 0
         prefix = self._prefix(side).token_ids
-        # At least the last token of every row has to run.
+        # At least the last token of every row must run.
         width = min(len(prefix), shortest - 1)
         equal = (input_ids[:, :width] == prefix[:width]).all(dim=0)
         return int(equal.int().cumprod(dim=0).sum())
@@ -220,8 +223,9 @@ class PrefixEncoder:
 
 
 def attends_to_all(config: Any) -> bool:
-    """Return whether every decoder layer of a model of this configuration keeps all keys: a sliding window drops a
-    prefix.
+    """Return whether every decoder layer of this configuration attends to all tokens.
+
+    A layer with a sliding window drops the keys of a prefix, so that the prefix cannot be reused.
     """
     config = config.get_text_config()
     types = getattr(config, "layer_types", None)

@@ -1,9 +1,9 @@
-"""The short names ``gen2embed`` and ``gen2embed-mini``, and what makes ``SentenceTransformer(...)`` understand them.
+"""The short names ``gen2embed`` and ``gen2embed-mini``, and the patch that lets ``SentenceTransformer`` take them.
 
 A short name stands for a *base* model, which sentence-transformers alone would load with mean pooling and no prompt. So
-two things happen, for these names only: the name is replaced by what it stands for, and if that has no ``modules.json``
-(it is not an exported model) the modules are built by ``model_folder.loading.modules_for``, with the hierarchical
-prompt. Everything else (revisions, tokens, devices, device maps) is left to sentence-transformers.
+two things happen, for these names only: the name is replaced by the model that it stands for, and if that model has no
+``modules.json`` (it is not an exported model), ``model_folder.loading.modules_for`` builds the modules with the
+hierarchical prompt. Everything else (revisions, tokens, devices, device maps) is left to sentence-transformers.
 """
 
 import os
@@ -16,14 +16,14 @@ from gen2embed_mteb.names import DEFAULT, DEFAULT_MODEL, MINI, MINI_FOLDER, MODE
 
 
 def resolve(name: object) -> str | None:
-    """Say what a short name stands for.
+    """Return the model that a short name stands for.
 
     Args:
-        name: What a user gave as model name.
+        name: The model name that a user gave.
 
     Returns:
-        A hub id or a local directory; ``None`` where ``name`` is not a short name, or where a folder of that name
-        exists, which always wins.
+        A hub id or a local directory; ``None`` if ``name`` is not a short name, or if a folder of that name exists,
+        which always takes precedence.
 
     Raises:
         FileNotFoundError: ``GEN2EMBED_MODEL`` is a path, and there is no directory there.
@@ -47,7 +47,7 @@ def resolve(name: object) -> str | None:
 
 
 def install() -> None:
-    """Let ``SentenceTransformer`` (and its subclasses) take the short names. Idempotent."""
+    """Let ``SentenceTransformer`` (and its subclasses) take the short names; calling it twice changes nothing."""
     from sentence_transformers import SentenceTransformer
 
     stock = SentenceTransformer.__init__
@@ -62,9 +62,10 @@ def install() -> None:
             return
         if Path(target).is_dir():
             kwargs.setdefault("local_files_only", True)  # no look-ups for a model card: a directory works offline
-        # A subclass that builds its own modules (Gen2Embed) only has the name replaced.
+        # For a subclass that builds its own modules (Gen2Embed), only the name is replaced.
         if type(self)._load_default_modules is SentenceTransformer._load_default_modules:
-            # Shadowed on this one instance and only while it loads: the class stays stock, and the instance pickles.
+            # The methods are replaced on this instance only, and only while it loads: the class stays as it is, and
+            # the instance can be pickled.
             self.__dict__.update(_loaders(self))
         try:
             stock(self, target, *args, **kwargs)
@@ -80,7 +81,7 @@ _SHADOWED = ("_load_modules", "_load_default_modules", "_module_classes")
 
 
 def _loaders(model: Any) -> dict[str, Any]:
-    """Return what stands in for a model's own loading: the same, with every file checked before it is read."""
+    """Return replacements for a model's loading methods: they check every file before it is read."""
     from gen2embed_mteb.embedder.model_folder.checked_loading import load_modules, module_classes
 
     stock = model._load_modules
@@ -92,7 +93,7 @@ def _loaders(model: Any) -> dict[str, Any]:
 
 
 def _load_default_modules(model: Any, name: str, **kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Stand in for ``SentenceTransformer._load_default_modules``, which serves models without ``modules.json``."""
+    """Replace ``SentenceTransformer._load_default_modules``, which loads models without ``modules.json``."""
     from gen2embed_mteb.embedder.model_folder.loading import modules_for
 
     if model.backend != "torch":

@@ -1,7 +1,10 @@
-"""Fitting an input into `max_length`: only the user's text is cut, and images are reduced, never the prompt.
+"""Fitting an input into `max_length`: the user's text is cut and images are reduced, but never the prompt.
 
 sentence-transformers truncates the rendered conversation, which would lose the representation and generation prompts,
 or cut through image tokens. Here the text is cut before it is rendered, so that the rendered conversation fits.
+
+Cost: most inputs are recognised as short enough by the number of their bytes, without being tokenized. Only an input
+that may be too long is rendered and tokenized, a few times more.
 """
 
 from __future__ import annotations
@@ -24,15 +27,16 @@ logger = logging.getLogger(__name__)
 
 _MARKERS = re.compile(r"(<\|image_[1-9]\|>)")
 _SLACK = 8
-_TEXT_SHARE = 4  # of the room beside the prompt, one part in four is kept for text when images have to be reduced
+_TEXT_SHARE = 4  # when images must be reduced, one quarter of the tokens beside the prompt is kept for text
 
 
 class Fitter:
     """Cuts inputs to a number of tokens.
 
     Args:
-        processor: the model's processor, for tokens and image sizes.
-        count_rendered: number of tokens of a rendered conversation, each image counted as its one marker token.
+        processor: The model's processor, for tokens and image sizes.
+        count_rendered: Returns the number of tokens of a rendered conversation, where each image counts as its one
+            marker token.
     """
 
     def __init__(self, processor: Any, count_rendered: Callable[[Content], int]) -> None:
@@ -42,14 +46,15 @@ class Fitter:
         self._prompts: dict[tuple[int, str | None], int] = {}
 
     def image_tokens(self, images: tuple[Image.Image, ...]) -> list[int]:
-        """Return the number of tokens each image becomes."""
+        """Return the number of tokens that each image becomes."""
         return self.image_tokens_of_sizes([image.size for image in images])
 
     def image_tokens_of_sizes(self, sizes: Sequence[Size]) -> list[int]:
         """Return the number of tokens that images of these (width, height) in pixels become.
 
         Raises:
-            ValueError: the processor refuses one of them: Qwen's do, where the sides differ by more than 200 to 1.
+            ValueError: The processor refuses one of them: Qwen's processors do so if the sides differ by more than
+                200 to 1.
         """
         if not sizes:
             return []
@@ -63,11 +68,11 @@ class Fitter:
             ) from error
 
     def count_all(self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
-        """Return the number of tokens of many inputs, up to a token or two where text and prompt merge.
+        """Return the number of tokens of many inputs; it may be wrong by a token or two where text and prompt merge.
 
         Args:
             texts: n texts.
-            image_sizes: for each text, the sizes of its images.
+            image_sizes: For each text, the sizes of its images.
         """
         bare = self._plain([_MARKERS.sub("", text) for text in texts])["input_ids"] if texts else []
         blank = Image.new("RGB", (1, 1))
@@ -85,7 +90,7 @@ class Fitter:
             return [(size, self._tokens_or_none(size)) for size in sizes]
 
     def _tokens_or_none(self, size: Size) -> int:
-        """Return the tokens of one image; 0 of one that the processor refuses, which is said when it is prepared."""
+        """Return the number of tokens of one image; 0 if the processor refuses it, which `prepare` reports later."""
         try:
             return self.image_tokens_of_sizes([size])[0]
         except Gen2EmbedError:
@@ -100,10 +105,10 @@ class Fitter:
         """Cut the text, and reduce the images if they alone are too large, until `count` is at most `max_length`.
 
         Raises:
-            ValueError: the prompt alone, or the smallest version of the images, does not fit.
+            ValueError: The prompt alone, or the smallest version of the images, does not fit.
         """
-        # No token is shorter than a byte, and Unicode normalisation makes at most three bytes of one: most inputs are
-        # seen to fit without being tokenized. The slack is for the prompt, whose tokens change where it meets the text.
+        # No token is shorter than a byte, and Unicode normalisation turns one byte into at most three: most inputs can
+        # be seen to fit without being tokenized. The slack is for the prompt, whose tokens change next to the text.
         bound = 3 * len(content.text.encode(errors="replace")) + sum(self.image_tokens(content.images)) + _SLACK
         if bound + self._prompt_tokens(content) <= max_length or self.count(content) <= max_length:
             return content
@@ -122,9 +127,9 @@ class Fitter:
         return self._without_text(content, max_length) if best is None else best
 
     def _longest(self, content: Content, num_tokens: int, max_length: int) -> Content | None:
-        """Return the content with as much of its text as fits; `None` if not even an empty text does.
+        """Return the content with as much of its text as fits; `None` if not even an empty text fits.
 
-        The text's own tokens are only a guess, as they merge differently where the text meets the prompt.
+        The number of the text's own tokens is only a first guess, as tokens merge where the text meets the prompt.
         """
         num_tokens = max(num_tokens, 0)
         cut = replace(content, text=self._cut(content.text, num_tokens))
@@ -159,22 +164,20 @@ class Fitter:
         return len(self._plain(_MARKERS.sub("", text))["input_ids"])
 
     def _plain(self, text: str | list[str]) -> Any:
-        """Return a text, or several, as tokens; control tokens in it are plain text, as when it is rendered."""
+        """Tokenize one or several texts; control tokens in them count as plain text, as when they are rendered."""
         return self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
 
     def _cut(self, text: str, num_tokens: int) -> str:
-        """Return the longest beginning of the text of at most `num_tokens` tokens; image markers stay and count
-        nothing.
-        """
+        """Return the longest prefix of the text with at most `num_tokens` tokens; image markers stay and count as 0."""
         kept = []
         for piece in _MARKERS.split(text):
             end = len(piece)
             if not _MARKERS.fullmatch(piece):
                 spans = self._plain(piece)["offset_mapping"]
                 if len(spans) > num_tokens:
-                    # A character of several tokens is kept whole or not at all.
+                    # A character that consists of several tokens is kept whole or not at all.
                     end = min(spans[num_tokens - 1][1], spans[num_tokens][0]) if num_tokens > 0 else 0
                 num_tokens = max(num_tokens - len(spans), 0)
             kept.append(piece[:end])
@@ -183,9 +186,7 @@ class Fitter:
     def _reduced(
         self, images: tuple[Image.Image, ...], wanted: int, room: int, max_length: int
     ) -> tuple[Image.Image, ...]:
-        """Return the images at a lower resolution: at most `wanted` tokens, or, if they will not go lower, at most
-        `room`.
-        """
+        """Return the images at a lower resolution: at most `wanted` tokens, or at most `room` if that is impossible."""
         tokens = sum(self.image_tokens(images))
         best: tuple[int, tuple[Image.Image, ...]] = (tokens, images)
         scale = math.sqrt(max(wanted, 1) / tokens)
@@ -207,5 +208,5 @@ class Fitter:
 
 def _scaled(image: Image.Image, scale: float) -> Image.Image:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Rounding may bring the sides of a strip beyond 200 to 1.
+    # Rounding may make the sides of a narrow image differ by more than 200 to 1.
     return image.resize(min_side_size(size, 1), Image.Resampling.BICUBIC)

@@ -112,7 +112,7 @@ def open_bulk_encoder(
     fingerprint: str,
     share: Share | None = None,
 ) -> BulkEncoder:
-    """Open the embeddings of a run for resuming, or begin them.
+    """Open the embeddings of a run for resuming, or begins them.
 
     Args:
         encoder: The model.

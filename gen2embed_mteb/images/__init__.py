@@ -1,1 +1,1 @@
-"""How a picture is found, opened within limits, and brought to the size that the processor gets."""
+"""Finding an image, opening it within limits, and resizing it for the model's processor."""

@@ -1,9 +1,10 @@
-"""Opening images safely: explicit formats, size limits, RGB, and one error that says what to mend.
+"""Opening images safely: a fixed list of formats, size limits, RGB, and one kind of error that names the remedy.
 
-Benchmarks of this field carry hundreds of thousands of downloaded images, so this file assumes that some are broken
-and that none is trusted: only the formats named here are decoded, a decompression bomb is refused before its pixels
-are allocated or enlarged to, and every fault becomes an `ImageError` that the caller can count. Where images come from
-(a folder or a zip archive, never outside of it) is `image_source.py`; how their files are read, `image_files.py`.
+Benchmarks of this field contain hundreds of thousands of downloaded images, so this module assumes that some are broken
+and trusts none: only the formats listed here are decoded, an image with too many pixels (a "decompression bomb") is
+refused before memory for them is allocated, and every fault becomes an `ImageError` that the caller can count.
+`source.py` finds images in a folder or a zip archive, `files.py` reads their files, and `resizing.py` brings them to
+the size for the processor.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from gen2embed_mteb.images.files import MAX_FILE_BYTES, read_file
 from gen2embed_mteb.images.modes import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""The decoders that may run. Pillow knows some forty; the rest is attack surface that no benchmark needs."""
+"""The formats that are decoded. Pillow knows about forty; no benchmark needs the others, and each is a security risk."""
 
 MAX_PIXELS = 89_478_485
-"""The pixel count above which an image is refused (Pillow's own warning threshold, a quarter of a GiB of RGB)."""
+"""The largest number of pixels of an image (the threshold of Pillow's own warning; a quarter of a GiB in RGB)."""
 
 MAX_SCANS = 100
-"""The scans a JPEG may have, each of which touches every pixel again (libtiff's limit; encoders write about ten)."""
+"""The most scans of a JPEG; each scan processes every pixel again (libtiff's limit; encoders write about ten)."""
 
 _MAX_SEGMENTS = 100_000
-# A marker of JPEG that is neither part of the pixels' data nor without a length.
+# A marker of a JPEG segment that has a length; markers inside the pixels' data are excluded.
 _SEGMENT = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
 _END, _SCAN = 0xD9, 0xDA
 
@@ -55,9 +56,9 @@ def open_image(
 
     Args:
         path: The file; relative to `root` when that is given.
-        root: If given, the folder that the file must lie in; see `image_files.confined`.
-        max_pixels: The largest width x height accepted.
-        max_bytes: The largest file accepted.
+        root: If given, the folder that must contain the file; see `files.confined`.
+        max_pixels: The largest accepted product of width and height.
+        max_bytes: The largest accepted file.
         follow_links: Whether links in `root` may lead out of it.
         exif_orientation: Whether to turn the image as its EXIF data says; VLM2Vec and the official code do not.
 
@@ -65,7 +66,7 @@ def open_image(
         The first frame, mode RGB, fully decoded.
 
     Raises:
-        ImageError: Missing, outside of `root`, of another format, too large, or damaged.
+        ImageError: The file is missing, outside of `root`, of another format, too large, or damaged.
     """
     data = read_file(path, root, max_bytes, follow_links=follow_links)
     return decode(io.BytesIO(data), str(path), max_pixels=max_pixels, exif_orientation=exif_orientation)
@@ -76,31 +77,31 @@ def decode(file: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS, exif_ori
 
     Args:
         file: A seekable binary file.
-        name: What to call the image in errors.
-        max_pixels: The largest width x height accepted.
+        name: The name of the image in error messages.
+        max_pixels: The largest accepted product of width and height.
         exif_orientation: As for `open_image`.
 
     Returns:
         The first frame, mode RGB, fully decoded.
 
     Raises:
-        ImageError: Not one of `FORMATS`, too large, or damaged.
+        ImageError: The file has none of `FORMATS`, is too large, or is damaged.
     """
     with _opened(file, name, max_pixels) as image:
         return to_rgb(upright(image) if exif_orientation else image, name)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return an image turned and mirrored as its EXIF data says; one without such data as it is."""
+    """Return an image turned and mirrored as its EXIF data says; an image without such data is returned as it is."""
     return ImageOps.exif_transpose(image)
 
 
-_LYING = (5, 6, 7, 8)  # the orientations of EXIF that swap width and height
+_LYING = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
 
 
 @contextmanager
 def _opened(file: IO[bytes], name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """Open an image lazily: its header is read and held to the limits, no pixel is allocated."""
+    """Open an image lazily: read its header and check the limits, without allocating any pixel."""
     try:
         _check_scans(file, name)
         with Image.open(file, formats=FORMATS) as image:
@@ -121,7 +122,7 @@ def _opened(file: IO[bytes], name: str, max_pixels: int) -> Iterator[Image.Image
 
 
 def _check_scans(file: IO[bytes], name: str) -> None:
-    """Refuse a JPEG of so many scans that decoding it would take minutes; leave the file at its beginning."""
+    """Refuse a JPEG with so many scans that decoding it would take minutes; the file is rewound to its beginning."""
     is_jpeg = file.read(3) == b"\xff\xd8\xff"
     file.seek(0)
     if not is_jpeg:
@@ -144,7 +145,7 @@ def _check_scans(file: IO[bytes], name: str) -> None:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What is known of an image file without decoding its pixels.
+    """The facts about an image file that are known without decoding its pixels.
 
     Attributes:
         digest: BLAKE2 of the file's bytes, 32 hexadecimal digits.
@@ -156,16 +157,16 @@ class ImageFacts:
 
 
 def facts_of(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, exif_orientation: bool = False) -> ImageFacts:
-    """Digest an encoded image and read its header.
+    """Compute the digest of an encoded image and read its header.
 
     Args:
         data: The whole file.
-        name: What to call the image in errors.
-        max_pixels: The largest width x height accepted.
+        name: The name of the image in error messages.
+        max_pixels: The largest accepted product of width and height.
         exif_orientation: As for `open_image`; the size is then that of the turned image.
 
     Raises:
-        ImageError: The header is of none of `FORMATS`, too large, or damaged.
+        ImageError: The header has none of `FORMATS`, states too many pixels, or is damaged.
     """
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     with _opened(io.BytesIO(data), name, max_pixels) as image:
@@ -175,10 +176,10 @@ def facts_of(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, exif_orien
 
 
 def image_digest(image: Image.Image) -> str:
-    """Name an image by its content.
+    """Return a digest of an image's content.
 
-    Mode and size go in with the pixels: the raw bytes of a 2x8 and an 8x2 image are the same, and so are those of two
-    palette images that differ in the palette alone.
+    The digest covers mode and size as well as the pixels, since the raw bytes of a 2x8 and an 8x2 image may be the
+    same. It covers the palette, since two palette images may differ in the palette alone.
 
     Args:
         image: Any PIL image.

@@ -1,4 +1,4 @@
-"""`ImageError`: an image that cannot be used, named in a few words whatever the caller passed for it."""
+"""`ImageError`: an image that cannot be used, and short names for images in messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 
 MAX_SHOWN = 255
-"""The longest name that is shown whole: more than that is no name of a file, but an image's content."""
+"""The longest name that is shown completely: anything longer is the content of an image, not the name of a file."""
 
 DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 
@@ -16,9 +16,9 @@ class ImageError(Gen2EmbedError):
     """An image that cannot be used; the message names the file, the fault and the remedy.
 
     Attributes:
-        file: The image as the caller named it, cut short where that holds its content; see `short_name`.
-        reason: The fault alone, one line.
-        remedy: What to do about it.
+        file: The image as the caller named it; cut if the name holds the image's content, see `short_name`.
+        reason: The fault alone, in one line.
+        remedy: What the user can do about it.
     """
 
     def __init__(self, file: str, reason: str, remedy: str) -> None:
@@ -35,14 +35,14 @@ class ImageError(Gen2EmbedError):
 
 
 def short_name(name: str) -> str:
-    r"""Return what to call an image in messages and reports: never a payload, always text that can be written.
+    r"""Return the name of an image for messages and reports: short, without its content, and always valid Unicode.
 
     Args:
-        name: A path, or what was passed for one.
+        name: A path, or any text that was passed as a path.
 
     Returns:
-        The name; of a data URI its head, of more than `MAX_SHOWN` characters the first 60. Lone surrogates, which no
-        file can hold, become `\udXXX`.
+        The name; for a data URI only its head; for more than `MAX_SHOWN` characters only the first 60. Lone surrogates,
+        which cannot be written into a file, become `\udXXX`.
     """
     name = name.encode("utf-8", "backslashreplace").decode("utf-8")
     head = DATA_URI.match(name)
@@ -52,10 +52,10 @@ def short_name(name: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the kind and message of a decoder's error: the same in every run, and short.
+    """Return the kind and message of a decoder's error, short and the same in every run.
 
     Args:
-        error: What a decoder raised. Memory addresses are left out of its message.
+        error: The error that a decoder raised. Memory addresses are removed from its message.
     """
     name = type(error).__name__
     return f"{name}: {one_line(error)[:MAX_SHOWN]}" if str(error).strip() else name

@@ -1,8 +1,8 @@
-"""Reading an image's file: only where the data may point, only a regular file, never more than a limit of bytes.
+"""Reading the file of an image: only inside the given folder, only a regular file, and only up to a limit of bytes.
 
-What the data says is confined by its words: no `..`, no absolute path elsewhere. Links are another matter: they lie in
-the user's own folder. One that leads out of it is followed within the hub's cache, whose snapshots consist of links to
-the blobs beside them, and anywhere else if the user says so (`follow_links`).
+Paths in the data come from others, so a path with `..` or an absolute path to another folder is refused. Links are
+different, since they are in the user's own folder. A link that leads out of the folder is followed within the hub's
+cache, whose snapshots consist of links to blobs, and elsewhere only if the user allows it (`follow_links`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gen2embed_mteb.errors import is_of_the_system
 from gen2embed_mteb.images.errors import DATA_URI, ImageError
 
 MAX_FILE_BYTES = 256 * 2**20
-"""The largest file, or unpacked member of a zip archive; the biggest photo of MMEB is far below a tenth of it."""
+"""The largest file, or unpacked member of a zip archive; the largest photo of MMEB is far below a tenth of it."""
 
 FOLLOW_LINKS = "GEN2EMBED_FOLLOW_LINKS"
-"""The variable that stands for `--follow_links` where there is no command line of ours."""
+"""The environment variable that replaces `--follow_links` where our command line is not used."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://|(?:https?|ftp|file):/", re.IGNORECASE)
 _HUB_FOLDER = re.compile(r"(?:datasets|models|spaces)--.+")
@@ -33,13 +33,13 @@ def read_file(path: str | Path, root: str | Path | None, max_bytes: int, *, foll
 
     Args:
         path: The file; relative to `root` when that is given.
-        root: If given, the folder that the file must lie in; see `confined`.
-        max_bytes: The largest size accepted; a larger file is not read at all.
+        root: If given, the folder that must contain the file; see `confined`.
+        max_bytes: The largest accepted size; a larger file is not read at all.
         follow_links: As for `confined`.
 
     Raises:
-        ImageError: An address instead of a path, missing, outside of `root`, no regular file, or too large.
-        OSError: The system is out of memory or file descriptors, which is no fault of the file.
+        ImageError: The path is a URL or data URI, or the file is missing, outside of `root`, not regular, or too large.
+        OSError: The system has no memory or file descriptors left, which is not a fault of the file.
     """
     name = str(path)
     refuse_address(name)
@@ -69,17 +69,19 @@ class NotRegularError(OSError):
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> IO[bytes]:
-    """Open a regular file to read: a pipe or a device would block, or never end.
+    """Open a regular file for reading; a pipe or a device would block, or never end.
+
+    The check is repeated on the opened file, so that a file that is replaced in the meantime is noticed.
 
     Args:
         path: The file.
-        follow_links: Whether the path may be a link itself; not where links were resolved before.
+        follow_links: Whether the path itself may be a link; False if links were resolved before.
 
     Raises:
-        NotRegularError: Something else is there. What was opened is what is asked, so that nothing can come between.
-        OSError: It cannot be opened.
+        NotRegularError: The path is not a regular file.
+        OSError: The file cannot be opened.
     """
-    # Asked before as well: to open a device may do something.
+    # Check before opening as well: opening a device may have an effect.
     if not stat.S_ISREG(path.stat().st_mode):
         raise NotRegularError(errno.EINVAL, "not a regular file", str(path))
     descriptor = os.open(path, _FLAGS if follow_links else _FLAGS | getattr(os, "O_NOFOLLOW", 0))
@@ -93,20 +95,20 @@ def open_regular(path: Path, *, follow_links: bool = True) -> IO[bytes]:
 
 
 def refuse_address(name: str) -> None:
-    """Refuse what is no path, but an address or an image written as text.
+    """Refuse a text that is a URL or a data URI instead of a path.
 
     Args:
-        name: What was given as a path.
+        name: The text that was given as a path.
 
     Raises:
-        ImageError: It is a data URI or a URL; the message says what to do instead.
+        ImageError: The text is a data URI or a URL; the message says what to do instead.
     """
     if DATA_URI.match(name):
         raise ImageError(
             name, "a data URI is not opened", "decode its base64, and pass a PIL image or the path of a file"
         )
     if _URL.match(name):
-        # A user's name and password, and a signature behind the question mark, are nobody else's business.
+        # The message must not show a user's name, password, or a signature after the question mark.
         address = re.sub(r"//[^/@]*@", "//", name.partition("?")[0])
         raise ImageError(
             address, "nothing is fetched from a URL", "download it, and pass the path of the file, or a PIL image"
@@ -114,19 +116,19 @@ def refuse_address(name: str) -> None:
 
 
 def confined(path: str | Path, root: str | Path, *, follow_links: bool = False) -> Path:
-    """Resolve a path that data names inside a folder.
+    """Resolve a path from the data inside a folder.
 
     Args:
-        path: A path relative to `root`, without `..`. An absolute path is accepted only when it lies inside `root`.
-        root: The folder that must not be left.
-        follow_links: Whether links in the folder may lead out of it. Without it they may lead to another place in the
+        path: A path relative to `root`, without `..`. An absolute path is accepted only if it is inside `root`.
+        root: The folder that must contain the file.
+        follow_links: Whether links in the folder may lead out of it. Otherwise they may lead to another place in the
             folder, and, in a snapshot of the hub's cache, to the blobs of the same repository.
 
     Returns:
         The resolved path of a regular file.
 
     Raises:
-        ImageError: The path leaves `root`, does not exist or is no regular file.
+        ImageError: The path leads out of `root`, does not exist, or is not a regular file.
     """
     name = str(path)
     outside = ImageError(name, f"leads outside of {str(root)!r}", "point --image_dir at the folder that holds it")
@@ -162,7 +164,7 @@ def confined(path: str | Path, root: str | Path, *, follow_links: bool = False) 
 
 
 def _in_same_repository(target: Path, base: Path) -> bool:
-    """Return whether a resolved path is a blob of the hub-cache repository whose snapshot the folder lies in."""
+    """Return whether `base` is in a snapshot of the hub's cache, and `target` is a blob of the same repository."""
     for folder in base.parents:
         if _HUB_FOLDER.fullmatch(folder.name):
             return base.is_relative_to(folder / "snapshots") and target.parent == folder / "blobs"
@@ -170,5 +172,5 @@ def _in_same_repository(target: Path, base: Path) -> bool:
 
 
 def follows_links() -> bool:
-    """Return whether the environment says to follow links, for mteb, which has no flag of ours."""
+    """Return whether the environment says to follow links; for mteb, whose command line lacks our flag."""
     return os.environ.get(FOLLOW_LINKS, "").lower() not in ("", "0", "false", "no")

@@ -1,4 +1,8 @@
-"""Any mode of Pillow's to RGB: as the reference client does where that shows the picture, or by the stated range."""
+"""Converting an image from any of Pillow's modes to RGB.
+
+Most modes are converted as the reference client does. Modes that this would turn white or black are scaled by the range
+of values that the file states.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +20,22 @@ _BITS_PER_SAMPLE, _LEAST_VALUE, _GREATEST_VALUE = 258, 340, 341  # tags of TIFF
 def to_rgb(image: Image.Image, name: str = "<PIL image>") -> Image.Image:
     """Convert any mode to RGB as the reference client does (`.convert("RGB")`), in a copy that owns its pixels.
 
-    Alpha is dropped, not blended. Three modes need a step in between: palettes whose transparency is a byte string
-    (Pillow warns otherwise, the pixels are the same); 16-bit grayscale, whose high byte is kept, as Pillow clips
-    everything above 255 to white; and `I` and `F`, which are scaled by the range that the file states. Without one,
-    values in 0…255 are taken as they are, and others refused: they would come out white, or black.
+    Alpha is dropped, not blended. Three modes need an additional step: palettes whose transparency is a byte string
+    (otherwise Pillow warns; the pixels are the same); 16-bit grayscale, of which the high byte is kept, since Pillow
+    would clip everything above 255 to white; and `I` and `F`, which are scaled by the range that the file states. If it
+    states none, values in 0…255 are kept, and others are refused, since they would become white or black.
 
     Args:
         image: Any PIL image, loaded or not.
-        name: What to call it in errors.
+        name: The name of the image in error messages.
 
     Returns:
-        A plain image in memory, mode RGB: no file behind it, and no metadata (an orientation, for one) that a
-        processor could act upon.
+        A plain image in memory, mode RGB, without an open file and without metadata that a processor could use (such
+        as an orientation).
 
     Raises:
-        ImageError: It is closed, cut off or damaged, of a mode without colours, or of values in no known range.
+        ImageError: The image is closed, cut off or damaged, its mode has no colours, or the range of its values is
+            unknown.
     """
     try:
         if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
@@ -49,13 +54,13 @@ def to_rgb(image: Image.Image, name: str = "<PIL image>") -> Image.Image:
 
 
 def _high_byte(image: Image.Image) -> Image.Image:
-    """Return the high byte of 16-bit samples; of 12 bits where a TIFF states so."""
+    """Return the high byte of 16-bit samples, or the highest 8 of 12 bits if a TIFF states 12 bits per sample."""
     factor = 1 / 16 if _number(_tags(image).get(_BITS_PER_SAMPLE)) == 12 else 1 / 256
     return image.convert("I").point(lambda value: value * factor).convert("L")
 
 
 def _scaled(image: Image.Image, name: str) -> Image.Image:
-    """Return an image of mode I or F with values in 0…255."""
+    """Return an image of mode I or F, scaled to values in 0…255."""
     values = np.asarray(image)
     if not np.isfinite(values).all():
         raise ImageError(name, f"mode {image.mode} with NaN or infinite values", "replace them, and convert it to L")
@@ -66,7 +71,7 @@ def _scaled(image: Image.Image, name: str) -> Image.Image:
     if least <= lowest and highest <= greatest:
         share = (values.astype(np.float64) - least) / (greatest - least)
         return Image.fromarray(np.rint(share * 255).astype(np.uint8))
-    # Floats of at most 1 may be a picture in 0…1, or one that is all but black: all zeros are black in both.
+    # Floats of at most 1 may be an image with values in 0…1, or an almost black one; only all zeros are clearly black.
     unclear = image.mode == "F" and 0 < highest <= 1
     if lowest < 0 or highest > 255 or unclear or math.isfinite(least):
         raise ImageError(
@@ -78,7 +83,7 @@ def _scaled(image: Image.Image, name: str) -> Image.Image:
 
 
 def _stated_range(image: Image.Image) -> tuple[float, float]:
-    """Return what a file says its black and white are; NaN twice if it says nothing."""
+    """Return the values that a file states for black and white; NaN twice if it states none."""
     tags = _tags(image)
     ends = [_number(tags.get(tag)) for tag in (_LEAST_VALUE, _GREATEST_VALUE)]
     return (ends[0], ends[1]) if ends[0] < ends[1] else (math.nan, math.nan)

@@ -1,7 +1,7 @@
-"""The size in which the processor gets a picture: one rule for every input, and its twin for sizes alone.
+"""Resizing an image for the model's processor: one rule for every input, on images and on sizes alone.
 
-`fitted` resizes by a policy and then enlarges what is too small for a patch-based processor; `fitted_size` says the
-resulting size without touching a pixel, so that lengths in tokens are known before anything is decoded.
+`fitted` resizes an image by a policy and then enlarges it if it is too small for a patch-based processor. `fitted_size`
+computes the resulting size without any pixels, so that lengths in tokens are known before an image is decoded.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from gen2embed_mteb.images.decoding import MAX_PIXELS, Size
 from gen2embed_mteb.images.errors import ImageError
 
 MAX_ASPECT_RATIO = 200
-"""The aspect ratio above which the Qwen processors raise (`smart_resize`)."""
+"""The aspect ratio above which the Qwen processors raise an error (`smart_resize`)."""
 
 MIN_SIDE = 28
-"""One merged patch of the Qwen processors, in pixels: they raise where a side is shorter."""
+"""The side of a merged patch of the Qwen processors in pixels; they raise an error if a side is shorter."""
 
 
 def ensure_min_side(image: Image.Image, min_side: int = MIN_SIDE) -> Image.Image:
@@ -28,7 +28,7 @@ def ensure_min_side(image: Image.Image, min_side: int = MIN_SIDE) -> Image.Image
 
     Args:
         image: Any PIL image.
-        min_side: The least side in pixels; 0 switches the guard off.
+        min_side: The smallest side in pixels; 0 switches enlarging off.
 
     Returns:
         The same image, or an enlarged one (bicubic).
@@ -43,13 +43,13 @@ def ensure_min_side(image: Image.Image, min_side: int = MIN_SIDE) -> Image.Image
 def min_side_size(size: Size, min_side: int = MIN_SIDE) -> Size:
     """Return the size to which `ensure_min_side` enlarges an image.
 
-    Qwen's processors raise when a side is shorter than one merged patch (28 pixels; 32 in Qwen3-VL) or when the sides
-    differ by more than 200 to 1. Both occur in MMEB. The shorter side is first stretched to a 200th of the longer,
-    then the whole is scaled up in proportion until the shorter side reaches `min_side`.
+    Qwen's processors raise an error if a side is shorter than one merged patch (28 pixels; 32 in Qwen3-VL) or if the
+    sides differ by more than 200 to 1. Both occur in MMEB. The shorter side is first stretched to a 200th of the
+    longer; then the whole image is scaled up in proportion until the shorter side reaches `min_side`.
 
     Args:
         size: Width and height in pixels.
-        min_side: The least side in pixels; 0 switches the guard off.
+        min_side: The smallest side in pixels; 0 switches enlarging off.
 
     Raises:
         ValueError: `min_side` is negative.
@@ -62,13 +62,16 @@ def min_side_size(size: Size, min_side: int = MIN_SIDE) -> Size:
     width, height = (max(side, least) for side in size)
     short = min(width, height)
     if short < min_side:
-        # Integer arithmetic, rounded to the nearest: the shorter side lands on min_side exactly.
+        # Integer arithmetic, rounded to the nearest: the shorter side becomes exactly min_side.
         width, height = ((2 * side * min_side + short) // (2 * short) for side in (width, height))
     return width, height
 
 
 def _official_size(size: Size) -> Size:
-    """Inference sizes of the official Gen2Embed code (method: shorter side at least half the longer, 336 to 992)."""
+    """Return the size at inference of the official Gen2Embed code.
+
+    The shorter side is at least half the longer; the longer is at most 992, and the shorter at least 336.
+    """
     width: float
     height: float
     width, height = size
@@ -77,7 +80,7 @@ def _official_size(size: Size) -> Size:
     scale = 1.0
     if max(width, height) > 992:
         scale = 992 / max(width, height)
-    if min(width, height) < 336:  # the second rule wins
+    if min(width, height) < 336:  # this rule overrides the one above
         scale = 336 / min(width, height)
     return int(width * scale), int(height * scale)
 
@@ -87,19 +90,20 @@ RESIZE_POLICIES: dict[str, Callable[[Size], Size]] = {
     "official": _official_size,
     "square-448": lambda _: (448, 448),
 }
-"""How images are resized before the model's processor sees them: `processor` (default) leaves all to the processor,
-as MMEB's V2 loader does; `official` is Gen2Embed's rule at inference; `square-448` its rule in training."""
+"""The policies by which images are resized before the model's processor: `processor` (default) leaves all resizing to
+the processor, as MMEB's V2 loader does; `official` is Gen2Embed's rule at inference; `square-448` its rule in training.
+"""
 
 
 def resize(image: Image.Image, policy: str = "processor") -> Image.Image:
-    """Apply a resize policy by name: `official` with Lanczos, as the official code, the others bicubic.
+    """Resize an image by a policy: `official` uses Lanczos, as the official code does, the others are bicubic.
 
     Args:
         image: Any PIL image.
         policy: A key of `RESIZE_POLICIES`.
 
     Returns:
-        The resized image; `processor` returns it as it is.
+        The resized image; with `processor` the same image.
 
     Raises:
         ValueError: The policy is unknown; the message lists the known ones.
@@ -127,10 +131,10 @@ def resized_size(size: Size, policy: str = "processor") -> Size:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """How an image is brought to the size in which the processor gets it; the same in every command and library.
+    """The options for resizing and turning an image before the processor, the same in every command and library.
 
     Raises:
-        Gen2EmbedError: The policy is unknown, or `min_side` negative.
+        Gen2EmbedError: The policy is unknown, or `min_side` is negative.
     """
 
     resize: str = option(
@@ -153,23 +157,24 @@ class ImageOptions:
 
 
 def fitted(image: Image.Image, options: ImageOptions, name: str = "<PIL image>") -> Image.Image:
-    """Bring an image to the size in which the processor gets it: the one rule for all inputs, wherever they come from.
+    """Resize an image for the processor; all inputs go through this function, wherever they come from.
 
     Args:
         image: An RGB image.
-        options: The policy, applied first, and the least side, reached last; see `ensure_min_side`. The orientation is
-            applied when a file is opened (`decoding.decode`), before its EXIF data is gone.
-        name: What to call the image in errors.
+        options: The policy, which is applied first, and the smallest side, which is applied last; see
+            `ensure_min_side`. The orientation is applied when a file is opened (`decoding.decode`), since its EXIF data
+            is dropped there.
+        name: The name of the image in error messages.
 
     Raises:
-        ImageError: It would have to be enlarged beyond `MAX_PIXELS`.
+        ImageError: The image would have to be enlarged beyond `MAX_PIXELS`.
     """
     fitted_size(image.size, options, name)
     return ensure_min_side(resize(image, options.resize), options.min_side)
 
 
 def fitted_size(size: Size, options: ImageOptions, name: str = "<PIL image>") -> Size:
-    """Return the size to which `fitted` brings an image; same arguments and errors."""
+    """Return the size to which `fitted` brings an image of a size; other arguments and errors are those of `fitted`."""
     width, height = min_side_size(resized_size(size, options.resize), options.min_side)
     if width * height > max(MAX_PIXELS, size[0] * size[1]):
         raise ImageError(

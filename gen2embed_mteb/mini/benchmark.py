@@ -67,8 +67,8 @@ def ensure(part: Part, root: str | Path | None = None, seed: int = SEED) -> Path
 
     Args:
         part: `eval` (V1 and V2), `train`, or `crepe` (SugarCrepe-mini and SugarCrepe++-mini).
-        root: where; `None` or an empty text is `default_root()`.
-        seed: of everything drawn. Another seed wants another root.
+        root: Where; `None` or an empty text is `default_root()`.
+        seed: Of everything drawn. Another seed wants another root.
 
     Raises:
         ForeignFileError: The root holds files that we did not write, where ours would go; nothing was changed.

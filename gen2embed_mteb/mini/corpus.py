@@ -44,8 +44,8 @@ class Album:
     """Pictures drawn once and reused: single things, pairs, and scikit-learn's handwritten digits.
 
     Args:
-        rng: source of the scenes and of their drawing.
-        num_pictures: how many of each of singles and pairs.
+        rng: Source of the scenes and of their drawing.
+        num_pictures: How many of each of singles and pairs.
         digits: (n, SIDE, SIDE, 3) uint8 images and their (n,) labels 0-9; may be empty.
     """
 
@@ -62,7 +62,7 @@ def _picture(rng: np.random.Generator, num_things: int) -> Picture:
 
 
 def first_lesson(rng: np.random.Generator, album: Album) -> Conversation:
-    """Return an image with all its attributes in a fixed order, or a short question and its one-word answer."""
+    """Return an image with a list of all its attributes in a fixed order, or a short question and its one-word answer."""
     picture = _any_picture(rng, album, pairs=0.25)
     if rng.random() < 0.7:
         listed = [word for t in picture.scene.things for word in (t.color, t.shape, t.size, t.place)]
@@ -72,9 +72,7 @@ def first_lesson(rng: np.random.Generator, album: Album) -> Conversation:
 
 
 def reading_lesson(rng: np.random.Generator, album: Album) -> Conversation:
-    """Return the whole mixture, with lists of what a caption or an image says among it: reading, practised on every
-    word.
-    """
+    """Return the whole mixture, with lists of what a caption or an image says among it: reading, practised on every word."""
     kind = rng.random()
     if kind < 0.7:
         return conversation(rng, album)
@@ -113,7 +111,7 @@ def shape_lesson(rng: np.random.Generator, album: Album) -> Conversation:
 
 
 def question_lesson(rng: np.random.Generator, album: Album) -> Conversation:
-    """Questions and requests about a part of an image, mostly with a user-level request for one word after them."""
+    """Question and requests about a part of an image, mostly with a user-level request for one word after them."""
     kind = rng.random()
     if kind < 0.35:
         return shape_lesson(rng, album)

@@ -78,10 +78,10 @@ class Round:
 
     Attributes:
         lessons: (lesson, steps) in order; steps are multiples of 8.
-        batch_size: conversations a step.
-        learning_rate: its peak, after `warmup_steps`.
-        horizon: steps over which the learning rate falls as a cosine; longer than the round if it ends early.
-        rope_theta: base of the text model's rotary positions. M-RoPE gives height and width its lower frequencies: with
+        batch_size: Conversations a step.
+        learning_rate: Its peak, after `warmup_steps`.
+        horizon: Steps over which the learning rate falls as a cosine; longer than the round if it ends early.
+        rope_theta: Base of the text model's rotary positions. M-RoPE gives height and width its lower frequencies: with
             a small base, places on the 4 x 4 grid of image tokens are soon told apart; with a large one, a word is
             found wherever it stands in a long prompt.
     """
@@ -243,7 +243,7 @@ class Collator:
 
 
 def training_text(config: PretrainConfig, num_examples: int) -> Iterator[str]:
-    """Conversations of the mixture as plain text, for the tokenizer to learn its words from."""
+    """Conversation of the mixture as plain text, for the tokenizer to learn its words from."""
     rng = np.random.default_rng((config.seed, 1))
     album = Album(rng, 64, train_digits())
     for _ in range(num_examples):
@@ -352,7 +352,7 @@ def training_batches(config: PretrainConfig) -> Iterator[tuple[Round, Iterator[l
 
 
 def _batches(rng: np.random.Generator, album: Album, plan: Round) -> Iterator[list[Conversation]]:
-    """Batches of similar length, 8 at a time in random order, so that little is padding."""
+    """Batch of similar length, 8 at a time in random order, so that little is padding."""
     for lesson, steps in plan.lessons:
         for _ in range(-(-steps // 8)):
             examples = [LESSONS[lesson](rng, album) for _ in range(8 * plan.batch_size)]

@@ -45,10 +45,10 @@ class Pair:
     """A query with its positive.
 
     Attributes:
-        text: the query's text without the instruction.
-        pixels: the query's image, (64, 64, 3) uint8, or None.
-        positive: the labelled positive.
-        hard: candidates that must stand in the row; the first is the training negative.
+        text: The query's text without the instruction.
+        pixels: The query's image, (64, 64, 3) uint8, or None.
+        positive: The labelled positive.
+        hard: Candidates that must stand in the row; the first is the training negative.
     """
 
     text: str
@@ -73,14 +73,14 @@ class MiniTask:
     """One dataset.
 
     Attributes:
-        info: name, meta-task, domain, form.
-        query_instructions: the first is the benchmark's, the others those of the split `diverse_instruction`.
-        target_instruction: of the candidates; empty for plain text.
-        num_candidates: candidates a row, the positive among them.
-        make: makes pairs.
-        labels: all labels of a classification set; candidates are drawn from them instead of from other rows.
-        num_train: training pairs; 0 out of domain.
-        make_train: makes training pairs, where they differ from those of the evaluation in more than chance.
+        info: Name, meta-task, domain, form.
+        query_instructions: The first is the benchmark's, the others those of the split `diverse_instruction`.
+        target_instruction: Of the candidates; empty for plain text.
+        num_candidates: Candidates a row, the positive among them.
+        make: Makes pairs.
+        labels: All labels of a classification set; candidates are drawn from them instead of from other rows.
+        num_train: Training pairs; 0 out of domain.
+        make_train: Makes training pairs, where they differ from those of the evaluation in more than chance.
     """
 
     info: DatasetInfo
@@ -99,7 +99,7 @@ def _singles(rng: np.random.Generator, count: int, noise: float = 6.0) -> list[P
 
 
 def _repeated_singles(rng: np.random.Generator, count: int) -> list[Picture]:
-    """Pictures of few scenes, `RENDERINGS` of each on average."""
+    """Picture of few scenes, `RENDERINGS` of each on average."""
     scenes = [random_scene(rng) for _ in range(max(1, count // RENDERINGS))]
     chosen = [scenes[number] for number in rng.integers(len(scenes), size=count)]
     return [Picture(draw(scene, rng), scene) for scene in chosen]
@@ -259,7 +259,7 @@ def tasks(digits: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[MiniTask
     """Every dataset, in the order of reports.
 
     Args:
-        digits: the handwritten digits of the part to make: training or test.
+        digits: The handwritten digits of the part to make: training or test.
     """
     classify = "Identify the {} shown in the image"
     return (

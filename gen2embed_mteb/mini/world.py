@@ -72,7 +72,7 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, num_things: int = 1) -> Scene:
-    """Return a scene whose attributes are uniform and independent (two things: distinct shapes and colours)."""
+    """Return a scene whose attributes are uniform and independent (two things: distinct shapes and distinct colours)."""
     shapes = rng.choice(len(SHAPES), size=num_things, replace=False)
     colors = rng.choice(len(COLORS), size=num_things, replace=False)
     if num_things == 1:
@@ -90,9 +90,9 @@ def draw(scene: Scene, rng: np.random.Generator, noise: float = 6.0) -> np.ndarr
     """Draw a scene with jittered position, radius, tilt and colour.
 
     Args:
-        scene: what to draw.
-        rng: source of the jitter; the same state gives the same pixels.
-        noise: standard deviation of the pixel noise, in grey levels of 0-255.
+        scene: What to draw.
+        rng: Source of the jitter; the same state gives the same pixels.
+        noise: Standard deviation of the pixel noise, in grey levels of 0-255.
 
     Returns:
         (SIDE, SIDE, 3) uint8.

@@ -41,7 +41,7 @@ def evaluate(
     share: Share | None = None,
     embedding_dir: Path | None = None,
 ) -> EvaluationResult:
-    """Run a benchmark and write its reports into `config.output_dir`.
+    """Run a benchmark and writes its reports into `config.output_dir`.
 
     Args:
         encoder: The model.

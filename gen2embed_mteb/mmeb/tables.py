@@ -135,7 +135,7 @@ def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision
 def open_subsets(
     data_dir: str | Path, datasets: Sequence[DatasetInfo], split: str
 ) -> list[tuple[DatasetInfo, SubsetTable]]:
-    """Open the tables of several datasets, and say at once which ones are missing.
+    """Open the tables of several datasets, and says at once which ones are missing.
 
     Args:
         data_dir: As for `open_subset`.

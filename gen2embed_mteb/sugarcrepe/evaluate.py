@@ -50,7 +50,7 @@ MAX_SET_BYTES = 256 * 2**20
 def evaluate_captions(
     encoder: Encoder, benchmark: CaptionBenchmark, config: EvaluationConfig
 ) -> CompositionalityResult:
-    """Run a compositionality benchmark and write its reports into `config.output_dir`.
+    """Run a compositionality benchmark and writes its reports into `config.output_dir`.
 
     Args:
         encoder: The model.

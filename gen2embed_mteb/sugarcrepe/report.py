@@ -47,7 +47,7 @@ def results_json(result: CompositionalityResult, config: EvaluationConfig) -> di
 
 
 def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
-    """Build `results.md`: our figures above the paper's, in percent; end in a newline."""
+    """Build `results.md`: our figures above the paper's, in percent; ends in a newline."""
     title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
     note = f"Accuracy in percent, a tie is wrong. {result.num_scored} scored, {len(result.errors)} set aside."
     if config.limit is not None:

@@ -1,8 +1,8 @@
-"""The families of multimodal LLMs: one record each, and the chat template that renders the two-level prompt for it.
+"""The families of multimodal LLMs: one record per family, and its chat template, which renders the two-level prompt.
 
-A new family is a file with its record beside this one, a line in `FAMILIES`, and a template in `templates/`: the
-template is told the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn and
-the opened assistant turn (see `chat_template`).
+To add a family, write a file with its record beside this one, an entry in `FAMILIES`, and a template in `templates/`.
+The template receives the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn
+and the beginning of the assistant turn (see `chat_template`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def family_of(model_type: str) -> Family:
         model_type: `config.model_type` of the loaded model.
 
     Raises:
-        ValueError: no family has that model type; the message lists the known ones and what a new one needs.
+        ValueError: No family has that model type; the message lists the known ones and what a new one needs.
     """
     if model_type not in FAMILIES:
         known = ", ".join(f"{family.name} ({family.model_type})" for family in FAMILIES.values())
@@ -46,16 +46,17 @@ def family_of(model_type: str) -> Family:
 def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayout = "native") -> str:
     """Return the Jinja chat template that renders this prompt for this family.
 
-    It needs nothing of this package: stock processors render it, with `task` ("query", "document" or undefined) and
-    `add_generation_prompt` as variables. Its first line carries the prompt as JSON, which `prompt_of` reads back.
+    The template does not depend on this package: stock processors render it, with `task` ("query", "document" or
+    undefined) and `add_generation_prompt` as variables. Its first line holds the prompt as JSON, which `prompt_of`
+    reads back.
 
     Args:
-        family: whose chat format.
-        prompt: the texts.
+        family: The family whose chat format is used.
+        prompt: The texts.
         layout: `native`, the family's own image marker; `official`, the bare one.
 
     Raises:
-        ValueError: unknown layout.
+        ValueError: The layout is unknown.
     """
     if layout not in ("native", "official"):
         raise Gen2EmbedError(f"unknown image layout {layout!r}; known: native, official")
@@ -67,7 +68,7 @@ def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayou
 
 
 def prompt_of(template: str) -> HierarchicalPrompt | None:
-    """Read the prompt back from a template of `chat_template`; `None` if it is another's template."""
+    """Read the prompt back from a template that `chat_template` made; `None` for any other template."""
     first = re.match(r"\{%- set prompt = (\{.*\}) -%\}\n", template or "")
     return HierarchicalPrompt(**json.loads(first[1])) if first else None
 

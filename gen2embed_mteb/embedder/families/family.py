@@ -1,4 +1,4 @@
-"""What differs between the families of multimodal LLMs: the fields of one small record."""
+"""`Family`: a record of everything that differs between the families of multimodal LLMs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ class Family:
     """A family of models that share a chat format.
 
     Attributes:
-        name: how people call it.
+        name: The family's common name.
         model_type: `model_type` in the model's `config.json`.
-        template: file in `templates/` that renders a conversation.
-        image: what the family's own processor writes for one image (`native` layout).
-        bare_image: what VLM2Vec and the official Gen2Embed write (`official` layout): no vision start and end.
-        mrope: whether image tokens get 3-D positions; the official layout counts them 1-D instead.
-        lora_targets: names of the projections that the paper's adapters train (Sec. IV-A), as this family names them.
-        has_video_processor: whether the processor also wants a video processor, which needs torchvision.
-        writes_special_tokens: whether the template writes all special tokens itself. Only then can transformers take
-            control tokens in the user's text as plain text; otherwise `Gen2Embed` breaks them up.
+        template: File in `templates/` that renders a conversation.
+        image: The marker that the family's own processor writes for one image (`native` layout).
+        bare_image: The marker that VLM2Vec and the official Gen2Embed write (`official` layout), without the tokens
+            for the start and end of an image.
+        mrope: Whether image tokens get 3-D positions; the official layout gives them 1-D positions instead.
+        lora_targets: Names of the projections that the paper's adapters train (Sec. IV-A), as this family names them.
+        has_video_processor: Whether the processor requires a video processor, which needs torchvision.
+        writes_special_tokens: Whether the template writes all special tokens itself. Only then can transformers read
+            control tokens in the user's text as plain text; otherwise `Gen2Embed` puts a space inside them.
     """
 
     name: str
@@ -37,7 +38,10 @@ class Family:
 
     @property
     def processing_kwargs(self) -> dict[str, dict[str, bool]]:
-        """How sentence-transformers calls the processor: the assistant turn opened, the user's text kept harmless."""
+        """The options with which sentence-transformers calls the processor.
+
+        They begin the assistant turn, and let control tokens in the user's text count as plain text where possible.
+        """
         return {
             "chat_template": {
                 "add_generation_prompt": True,

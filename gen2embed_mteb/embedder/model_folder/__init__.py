@@ -1,1 +1,1 @@
-"""A model's folder: checked before any library reads it, loaded, adapted, saved and read back."""
+"""A model's folder: its checks before any library reads it, loading, adapters, saving and reading back."""

@@ -1,4 +1,8 @@
-"""What an adapter's `adapter_config.json` may say: peft imports modules and runs patterns that it names."""
+"""Checks of an adapter's `adapter_config.json`.
+
+The file comes from others, and peft imports modules and matches patterns that it names. Only known keys with known
+kinds of values are accepted.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from gen2embed_mteb.embedder.model_folder.settings import refuse
 from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError, Tensor
 
 MATCHING_SECONDS = 20
-"""A pattern that takes longer than this on a model's layer names is one that never ends."""
+"""A pattern that takes longer than this on a model's layer names is treated as one that never ends."""
 
 _TRAIN = "save the adapter again without it"
 
@@ -23,13 +27,13 @@ def check_adapter(path: Path, settings: dict[str, Any], tensors: dict[str, Tenso
     """Check an adapter's settings before peft reads them.
 
     Args:
-        path: of `adapter_config.json`, for messages.
-        settings: its content.
-        tensors: what the adapter's weights hold.
+        path: The path of `adapter_config.json`, for messages.
+        settings: The content of the file.
+        tensors: The tensors of the adapter's weights.
 
     Raises:
-        ModelFolderError: another kind than LoRA or DoRA; a key that imports, fetches or copies something; a rank
-            that the weights do not have; a pattern where a name belongs.
+        ModelFolderError: The adapter is neither LoRA nor DoRA, a key would import, fetch or copy something, the weights
+            do not have the stated rank, or a pattern stands where a name is expected.
     """
     if settings.get("peft_type") != "LORA":
         raise refuse(path, f"peft_type is {settings.get('peft_type')!r}; LORA is read (DoRA is one)", _TRAIN)
@@ -48,10 +52,10 @@ def check_adapter(path: Path, settings: dict[str, Any], tensors: dict[str, Tenso
 
 
 def full_matches(pattern: str, names: Iterable[str], path: Path) -> list[str]:
-    """Return the names that a pattern matches as a whole; in a process of its own, since some patterns never end.
+    """Return the names that a pattern matches as a whole; a separate process matches, since some patterns never end.
 
     Raises:
-        ModelFolderError: it is no pattern, or it does not end.
+        ModelFolderError: The pattern is not valid, or matching it does not end.
     """
     program = (
         "import json, re, sys; pattern, names = json.load(sys.stdin); "
@@ -78,7 +82,7 @@ def base_of(path: Path, settings: dict[str, Any]) -> str:
     """Return the base model that an adapter names.
 
     Raises:
-        ModelFolderError: it names none.
+        ModelFolderError: It names no base model.
     """
     base = settings.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
@@ -93,7 +97,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    """Return whether it is a layer's name and no pattern."""
+    """Return whether a value is the name of a layer, and not a pattern."""
     return isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) is not None
 
 
@@ -114,7 +118,7 @@ def _is_true(value: Any) -> bool:
 
 
 def _is_start(value: Any) -> bool:
-    """Return whether it is a way to initialise that needs no data and fetches nothing."""
+    """Return whether a value names a way to initialise that needs no data and fetches nothing."""
     return value is True or (
         isinstance(value, str) and re.fullmatch(r"gaussian|orthogonal|olora|pissa(_niter_\d{1,3})?", value) is not None
     )
@@ -122,13 +126,13 @@ def _is_start(value: Any) -> bool:
 
 _VALUES: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("peft_type", "task_type", "peft_version", "revision", "base_model_name_or_path"), _is_text),
-    "auto_mapping": lambda value: isinstance(value, dict),  # which is for peft's own loaders
+    "auto_mapping": lambda value: isinstance(value, dict),  # only peft's own loaders use it
     **dict.fromkeys(
         ("inference_mode", "fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"), _is_true
     ),
     **dict.fromkeys(("r", "lora_alpha"), _is_number),
     "lora_dropout": lambda value: _is_number(value) and 0 <= value <= 1,
-    "qalora_group_size": _is_number,  # of use_qalora, which is refused
+    "qalora_group_size": _is_number,  # belongs to use_qalora, which is refused
     "bias": lambda value: value in ("none", "all", "lora_only"),
     "init_lora_weights": _is_start,
     "target_modules": lambda value: isinstance(value, str) or _are_names(value),
@@ -142,6 +146,6 @@ _VALUES: dict[str, Callable[[Any], bool]] = {
         _are_indices(value)
         or (isinstance(value, dict) and all(map(_is_name, value)) and all(map(_are_indices, value.values())))
     ),
-    "megatron_core": lambda value: value == "megatron.core",  # peft's default, imported with megatron_config alone
-    "loftq_config": lambda value: isinstance(value, dict),  # read with init_lora_weights "loftq" alone
+    "megatron_core": lambda value: value == "megatron.core",  # peft's default, imported only with megatron_config
+    "loftq_config": lambda value: isinstance(value, dict),  # read only with init_lora_weights "loftq"
 }

@@ -1,7 +1,7 @@
-"""PEFT adapters (LoRA, DoRA) on a base model: new ones, loading that checks every key, saving, and merging.
+"""PEFT adapters (LoRA, DoRA) on a base model: creating, loading with a check of every key, saving, and merging.
 
-transformers loses DoRA's magnitudes when it loads an adapter, and ignores keys it does not know. Here the weights are
-set by peft itself, and a key that is missing or left over is an error.
+transformers loses DoRA's magnitudes when it loads an adapter, and ignores keys that it does not know. Here peft itself
+sets the weights, and a key that is missing or left over is an error.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import torch
 
 LANGUAGE_MODEL = "language_model"
-"""Where transformers keeps the decoder. Vision towers have projections of the same names, which the paper's adapters,
-on Qwen2-VL, do not reach; and an adapter there would get no gradient from a batch of text."""
+"""The module in which transformers keeps the decoder. Vision towers have projections of the same names, but the paper's
+adapters, on Qwen2-VL, do not include them; and an adapter there would get no gradient from a batch of text."""
 
 CONFIG_FILE, WEIGHTS_FILE = model_folder.ADAPTER_FILE, model_folder.ADAPTER_WEIGHTS
 
-# Wrappers under which adapters were trained, taken off in this order: peft's own, the generation head's, and older
-# layouts of transformers that kept the language model at the root (Qwen2-VL) or in a wrapper of its own (LLaVA).
+# Prefixes of wrappers under which adapters were trained, removed in this order: peft's own, the generation head's, and
+# those of older versions of transformers, which kept the language model at the root (Qwen2-VL) or in a wrapper (LLaVA).
 _RENAMES: tuple[tuple[str, str], ...] = (
     (r"^base_model\.model\.", ""),
     (r"^model\.", ""),
@@ -44,13 +44,13 @@ def load_adapter(model: torch.nn.Module, adapter: str | Path, **hub_options: Any
     """Attach an adapter to a base model, in place.
 
     Args:
-        model: the base model, as `AutoModel` loads it.
-        adapter: directory or hub id with `adapter_config.json` and `adapter_model.safetensors`.
-        hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, where the adapter is on the hub.
+        model: The base model, as `AutoModel` loads it.
+        adapter: Directory or hub id with `adapter_config.json` and `adapter_model.safetensors`.
+        hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, for an adapter on the hub.
 
     Raises:
-        FileNotFoundError: the directory holds no safetensors weights.
-        ValueError: a key of the adapter has no place in the model, or the model expects one that is not there.
+        FileNotFoundError: The directory holds no safetensors weights.
+        ValueError: The model does not have a key of the adapter, or the adapter lacks a key that the model expects.
     """
     from peft import PeftConfig, inject_adapter_in_model
 
@@ -63,13 +63,13 @@ def load_adapter(model: torch.nn.Module, adapter: str | Path, **hub_options: Any
     _match_patterns(config, model, folder)
     inject_adapter_in_model(config, model)
     for key, value in stated.items():
-        setattr(config, key, value)  # as the adapter has them, for when it is saved
+        setattr(config, key, value)  # the adapter's own values, for saving it again
     set_adapter_weights(model, state, str(adapter))
     model.eval()
 
 
 def reload_adapter(model: torch.nn.Module, adapter: str | Path, **hub_options: Any) -> None:
-    """Set the weights of an adapter that is attached already, every key checked; arguments as in `load_adapter`."""
+    """Set the weights of an adapter that is attached already; arguments and checks are those of `load_adapter`."""
     set_adapter_weights(model, _read_weights(find_adapter(adapter, **hub_options)), str(adapter))
 
 
@@ -77,7 +77,7 @@ def set_adapter_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], 
     """Set the weights of the attached adapter.
 
     Raises:
-        ValueError: a missing or an unexpected key, or a shape that differs; the message names `source` and the keys.
+        ValueError: A key is missing or unexpected, or a shape differs; the message names `source` and the keys.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -107,20 +107,20 @@ def new_adapter(
     dropout: float = 0.1,
     dora: bool = True,
 ) -> None:
-    """Attach a fresh adapter to a base model, in place, and freeze everything else (paper, Sec. IV-A).
+    """Attach a new adapter to a base model, in place, and freeze all other weights (paper, Sec. IV-A).
 
-    Its weights are float32 whatever the base's are: steps of 5e-5 are lost in bfloat16.
+    Its weights are float32 whatever the type of the base model's: steps of 5e-5 would be lost in bfloat16.
 
     Args:
-        model: the base model, as `AutoModel` loads it.
-        targets: names of the decoder's linear layers (`families.Family.lora_targets`).
-        rank: of the update.
-        alpha: the update is scaled by alpha / rank.
-        dropout: on the update's input.
-        dora: whether magnitudes are trained beside directions (DoRA).
+        model: The base model, as `AutoModel` loads it.
+        targets: Names of the decoder's linear layers (`families.Family.lora_targets`).
+        rank: The rank of the update.
+        alpha: The update is scaled by alpha / rank.
+        dropout: The dropout on the update's input.
+        dora: Whether magnitudes are trained besides directions (DoRA).
 
     Raises:
-        ValueError: the model has an adapter already, or a target matches no layer.
+        ValueError: The model has an adapter already, or a target matches no layer.
     """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
@@ -155,9 +155,9 @@ def save_adapter(model: torch.nn.Module, output_dir: Path, state: Mapping[str, t
     """Write the attached adapter as peft does, so that `load_adapter` and peft itself read it.
 
     Args:
-        model: the model with its adapter.
-        output_dir: folder to write into; made if missing.
-        state: the model's `state_dict`, where its own is spread over processes.
+        model: The model with its adapter.
+        output_dir: Folder to write into; it is created if missing.
+        state: The model's `state_dict`, if the model's own is distributed over several processes.
     """
     from peft import get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -180,11 +180,11 @@ def check_adapter(model: torch.nn.Module, folder: Path) -> None:
     """Compare names and shapes of a written adapter with those of the attached one.
 
     Args:
-        model: the model with its adapter.
-        folder: where the adapter was written.
+        model: The model with its adapter.
+        folder: Where the adapter was written.
 
     Raises:
-        Gen2EmbedError: they differ.
+        Gen2EmbedError: They differ.
     """
     from peft import get_peft_model_state_dict
 
@@ -199,12 +199,13 @@ def check_adapter(model: torch.nn.Module, folder: Path) -> None:
 
 
 def merged_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of the model with its adapter folded into the base weights; the model itself is not touched.
+    """Return a copy of the model with its adapter merged into the base weights; the model itself is not changed.
 
-    It computes what the model computes as it is now: a layer whose adapter is switched off keeps its base weights.
+    The copy computes the same as the model in its present state: a layer whose adapter is switched off keeps its base
+    weights. The copy takes as much memory as the model.
 
     Raises:
-        Gen2EmbedError: a layer's adapter cannot be folded in.
+        Gen2EmbedError: The adapter of a layer cannot be merged.
     """
     merged = copy.deepcopy(model)
     while (found := _first_wrapper(merged)) is not None:
@@ -225,7 +226,10 @@ def merged_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _first_wrapper(model: torch.nn.Module) -> tuple[str, torch.nn.Module] | None:
-    """Return the outermost layer that peft put in place of another: adapted, or trained, wholly or by tokens."""
+    """Return the name and module of the first layer that peft wraps, or None.
+
+    peft wraps layers with an adapter, layers that are trained as a whole, and layers of which some tokens are trained.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
@@ -234,7 +238,7 @@ def _first_wrapper(model: torch.nn.Module) -> tuple[str, torch.nn.Module] | None
 
 
 def _unwrapped(wrapper: Any) -> torch.nn.Module:
-    """Return the plain layer that computes what a wrapper of peft computes now."""
+    """Return the plain layer that computes the same as a wrapper of peft in its present state."""
     from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 
     if isinstance(wrapper, ModulesToSaveWrapper):
@@ -271,15 +275,15 @@ def _renamed(key: str) -> str:
 
 
 def find_adapter(adapter: str | Path, **hub_options: Any) -> Path:
-    """Return the folder of an adapter, fetched if it is on the hub, its settings and weights checked.
+    """Return the folder of an adapter, after fetching it from the hub if needed and checking its settings and weights.
 
     Args:
-        adapter: directory or hub id.
-        hub_options: as in `load_adapter`.
+        adapter: Directory or hub id.
+        hub_options: As in `load_adapter`.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it holds no safetensors weights.
-        ValueError: its settings ask for what is not done here.
+        FileNotFoundError: There is no such folder, or it holds no safetensors weights.
+        ValueError: Its settings ask for something that is refused here.
     """
     source = model_folder.find(adapter, "adapter", **hub_options)
     hub = {key: hub_options.get(key) for key in ("token", "cache_dir")}
@@ -289,7 +293,7 @@ def find_adapter(adapter: str | Path, **hub_options: Any) -> Path:
 
 
 def _match_patterns(config: Any, model: torch.nn.Module, folder: Path) -> None:
-    """Put the layers' names in the place of patterns, which peft would match for as long as it takes."""
+    """Replace patterns by the names of the layers that they match; peft would match them without a time limit."""
     names = [name for name, _ in model.named_modules()]
     for key in ("target_modules", "exclude_modules"):
         pattern = getattr(config, key)

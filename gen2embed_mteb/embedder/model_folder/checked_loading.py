@@ -1,4 +1,4 @@
-"""sentence-transformers' own loading, of folders that were checked, and with every weight accounted for."""
+"""Loading by sentence-transformers, after the folder was checked, and with a check of every weight."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from gen2embed_mteb.errors import one_line
 logger = logging.getLogger(__name__)
 
 UNUSED = re.compile(r"(^|\.)lm_head\.|rotary_emb\.inv_freq$|\.position_ids$")
-"""Tensors of generative checkpoints that embedding needs not: the output layer, and constants that are computed."""
+"""Tensors of generative checkpoints that embedding does not need: the output layer, and constants that are computed."""
 
 _PARTS = re.compile(r"^((model|language_model|visual|vision_tower|vision_model)\.)+")
-"""What stands before a layer's name, and differs between versions of transformers."""
+"""The prefix of a layer's name, which differs between versions of transformers."""
 
 
 def load_modules(model: Any, stock: Callable[..., Any], name: str, **options: Any) -> Any:
-    """Load a model's modules as sentence-transformers does, checked; for `SentenceTransformer._load_modules`.
+    """Check a model's folder, then load its modules; this replaces `SentenceTransformer._load_modules`.
 
     Args:
-        model: the `SentenceTransformer` that is being made.
-        stock: its own `_load_modules`.
-        name: a folder or a hub id.
-        options: what `_load_modules` is given.
+        model: The `SentenceTransformer` that is being built.
+        stock: Its own `_load_modules`.
+        name: A folder or a hub id.
+        options: The arguments of `_load_modules`.
 
     Returns:
         What `stock` returns.
 
     Raises:
-        FileNotFoundError: there is no such model.
-        ModelFolderError: a file of it is refused, or its weights are not those of its architecture.
+        FileNotFoundError: There is no such model.
+        ModelFolderError: A file of the model is refused, or the weights are not those of its architecture.
     """
     hub: dict[str, Any] = {
         "token": options.get("token"),
@@ -49,13 +49,13 @@ def load_modules(model: Any, stock: Callable[..., Any], name: str, **options: An
     }
     source = model_folder.find(name, **hub, revision=options.get("revision"))
     if not (source.folder / model_folder.MODULES_FILE).is_file():
-        # `modules_for` checks the folder, and its adapter's base.
+        # `modules_for` checks this folder, and the base model of an adapter.
         return stock(name, **{**options, "revision": source.revision or options.get("revision")})
     model_folder.fetch_weights(source, **hub)
     model_folder.check(source, trust_remote_code=bool(options.get("trust_remote_code")))
     if source.revision is None:
         return stock(name, **options)
-    # Nothing that was not checked is fetched now, unless the caller trusts the repository's code, wherever it is.
+    # From here on no unchecked file is fetched, unless the caller trusts the repository's code, wherever it is.
     local = hub["local_files_only"] or not options.get("trust_remote_code")
     loaded = stock(name, **{**options, "revision": source.revision, "local_files_only": local})
     if not hub["local_files_only"]:
@@ -64,25 +64,26 @@ def load_modules(model: Any, stock: Callable[..., Any], name: str, **options: An
 
 
 def module_classes() -> Mapping[str, type[torch.nn.Module]]:
-    """Return what `modules.json` may call a Transformer, and the class that loads it."""
+    """Return the names that `modules.json` may use for a Transformer, each with the class that loads it."""
     return {reference: CheckedTransformer for reference, kind in MODULES.items() if kind == TRANSFORMER}
 
 
 class CheckedTransformer(Transformer):
-    """The stock `Transformer` while it is loaded; it becomes one once it is.
+    """A `Transformer` that checks what it loads; after loading, the object becomes a stock `Transformer`.
 
-    Weights are read from safetensors only. One that is missing, left over or of another shape is an error, found
-    before memory is taken for it. An adapter in the folder is attached by `adapters.load_adapter`.
+    Weights are read from safetensors only. A weight that is missing, left over or of another shape is an error, and a
+    model that is larger than its weights is refused before memory is allocated for it. `adapters.load_adapter` attaches
+    an adapter in the folder.
     """
 
     def __init__(self, model_name_or_path: str, **options: Any) -> None:
-        """Load; arguments as for the stock class."""
+        """Load the model; the arguments are those of the stock class."""
         super().__init__(model_name_or_path, **options)
         tokenizer = self.tokenizer.backend_tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
         prompt = prompt_of(self.processor.chat_template or "")
-        if prompt is not None:  # rendered by the template of this version, not by what the folder says
+        if prompt is not None:  # use the template of this version, not the one in the folder
             self.processor.chat_template = chat_template(family_of(self.config.model_type), prompt)
         self.__class__ = Transformer
 
@@ -123,7 +124,7 @@ class CheckedTransformer(Transformer):
             base.name,
             config=config,
             **{**model_kwargs, "use_safetensors": True, "weights_only": True},
-            ignore_mismatched_sizes=True,  # reported below, with everything else
+            ignore_mismatched_sizes=True,  # `check_keys` below reports them
             output_loading_info=True,
         )
         check_keys(base, model, found)
@@ -136,7 +137,7 @@ def load_config(source: model_folder.Source, options: dict[str, Any]) -> Any:
     """Load the configuration of a checked model.
 
     Raises:
-        ModelFolderError: transformers cannot make a configuration of it.
+        ModelFolderError: `transformers` cannot make a configuration from the file.
     """
     from transformers import AutoConfig
 
@@ -148,10 +149,10 @@ def load_config(source: model_folder.Source, options: dict[str, Any]) -> Any:
 
 
 def check_size(source: model_folder.Source, config: Any, tensors: dict[str, Tensor], trusted: bool) -> None:
-    """Compare the size of the model that a configuration describes with that of its weights, before it takes memory.
+    """Compare the size of the model that a configuration describes with that of its weights, before allocating memory.
 
     Raises:
-        ModelFolderError: the weights are fewer, or no such model can be made.
+        ModelFolderError: The model has more parameters than its weight files, or no such model can be built.
     """
     from transformers import AutoModel
 
@@ -178,12 +179,12 @@ def check_keys(source: model_folder.Source, model: torch.nn.Module, found: dict[
     """Refuse weights that are not exactly those of the architecture.
 
     Args:
-        source: the model, for messages.
-        model: as it was loaded.
-        found: what transformers says about the loading.
+        source: The model, for messages.
+        model: The loaded model.
+        found: The report of transformers about loading.
 
     Raises:
-        ModelFolderError: a weight is missing, left over, or of another shape.
+        ModelFolderError: A weight is missing, left over, or of another shape.
     """
     missing = sorted(found["missing_keys"])
     unexpected = sorted(name for name in found["unexpected_keys"] if not UNUSED.search(name))
@@ -207,5 +208,5 @@ def _source(name: str, options: dict[str, Any]) -> tuple[model_folder.Source, di
 
 
 def _base(source: model_folder.Source, hub: dict[str, Any]) -> model_folder.Source:
-    """Return the base model if `source` is an adapter, else `source`; fetched and checked."""
+    """Return the base model, fetched, if `source` is an adapter; otherwise return `source`."""
     return model_folder.find_base(source, **hub) or source

@@ -1,8 +1,10 @@
-"""A model's or an adapter's folder, found and checked before any library reads it.
+"""Finding the folder of a model or an adapter, and checking it before any library reads it.
 
-Folders come from others. Without these checks their files make libraries unpickle, import, fetch, write elsewhere or
-run for ever (`model_settings`, `adapter_settings` say by which keys). A hub model is fetched into the hub's cache
-first, and then loaded from there at the commit that was checked, so that what is loaded is what was checked.
+Folders come from others. Without these checks their files could make libraries unpickle, import, fetch, write elsewhere
+or run for ever (`settings` and `adapter_settings` list the keys). A hub model is first fetched into the hub's cache,
+and then loaded from there at the commit that was checked, so that exactly the checked files are loaded.
+
+Cost: JSON files and the headers of weight files are read; no weight is.
 """
 
 from __future__ import annotations
@@ -46,22 +48,22 @@ PROCESSOR_FILES = (
     "special_tokens_map.json",
 )
 MAX_SETTINGS_BYTES = 16 * 2**20
-"""Of a file of settings; tokenizers and indices are larger."""
+"""The largest file of settings that is read; tokenizers and indices may be larger."""
 MAX_TEXT_BYTES = 256 * 2**20
-"""Of any file that is read as a whole."""
+"""The largest file that is read as a whole."""
 
-# What is fetched of a hub model, besides its weights.
+# The files that are fetched of a hub model, besides its weights.
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "README.md"]
 _LEGACY = "sentence_*_config.json"
 
 
 class Source(NamedTuple):
-    """Where a model or an adapter lies.
+    """The place of a model or an adapter.
 
     Attributes:
-        name: as libraries are to be given it: the folder, or the hub id.
-        folder: its files.
-        revision: the hub's commit; `None` for a folder of the user's.
+        name: The name to pass to libraries: the folder, or the hub id.
+        folder: The folder with its files.
+        revision: The commit on the hub; `None` for a folder of the user.
     """
 
     name: str
@@ -70,10 +72,10 @@ class Source(NamedTuple):
 
 
 def as_given(name: str | Path, what: str = "model") -> str:
-    """Return the name of a model or an adapter, `~` expanded, if there is such a folder or it may be a hub id.
+    """Return the name of a model or an adapter, with `~` expanded, if it is a folder or may be a hub id.
 
     Raises:
-        FileNotFoundError: it is a path, and there is no folder there.
+        FileNotFoundError: The name is a path, and there is no folder there.
     """
     text = str(name)
     path = Path(text).expanduser()
@@ -98,18 +100,18 @@ def find(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Source:
-    """Return where a model or an adapter lies; of a hub model everything but the weights is fetched.
+    """Return where a model or an adapter is; for a hub model, fetch everything but the weights.
 
     Args:
-        name: a folder or a hub id.
+        name: A folder or a hub id.
         what: `model`, `adapter`, …, for messages.
-        token: hub token.
-        cache_dir: where hub files are kept.
-        revision: a branch, tag or commit of the hub.
-        local_files_only: no network.
+        token: Hub token.
+        cache_dir: Where hub files are kept.
+        revision: A branch, tag or commit of the hub.
+        local_files_only: Whether to use only files on this machine.
 
     Raises:
-        FileNotFoundError: there is no such folder, nor such a hub model, or it cannot be had.
+        FileNotFoundError: There is neither such a folder nor such a hub model, or it cannot be fetched.
     """
     from huggingface_hub import snapshot_download
 
@@ -138,10 +140,10 @@ def find(
 
 
 def fetch_weights(source: Source, *, token: bool | str | None, cache_dir: str | None, local_files_only: bool) -> None:
-    """Fetch the weights of a hub model or adapter, safetensors only; a folder of the user's is left alone.
+    """Fetch the weights of a hub model or adapter, safetensors only; do nothing for a folder of the user.
 
     Raises:
-        FileNotFoundError: they cannot be had.
+        FileNotFoundError: The weights cannot be fetched.
     """
     if source.revision is None:
         return
@@ -168,15 +170,16 @@ def check(source: Source, *, trust_remote_code: bool = False) -> dict[str, Tenso
     """Check every file of a model that libraries will read.
 
     Args:
-        source: the model, weights fetched. It may be an adapter with the processor's and sentence-transformers' files.
-        trust_remote_code: whether the caller lets Python code of the folder run.
+        source: The model, with its weights fetched. It may be an adapter with files of the processor and of
+            sentence-transformers.
+        trust_remote_code: Whether the caller lets Python code of the folder run.
 
     Returns:
-        The tensors of its weights; nothing for an adapter.
+        The tensors of its weights; an empty dict for an adapter.
 
     Raises:
-        Gen2EmbedError: the model is of an unknown family.
-        ModelFolderError: a file asks for what is not done here, is damaged, or has no bounds.
+        Gen2EmbedError: The family of the model is unknown.
+        ModelFolderError: A file asks for something that is refused here, is damaged, or is too large.
     """
     folder = source.folder
     _check_files(folder)
@@ -193,7 +196,7 @@ def check(source: Source, *, trust_remote_code: bool = False) -> dict[str, Tenso
         check_code(folder / "config.json", config, trust_remote_code)
         check_config(folder / "config.json", config)
         if isinstance(config.get("model_type"), str):
-            family_of(config["model_type"])  # an unknown family is said before anything of its weights
+            family_of(config["model_type"])  # an unknown family is reported before any fault of its weights
     for name in PROCESSOR_FILES:
         settings = _optional(folder / name)
         if settings is not None:
@@ -212,8 +215,8 @@ def check_adapter_folder(folder: Path) -> dict[str, Any]:
     """Check an adapter's settings and the header of its weights, and return the settings.
 
     Raises:
-        FileNotFoundError: the weights are missing.
-        ModelFolderError: something in them is refused.
+        FileNotFoundError: The weights are missing.
+        ModelFolderError: Something in them is refused.
     """
     _check_files(folder)
     path, weights = folder / ADAPTER_FILE, folder / ADAPTER_WEIGHTS
@@ -229,10 +232,10 @@ def check_adapter_folder(folder: Path) -> dict[str, Any]:
 
 
 def base_of_adapter(source: Source) -> tuple[str, str | None] | None:
-    """Return the base model that an adapter names, and its revision; `None` if `source` is no adapter.
+    """Return the base model that an adapter names, and its revision; `None` if `source` is not an adapter.
 
     Raises:
-        ModelFolderError: it names none, or is a whole model as well.
+        ModelFolderError: The adapter names no base model, or its folder holds a whole model as well.
     """
     path = source.folder / ADAPTER_FILE
     if not path.is_file():
@@ -249,11 +252,11 @@ def base_of_adapter(source: Source) -> tuple[str, str | None] | None:
 def find_base(
     source: Source, *, token: bool | str | None, cache_dir: str | None, local_files_only: bool
 ) -> Source | None:
-    """Return the base model of an adapter, fetched; `None` if `source` is no adapter.
+    """Fetch and return the base model of an adapter; `None` if `source` is not an adapter.
 
     Raises:
-        FileNotFoundError: there is no such model, or it cannot be had.
-        ModelFolderError: the adapter names none, or names an adapter.
+        FileNotFoundError: There is no such model, or it cannot be fetched.
+        ModelFolderError: The adapter names no base model, or names another adapter.
     """
     named = base_of_adapter(source)
     if named is None:
@@ -274,7 +277,7 @@ def find_base(
 
 
 def _check_sentence_transformers(folder: Path, config: dict[str, Any] | None) -> None:
-    """Check what sentence-transformers reads of a folder with `modules.json`."""
+    """Check the files that sentence-transformers reads in a folder with `modules.json`."""
     modules = check_modules(folder / MODULES_FILE, _read(folder / MODULES_FILE))
     legacy = [path for path in folder.glob(_LEGACY) if path.name != TRANSFORMER_FILE]
     if legacy:
@@ -294,7 +297,7 @@ def _check_module(folder: Path, kind: str) -> None:
     """Check the folder of a module behind the Transformer, and of the modules of a Router."""
     path = folder / ("router_config.json" if kind == "Router" else "config.json")
     if kind == "Normalize" and not path.is_file():
-        return  # as earlier versions wrote it: without settings
+        return  # earlier versions wrote it without settings
     if not path.is_file():
         raise refuse(path, "not found")
     _check_files(folder)
@@ -318,7 +321,7 @@ def _check_module(folder: Path, kind: str) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse what is not a regular file, is too large, or is of a format that is unpickled."""
+    """Refuse files that are not regular, are too large, or have a format that is unpickled."""
     for path in sorted(folder.iterdir()):
         if re.fullmatch(r"shard-\d+-model-\d+-of-\d+\.safetensors|\.metadata", path.name):
             raise refuse(path, "distributed checkpoints are not read", "save the model as model.safetensors")
@@ -344,7 +347,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of settings.
 
     Raises:
-        ModelFolderError: there is none.
+        ModelFolderError: The file does not hold a JSON object.
     """
     found = _read(path)
     if not isinstance(found, dict):

@@ -1,7 +1,7 @@
-"""Where transformers stands in the way: Qwen processors without torchvision, and needless warnings.
+"""Workarounds for transformers: Qwen processors without torchvision, and needless warnings.
 
-transformers builds a Qwen processor with a video processor, which needs torchvision even for text. Where torchvision is
-absent, `install` takes the video part out of the processor's list of parts; where it is present, it does nothing.
+transformers builds a Qwen processor with a video processor, which needs torchvision even for text. Without torchvision,
+`install` removes the video part from the processor's list of parts; with torchvision, it does nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def install() -> None:
-    """Let processors load without their video part where torchvision is absent. Idempotent."""
+    """Let processors load without their video part if torchvision is absent; calling it twice changes nothing."""
     from transformers.processing_utils import ProcessorMixin
     from transformers.utils import is_torchvision_available
 
@@ -31,9 +31,9 @@ def install() -> None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Hold back what transformers says about choices made here (`lm_head`, `use_fast`, adapters' keys), and its bars.
+    """Suppress messages of transformers about choices made here (`lm_head`, `use_fast`, adapters' keys).
 
-    Bars stay on a terminal, where a large model takes its time; in a file or a pipe they are noise.
+    Progress bars are suppressed too, unless standard error is a terminal, where a user waits for a large model to load.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -57,5 +57,5 @@ _LOADING = ("modeling_utils", "integrations.peft", "models.auto.image_processing
 
 def _is_news(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    # Every key is checked where models and adapters are loaded, and what does not fit is an error.
+    # Every key is checked where models and adapters are loaded, and a key that does not fit is an error.
     return "LOAD REPORT" not in message and not message.startswith("The `use_fast` parameter is deprecated")

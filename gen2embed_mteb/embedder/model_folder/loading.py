@@ -1,7 +1,7 @@
-"""Stock sentence-transformers modules for a base model or an adapter.
+"""Building stock sentence-transformers modules for a base model or an adapter.
 
-The whole method is expressed in stock parts: a Jinja chat template that carries the two-level prompt, last-token
-pooling, and L2 normalisation. What is saved of them loads with plain `SentenceTransformer`.
+The whole method is expressed in stock parts: a Jinja chat template that contains the two-level prompt, last-token
+pooling, and L2 normalisation. Saved, these parts load with plain `SentenceTransformer`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PIXELS = {"use_fast": False}
-"""Images are resized by Pillow, also where torchvision is installed: that resamples differently, by 1e-3 in a vector.
+"""Pillow resizes images even where torchvision is installed: torchvision resamples differently, by 1e-3 in a vector.
 
-The newer `backend="pil"` of transformers says the same, but reaches the video processor too, which has none."""
+The newer option `backend="pil"` of transformers means the same, but it is also passed to the video processor, which
+does not support it."""
 
 
 def modules_for(
@@ -42,26 +43,26 @@ def modules_for(
     processor_kwargs: dict[str, Any] | None = None,
     config_kwargs: dict[str, Any] | None = None,
 ) -> list[nn.Module]:
-    """Return the modules Transformer, Pooling and Normalize of a base model under a prompt.
+    """Return the modules Transformer, Pooling and Normalize for a base model with a prompt.
 
     Args:
-        name_or_path: hub id or local directory of a base model, or of an adapter, whose base is then loaded too.
-        prompt_mode: a strategy's name, or a prompt of one's own.
-        layout: how images are laid out in the prompt; see `families.chat_template`.
-        adapter: hub id or directory of an adapter to attach to the base model.
-        token: hub token.
-        cache_folder: where hub files are kept.
-        revision: of `name_or_path`.
-        trust_remote_code: passed on; off by default.
-        local_files_only: no network.
-        model_kwargs: passed to `AutoModel.from_pretrained`.
-        processor_kwargs: passed to `AutoProcessor.from_pretrained`.
-        config_kwargs: passed to `AutoConfig.from_pretrained`.
+        name_or_path: Hub id or local directory of a base model, or of an adapter, whose base is then loaded too.
+        prompt_mode: The name of a strategy, or a prompt of the caller's own.
+        layout: How images are laid out in the prompt; see `families.chat_template`.
+        adapter: Hub id or directory of an adapter to attach to the base model.
+        token: Hub token.
+        cache_folder: Where hub files are kept.
+        revision: Branch, tag or commit of `name_or_path` on the hub.
+        trust_remote_code: Whether Python code of the model's folder may run.
+        local_files_only: Whether to use only files on this machine.
+        model_kwargs: Passed to `AutoModel.from_pretrained`.
+        processor_kwargs: Passed to `AutoProcessor.from_pretrained`.
+        config_kwargs: Passed to `AutoConfig.from_pretrained`.
 
     Raises:
-        FileNotFoundError: there is no such folder, and no such model on the hub.
-        ValueError: unknown prompt mode, unknown family, a file that is refused (`model_folder`), weights that are not
-            the architecture's, or an adapter whose keys do not fit.
+        FileNotFoundError: There is no such folder, and no such model on the hub.
+        ValueError: The prompt mode or the family is unknown, a file is refused (see `checks`), the weights are not
+            those of the architecture, or the keys of the adapter do not fit.
     """
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
@@ -87,7 +88,7 @@ def modules_for(
 
     compat.install()
     if source.revision is not None and not trust_remote_code:
-        hub["local_files_only"] = True  # what was not checked is not fetched
+        hub["local_files_only"] = True  # no file is fetched that was not checked
     shared = {**hub, "revision": source.revision, "trust_remote_code": trust_remote_code}
     config = load_config(source, {**shared, **(config_kwargs or {})})
     family = family_of(config.model_type)  # refuses unknown families before the weights are read
@@ -109,6 +110,6 @@ def modules_for(
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:
-    """Leave no truncation or padding state of earlier calls behind, as a tokenizer saved now would carry it along."""
+    """Remove the truncation and padding state of earlier calls, which would be saved with the tokenizer."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

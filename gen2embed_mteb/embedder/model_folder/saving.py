@@ -1,10 +1,13 @@
-"""Writing a model folder: first beside its place, then read back, and only then put there.
+"""Writing a model folder: the files are written to a temporary folder, read back, and only then put in place.
 
 1. Everything is written into a temporary folder.
-2. What was written is loaded as any program loads it, on no device: names and shapes of all weights must be those of
-   the model's class, with none missing and none left over. Else it is refused, and nothing is left.
-3. The folder is renamed into place. Where a folder with files is there already, ours are replaced one by one;
+2. The written files are loaded as any program loads them, but without memory for the weights (device "meta"): names and
+   shapes of all weights must be those of the model's class, with none missing and none left over. Otherwise an error is
+   raised, and the temporary folder is deleted.
+3. The folder is renamed into place. If a folder with files is there already, our files in it are replaced one by one;
    `config.json`, without which nothing loads, is deleted first and written last.
+
+Cost: where an adapter is merged, memory for a second copy of the model.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WRITER = "export"
-"""Who writes model folders, as `files.OwnedFolder` knows it."""
+"""The name under which `storage.owned_folder.OwnedFolder` records that we wrote a model folder."""
 
 CONFIG = "config.json"
 
@@ -44,11 +47,11 @@ _DECISIVE = re.compile(
     r"|[a-z_]*processor_config\.json|tokenizer.*|vocab\..*|merges\.txt|added_tokens\.json|special_tokens_map\.json"
     r"|chat_template.*|additional_chat_templates/.*"
 )
-"""Files that a loader looks for by name: one that is left of another model would be mixed with the new one."""
+"""Files that a loader finds by name: one that remained from another model would be mixed with the new model."""
 
 
 def save_merged(model: SentenceTransformer, path: str, write: Callable[[str], None]) -> None:
-    """Write a whole model, its adapter merged; the model itself stays as it is.
+    """Write a whole model with its adapter merged; the model itself stays as it is.
 
     Args:
         model: The model.
@@ -56,8 +59,8 @@ def save_merged(model: SentenceTransformer, path: str, write: Callable[[str], No
         write: Writes the model into a folder, as sentence-transformers does.
 
     Raises:
-        ForeignFileError: A file is in the way that was not written by this function, or was changed since.
-        Gen2EmbedError: The adapter cannot be merged, or what was written does not load as this model.
+        ForeignFileError: A file that must be replaced was not written by this function, or was changed since.
+        Gen2EmbedError: The adapter cannot be merged, or the written files do not load as this model.
     """
     transformer = model[0]
     inner = transformer.model
@@ -74,7 +77,7 @@ def save_merged(model: SentenceTransformer, path: str, write: Callable[[str], No
         try:
             if adapters.has_adapter(inner):
                 transformer.model = adapters.merged_copy(inner)
-            # transformers reverses the renamings of the last file that it loaded, an adapter's as well.
+            # transformers would reverse the renamings of the last file that it loaded, also those of an adapter's file.
             transformer.model._weight_conversions = None
             write(str(folder))
             also_ours |= complete_processor_files(transformer, folder)
@@ -85,17 +88,18 @@ def save_merged(model: SentenceTransformer, path: str, write: Callable[[str], No
 
 
 def save_checkpoint(model: SentenceTransformer, path: str, write: Callable[[str], None], *, whole: bool) -> None:
-    """Write the adapter of a model beside what it takes to load it on its base model, so that training can go on.
+    """Write the adapter of a model, with the files needed to load it on its base model, so that training can resume.
 
     Args:
         model: The model, with an adapter.
         path: The folder.
         write: Writes the model into a folder, as sentence-transformers does.
-        whole: False writes adapter and processor alone, where a setting cannot be expressed in the folder.
+        whole: False writes only the adapter and the processor, for a model with a setting that the folder cannot
+            express.
 
     Raises:
-        ForeignFileError: A file is in the way that was not written by this function, or was changed since.
-        Gen2EmbedError: The adapter is not the only one, has another name than "default", or was not written whole.
+        ForeignFileError: A file that must be replaced was not written by this function, or was changed since.
+        Gen2EmbedError: The adapter is not the only one, has another name than "default", or was not written completely.
     """
     inner = model[0].model
     if list(inner.peft_config) != ["default"]:
@@ -107,10 +111,10 @@ def save_checkpoint(model: SentenceTransformer, path: str, write: Callable[[str]
     with model_folder(path, also_ours) as folder:
         if not whole:
             adapters.save_adapter(inner, folder)
-            model[0].processor.save_pretrained(folder)  # as the trainer does behind this
+            model[0].processor.save_pretrained(folder)  # the trainer does so too, after this call
             return
         loaded = getattr(inner, "_hf_peft_config_loaded", False)
-        inner._hf_peft_config_loaded = True  # peft's own injection leaves it out; transformers saves by it
+        inner._hf_peft_config_loaded = True  # peft's own injection does not set it; transformers saves according to it
         try:
             write(str(folder))
         finally:
@@ -121,18 +125,18 @@ def save_checkpoint(model: SentenceTransformer, path: str, write: Callable[[str]
 
 @contextlib.contextmanager
 def model_folder(path: str | Path, also_ours: dict[str, bytes] | None = None) -> Iterator[Path]:
-    """Give a temporary folder to write a model into, and put it in place at the end.
+    """Yield a temporary folder to write a model into, and put it in place at the end.
 
     Args:
-        path: Where the model shall be; what an earlier call wrote there is replaced, other files stay.
-        also_ours: Filled by the caller: contents of files that another program may put in place of ours.
+        path: The final folder. Files that an earlier call wrote there are replaced, other files stay.
+        also_ours: The caller fills it with contents of files that another program may write in place of ours.
 
     Yields:
-        The temporary folder, empty. Left by an exception, it is deleted, and `path` is as it was.
+        The temporary folder, empty. After an exception it is deleted, and `path` stays as it was.
 
     Raises:
-        ForeignFileError: A file is in the way that was not written by this function, or was changed since.
-        OSError: No space is left.
+        ForeignFileError: A file that must be replaced was not written by this function, or was changed since.
+        OSError: The disk is full.
     """
     target = Path(os.path.realpath(path))
     others = {} if also_ours is None else also_ours
@@ -156,18 +160,18 @@ def model_folder(path: str | Path, also_ours: dict[str, bytes] | None = None) ->
 
 
 def complete_processor_files(source: Any, folder: Path) -> dict[str, bytes]:
-    """Complete a saved processor so that it loads alike with and without torchvision.
+    """Complete a saved processor so that it loads in the same way with and without torchvision.
 
-    sentence-transformers is told which of the two image processors this model used, as transformers would choose by
-    what is installed. Families with a video processor get its settings, without which their processor does not load
-    where torchvision is present.
+    The settings of sentence-transformers name which of the two image processors this model used; otherwise transformers
+    would choose one by what is installed. Families with a video processor get its settings; without them their
+    processor does not load where torchvision is installed.
 
     Args:
         source: The `Transformer` module that was saved.
         folder: The temporary folder that it was saved to.
 
     Returns:
-        By name, the files as they were before.
+        The earlier contents of changed files, by name.
     """
     path = folder / "sentence_bert_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -192,7 +196,7 @@ def complete_processor_files(source: Any, folder: Path) -> dict[str, bytes]:
 
 
 def check_written(folder: Path, modules: list[nn.Module], model: nn.Module) -> None:
-    """Load what was written, without its values, and compare names and shapes of all weights.
+    """Load the written files without the values of weights, and compare names and shapes of all weights.
 
     Args:
         folder: The folder.
@@ -257,7 +261,10 @@ def _refusal(faults: list[str]) -> Gen2EmbedError:
 
 
 def _can_be_renamed_onto(target: Path) -> bool:
-    """Return whether nothing is there, or an empty folder that nobody stands in and that a rename can replace."""
+    """Return whether nothing is at `target`, or an empty folder that a rename can replace.
+
+    A rename cannot replace a mount point, and must not replace the current folder of this process.
+    """
     if not os.path.lexists(target):
         return True
     if not target.is_dir():

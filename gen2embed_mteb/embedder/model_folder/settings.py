@@ -1,8 +1,9 @@
-"""What the JSON files of a model's folder may say: they come from others, and libraries do what they ask for.
+"""Checks of the JSON files in a model's folder: the files come from others, and libraries do what they ask for.
 
-sentence-transformers passes what `sentence_bert_config.json` holds to loaders that unpickle, fetch and write; so what
-`gen2embed export` does not write is refused there. `config.json` and the files of processors are other people's and
-full of ordinary keys: there only the keys are refused that load, fetch or run something, and numbers without bound.
+sentence-transformers passes the content of `sentence_bert_config.json` to loaders that unpickle, fetch and write; so
+everything that `gen2embed export` does not write is refused there. Other programs write `config.json` and the files of
+processors, with many ordinary keys: there only keys that load, fetch or run something are refused, and numbers that are
+too large.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MODULES = {
     }.items()
     for module in modules
 }
-"""The types in `modules.json` that are known, under their present and earlier paths."""
+"""The known types in `modules.json`, under their present and earlier import paths."""
 
 ATTENTION = {
     "eager": None,
@@ -38,17 +39,17 @@ ATTENTION = {
     "flash_attention_2": "flash_attn",
     "flash_attention_3": "flash_attn_interface",
 }
-"""Kinds of attention, and the package each needs: without it, transformers would fetch code from the hub."""
+"""Kinds of attention, and the package that each needs; without it, transformers would fetch code from the hub."""
 DTYPES = ("float32", "float16", "bfloat16", "auto")
 MAX_LAYERS = 1000
 MAX_ENTRIES = 1000
 MAX_LABELS = 100_000
 MAX_LEAST_PIXELS = 2**26
-"""Pixels to which an image processor may enlarge an image."""
+"""The most pixels to which an image processor may enlarge an image."""
 
 AGAIN = "write the folder again: gen2embed export BASE_MODEL OUT"
 
-# Of `config.json`, in whichever part of it: where each leads.
+# Keys that are refused anywhere in `config.json`, and what each would do.
 _FORBIDDEN = {
     "quantization_config": "quantised weights are not read; use the model's plain weights",
     "transformers_weights": "weights are read from model.safetensors only",
@@ -72,7 +73,7 @@ def refuse(path: Path, what: str, remedy: str = AGAIN) -> ModelFolderError:
 
 
 def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every key with its value, of all depths."""
+    """Yield every key with its value, at all depths."""
     stack = [(key, value)]
     while stack:
         key, value = stack.pop()
@@ -84,7 +85,7 @@ def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_code(path: Path, settings: dict[str, Any], trust_remote_code: bool) -> None:
-    """Refuse a file that names Python code of its own."""
+    """Refuse a file that names Python code to run, unless the caller trusts it."""
     for key, value in walk(settings):
         if key == "trust_remote_code" and value:
             raise refuse(path, "it sets trust_remote_code, which is only the caller's to say", "remove that key")
@@ -97,7 +98,7 @@ def check_code(path: Path, settings: dict[str, Any], trust_remote_code: bool) ->
 
 
 def check_config(path: Path, config: dict[str, Any]) -> None:
-    """Check `config.json`: no key that fetches or runs something, no number without bound."""
+    """Check that no key of `config.json` fetches or runs something, and that no number is too large."""
     for key, value in walk(config):
         if key in _FORBIDDEN and value not in (None, False, {}):
             reason = f" ({_FORBIDDEN[key]})" if _FORBIDDEN[key] else ""
@@ -140,7 +141,7 @@ def _check_number(path: Path, key: str, value: Any, most: float) -> None:
 
 
 def check_processor(path: Path, settings: dict[str, Any]) -> None:
-    """Check a file of a processor or a tokenizer: known classes, no files elsewhere, no enlarging without bound."""
+    """Check that a file of a processor or tokenizer names known classes, no files elsewhere, and bounded sizes."""
     for key, value in walk(settings):
         if value in (None, [], ()) or (key in ("init_inputs", "gguf_file", "tokenizer_object") and not value):
             continue
@@ -170,10 +171,10 @@ _CLASSES = {
 
 
 def check_modules(path: Path, modules: Any) -> list[tuple[str, str]]:
-    """Check `modules.json`: a Transformer, Pooling, and then modules that compute a vector of a vector, all stock.
+    """Check that `modules.json` lists a Transformer, Pooling, and then stock modules that map a vector to a vector.
 
     Returns:
-        For each module its kind (a value of `MODULES`) and its folder below the model's.
+        For each module its kind (a value of `MODULES`) and its folder inside the model's folder.
     """
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise refuse(path, "it is not a list of modules")
@@ -197,7 +198,7 @@ def check_modules(path: Path, modules: Any) -> list[tuple[str, str]]:
 
 
 def check_router(path: Path, settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """Check the `router_config.json` of a Router behind pooling; returns kinds and folders, as `check_modules`."""
+    """Check the `router_config.json` of a Router behind pooling; return kinds and folders, as `check_modules` does."""
     types, parameters = settings.get("types"), settings.get("parameters", {})
     if set(settings) - {"types", "structure", "parameters"} or not isinstance(types, dict):
         raise refuse(path, "it is not what export writes")
@@ -221,12 +222,13 @@ def check_module(path: Path, kind: str, settings: dict[str, Any]) -> None:
 
 
 def check_transformer(path: Path, settings: dict[str, Any], model_type: str | None) -> None:
-    """Check `sentence_bert_config.json`, which sentence-transformers hands on to loaders as it is.
+    """Check `sentence_bert_config.json`, which sentence-transformers passes to loaders unchanged.
 
     Args:
-        path: of the file, for messages.
-        settings: its content.
-        model_type: of the model in the folder; `None` if that is elsewhere, an adapter being in the folder.
+        path: The path of the file, for messages.
+        settings: The content of the file.
+        model_type: The type of the model in the folder; `None` if the folder holds an adapter and the model is
+            elsewhere.
     """
     processing = settings.get("processing_kwargs")
     families = FAMILIES.values() if model_type is None else [family_of(model_type)]

@@ -1,4 +1,4 @@
-"""What the headers of safetensors files say, without reading a weight: names, types and shapes."""
+"""Names, types and shapes of the tensors in safetensors files, read from the headers without reading a weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100 * 2**20
-"""As the safetensors library has it."""
+"""The limit of the safetensors library."""
 
 
 class ModelFolderError(Gen2EmbedError):
@@ -21,7 +21,7 @@ class ModelFolderError(Gen2EmbedError):
 
 
 class Tensor(NamedTuple):
-    """One entry of a header."""
+    """One entry of a header: the type and the shape of a tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """Return names, types and shapes of the tensors in a safetensors file.
 
     Raises:
-        ModelFolderError: it is not a whole safetensors file.
+        ModelFolderError: The file is not a complete safetensors file.
     """
     try:
         size = path.stat().st_size
@@ -62,14 +62,14 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path, index: Mapping[str, Any] | None = None) -> list[Path]:
-    """Return the files that hold a model's weights: `model.safetensors`, or else what its index names.
+    """Return the files that hold a model's weights: `model.safetensors`, or else the files that its index names.
 
     Args:
-        folder: the model's folder.
-        index: the content of `model.safetensors.index.json`, if there is one.
+        folder: The model's folder.
+        index: The content of `model.safetensors.index.json`, if there is one.
 
     Raises:
-        ModelFolderError: there is neither, or the index names something else than files of the folder.
+        ModelFolderError: There is neither, or the index names something other than files of the folder.
     """
     single = folder / WEIGHTS_FILE
     if single.is_file():
@@ -92,10 +92,10 @@ def weight_files(folder: Path, index: Mapping[str, Any] | None = None) -> list[P
 
 
 def read_headers(folder: Path, index: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-    """Return the tensors of all weight files of a folder; arguments and errors as in `weight_files`.
+    """Return the tensors of all weight files of a folder; the arguments are those of `weight_files`.
 
     Raises:
-        ModelFolderError: a file is missing or damaged as well.
+        ModelFolderError: A file is missing or damaged, or for the reasons that `weight_files` names.
     """
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder, index):

@@ -74,7 +74,7 @@ class HeldImages:
         self.num_pixels = 0
 
     def hold(self, image: Image.Image) -> str:
-        """Keep an image, as RGB, and return the name under which it is found.
+        """Keep an image, as RGB, and returns the name under which it is found.
 
         Raises:
             ImageError: It is closed, cut off or damaged.

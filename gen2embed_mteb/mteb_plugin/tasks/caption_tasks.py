@@ -86,7 +86,7 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
         num_proc: int | None = None,
         **kwargs: Any,
     ) -> dict[str, float]:
-        """Encode captions and images, and score every record by the rules of `compositionality_scoring.py`."""
+        """Encode captions and images, and scores every record by the rules of `compositionality_scoring.py`."""
 
         def encode(columns: Dataset) -> np.ndarray:
             loader = create_dataloader(columns, task_metadata=self.metadata, num_proc=num_proc, **encode_kwargs)

@@ -62,7 +62,7 @@ class AbsTaskMMEB(AbsTaskRetrieval):
         self.num_errors: dict[str, int] = {}
 
     def load_data(self, num_proc: int | None = None, *, timer: TimingStack | None = None, **kwargs: Any) -> None:
-        """Read the dataset's tables and check its images.
+        """Read the dataset's tables and checks its images.
 
         Raises:
             DataError: Tables or images are missing or damaged; the message names them and the remedy.
