@@ -98,7 +98,9 @@ def full_disk_as_os_error(folder: str | Path) -> Iterator[None]:
 
 
 def _full(error: Exception, folder: Path) -> int | None:
-    """Return the number of the error of a full disk; None where the disk has room, and nothing else says that it is full."""
+    """Return the number of the error of a full disk; None where the disk has room, and nothing else says that it is
+    full.
+    """
     said = str(error)
     for number in _NO_SPACE:
         if f"os error {number})" in said or os.strerror(number) in said:

@@ -16,6 +16,8 @@ def known_datasets() -> dict[str, DatasetInfo]:
 
 
 def candidates_are_queries(name: str) -> bool:
-    """Return whether a dataset's candidates are encoded as queries: RefCOCO-Matching's, which carry a query's instruction."""
+    """Return whether a dataset's candidates are encoded as queries: RefCOCO-Matching's, which carry a query's
+    instruction.
+    """
     dataset = known_datasets().get(name)
     return dataset is not None and dataset.candidates_as_queries

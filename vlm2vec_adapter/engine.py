@@ -114,7 +114,7 @@ class Engine(nn.Module):
         return self
 
     def sorted_order(self, side: Side, samples: Sequence[Sample], images: ImageSource | None) -> list[int]:
-        """Return the order by length in tokens, longest first, so that batches are of like lengths and memory shows at once.
+        """Return the order by length in tokens, longest first, so that a lack of memory shows at once.
 
         Args:
             side: Of all samples.

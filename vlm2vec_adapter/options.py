@@ -121,7 +121,9 @@ def _parsed(name: str, text: str) -> str | int | bool:
 
 
 def wants_us(arguments: Sequence[str]) -> bool:
-    """Return whether a command line of VLM2Vec's asks for this backbone, as `--model_backbone gen2embed` or with `=`."""
+    """Return whether a command line of VLM2Vec's asks for this backbone, as `--model_backbone gen2embed` or with
+    `=`.
+    """
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag.replace("-", "_") == "__model_backbone" and (value if equals else following) == BACKBONE:

@@ -1,9 +1,7 @@
-"""Running batches through a model: some threads open images, one thread prepares, and the caller's runs the model.
+"""Batches through a model: threads open images, one thread prepares, the caller's runs the model.
 
-A batch that needs too much memory is halved, and so are later batches of that size. A batch that the encoder refuses is
-run input by input, to find the input that is at fault.
-
-Cost: at most `LOOKAHEAD` batches, or `MAX_PIXELS_IN_FLIGHT` decoded pixels, wait in memory beside the one that runs.
+A batch for which memory does not suffice is halved, and such batches from then on; one that the encoder refuses is run
+input by input, to set aside the one that is at fault.
 """
 
 from __future__ import annotations
@@ -28,14 +26,14 @@ from gen2embed_mteb.names import Side
 
 logger = logging.getLogger(__name__)
 
-LOOKAHEAD = 2  # the number of batches that are opened and prepared while another one is encoded
+LOOKAHEAD = 2  # batches that are opened and prepared while another one is encoded
 
 MAX_PIXELS_IN_FLIGHT = 2**27
-"""The most decoded pixels of all batches in work: half a GiB, as Pillow takes four bytes per pixel."""
+"""Decoded pixels of all batches that are opened, prepared or encoded at a time: half a GiB in Pillow's four bytes."""
 
 
 class Work(NamedTuple):
-    """A distinct input: its text, the digests of its images, and paths where these images can be found."""
+    """A distinct input: its text and the digests of its images; the paths are one way to reach them."""
 
     text: str
     digests: tuple[str, ...]
@@ -44,13 +42,13 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of similar length that are run together."""
+    """Inputs of like length that are run together."""
 
     works: tuple[Work, ...]
     num_tokens: int
-    """The tokens of all its inputs together, without padding."""
+    """Of all its rows together, padding not counted."""
     num_pixels: int = 0
-    """The decoded pixels of all its images together: as in their files or as resized, whichever is more."""
+    """Of all its images together, decoded: as they are in their files or as they are enlarged, whichever is more."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +64,18 @@ class Pipeline:
 
     Args:
         encoder: The model.
-        open_input: Turns a text and the paths of its images into an input of the encoder.
-        num_workers: The number of threads that open images.
+        open_input: Opens an input: its text and the paths of its images, into what the encoder takes.
+        num_workers: Threads that open images.
 
     Attributes:
-        num_encoded: The number of inputs passed to the model so far.
-        num_halvings: The number of times that a batch was halved because memory ran out.
+        num_encoded: Inputs handed to the model so far.
+        num_halvings: How often a batch was halved because memory ran out.
     """
 
     def __init__(
         self, encoder: StagedEncoder, open_input: Callable[[str, tuple[str, ...]], dict[str, Any]], num_workers: int
     ) -> None:
-        """Keep the arguments; no thread is started yet."""
+        """Keep the parts; no thread is started yet."""
         self.encoder = encoder
         self.open_input = open_input
         self.num_workers = num_workers
@@ -85,14 +83,9 @@ class Pipeline:
         self.num_encoded = 0
         self.num_halvings = 0
 
-    @contextmanager
-    def start(self, side: Side) -> Iterator[Callable[[Sequence[Sequence[Batch]], Any], Iterator[Shard]]]:
-        """Start the threads and yield a function that takes the batches of shards and a bar, and yields the shards."""
-        stages = _Stages(self, side)
-        try:
-            yield stages.run
-        finally:
-            stages.stop()
+    def start(self, side: Side) -> Stages:
+        """Start the threads that encode inputs of one side; use it in a `with` statement, which ends them."""
+        return Stages(self, side)
 
 
 class Stages:
@@ -104,13 +97,24 @@ class Stages:
         self._openers = ThreadPoolExecutor(pipeline.num_workers, thread_name_prefix="image")
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
-    def stop(self) -> None:
-        """Stop the threads; tasks that have not begun are dropped."""
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the threads; what they have not begun is dropped."""
         for pool in (self._openers, self._preparer):
             pool.shutdown(cancel_futures=True)
 
     def run(self, shards: Sequence[Sequence[Batch]], bar: Any) -> Iterator[Shard]:
-        """Yield shards in order."""
+        """Encode shards in order.
+
+        Args:
+            shards: The batches of each shard.
+            bar: A progress bar that counts tokens.
+
+        Yields:
+            A shard for each.
+        """
         ready = self._ahead([batch for shard in shards for batch in shard])
         for shard in shards:
             rows: list[_Row] = []
@@ -122,15 +126,15 @@ class Stages:
                 made = iter(self._encode(inputs, prepared, tokens))
                 rows.extend(next(made) if isinstance(entry, dict) else entry for entry in entries)
                 bar.update(batch.num_tokens)
-                del entries, prepared, inputs, made  # free the images before the next ones are opened
+                del entries, prepared, inputs, made  # the images, before the next ones are opened
             yield _as_shard(rows, self._pipeline.num_halvings - halvings)
 
     def _ahead(self, batches: list[Batch]) -> Iterator[tuple[list[dict[str, Any] | _Failed], Any]]:
         pending: deque[tuple[int, Future[tuple[list[dict[str, Any] | _Failed], Any]]]] = deque()
         in_flight = 0
         for batch in batches:
-            # A batch that is larger than the limit runs alone. A batch that was yielded is encoded, and its images are
-            # freed, when the generator continues.
+            # A batch that is larger than the limit runs alone. What was yielded is encoded, and let go, when the
+            # generator goes on.
             while pending and (len(pending) > LOOKAHEAD or in_flight + batch.num_pixels > MAX_PIXELS_IN_FLIGHT):
                 num_pixels, ready = pending.popleft()
                 yield ready.result()
@@ -146,7 +150,7 @@ class Stages:
             return self._pipeline.open_input(work.text, work.paths)
         except ImageError as error:
             if is_of_the_system(error):
-                raise  # no file descriptor left, or a failing disk: the image may be intact
+                raise  # no descriptor left, a failing disk: the picture may be whole
             return _Failed(Fault(error.file, error.reason))
 
     def _gather(self, opened: list[Future[dict[str, Any] | _Failed]]) -> tuple[list[dict[str, Any] | _Failed], Any]:
@@ -154,14 +158,14 @@ class Stages:
         return entries, self._prepare([entry for entry in entries if isinstance(entry, dict)])
 
     def _prepare(self, inputs: list[dict[str, Any]]) -> Any:
-        """Return the prepared batch; `None` if there are no inputs; the error itself if the encoder refuses an input."""
+        """Return the prepared batch; `None` of nothing; the error of an input that the encoder refuses."""
         try:
             return self._encoder.prepare(self._side, inputs) if inputs else None
         except ValueError as error:
             return error
 
     def _encode(self, inputs: list[dict[str, Any]], prepared: Any, tokens: int) -> list[_Row]:
-        """Run one batch; halve it if memory runs out, and run its inputs one by one if the encoder refuses it."""
+        """Run one batch; halves it when memory runs out, and take it apart when the encoder refuses it."""
         if not inputs:
             return []
         pipeline = self._pipeline
@@ -178,7 +182,7 @@ class Stages:
                     return [_Failed(Fault("", f"refused by the encoder: {one_line(error)}"))]
                 refusal = error
             except (RuntimeError, MemoryError) as error:
-                # Compare torch.OutOfMemoryError by name, so that torch need not be imported.
+                # torch.OutOfMemoryError by name: torch is not imported for this.
                 if type(error).__name__ not in ("OutOfMemoryError", "MemoryError") or len(inputs) == 1:
                     raise
                 pipeline.token_limit = tokens // 2
@@ -188,12 +192,12 @@ class Stages:
                     tokens,
                     pipeline.token_limit,
                 )
-        # Here, outside of the `except` block, the error and the frames that held the failed batch in memory are freed.
+        # Out here the error is gone, and with it the frames that held the failed batch in memory.
         del prepared
         if refusal is not None:
             parts = [self._again([entry], 1) for entry in inputs]
             if all(isinstance(part[0], _Failed) for part in parts):
-                raise refusal  # every input fails alone, so the encoder itself is at fault
+                raise refusal  # not one odd input: the encoder itself is at fault
             return [part[0] for part in parts]
         pipeline.num_halvings += 1
         half = len(inputs) // 2
@@ -201,12 +205,12 @@ class Stages:
         return self._again(inputs[:half], first) + self._again(inputs[half:], tokens - first)
 
     def _again(self, inputs: list[dict[str, Any]], tokens: int) -> list[_Row]:
-        # In the preparer's thread, as always: two threads must not use a tokenizer at the same time.
+        # In the preparer's thread, as always: tokenizers are not made for two at a time.
         return self._encode(inputs, self._preparer.submit(self._prepare, inputs).result(), tokens)
 
 
 def _checked(vectors: npt.NDArray[np.float32], count: int) -> list[_Row]:
-    """Check the shape and the norms of the encoder's answer, and split it into rows."""
+    """Split the encoder's answer into rows and hold it to its contract."""
     if vectors.ndim != 2 or len(vectors) != count:
         raise TypeError(f"the encoder returned shape {vectors.shape} for {count} inputs; expected ({count}, d)")
     rows: list[_Row] = []

@@ -174,7 +174,9 @@ def _row(batch: Any, limits: RowLimits) -> Row:
 
 
 def _with_own_buffers(column: Any) -> Any:
-    """Return the same values in a form whose size is that of the values: others share buffers with the rows beside them."""
+    """Return the same values in a form whose size is that of the values: others share buffers with the rows beside
+    them.
+    """
     kind = column.type
     if pyarrow.types.is_dictionary(kind):
         return column.dictionary_decode()

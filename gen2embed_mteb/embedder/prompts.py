@@ -1,7 +1,7 @@
-"""The two-level prompt: its texts, and the strategies by name (paper, Sec. III-B).
+"""The two-level prompt: its texts, its strategies by name, and what is appended where (paper, Sec. III-B).
 
-A strategy is a `HierarchicalPrompt`: six texts, one per place in a conversation. `strategy` finds a strategy by name:
-those of the paper's Table IV, the combinations of its Table III, and the user-level baselines that it compares with.
+A strategy is a `HierarchicalPrompt`: six texts, one per place of a conversation. `strategy` finds one by name: those of
+the paper's Table IV, the axes of its Table III, and the user-level baselines it compares with.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import difflib
 from dataclasses import asdict, dataclass, replace
 
 from gen2embed_mteb.errors import Gen2EmbedError
-
-Side = Literal["query", "document"]
-"""The side of a comparison that an input is on; "document" is a candidate."""
+from gen2embed_mteb.names import Side
 
 SIDES: dict[str, Side] = {
     "query": "query",
@@ -25,7 +23,7 @@ SIDES: dict[str, Side] = {
     "retrieval.query": "query",
     "retrieval.passage": "document",
 }
-"""The side by the names that libraries and model cards give it; `prompt_name` and `task` of `encode` take them."""
+"""The side by the names that libraries and model cards give it: `prompt_name` and `task` of `encode`."""
 
 SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
 """The system prompt (Sec. III-B, "Prompt format")."""
@@ -40,15 +38,15 @@ _REPRESENT_IMAGE_NO_OW = "\nRepresent the given text/image."
 
 @dataclass(frozen=True)
 class HierarchicalPrompt:
-    """The texts around an input, per side. Where a text is empty, nothing is written, not even an empty turn.
+    """What is said around an input, per side. An empty text means: nothing there, not even an empty turn.
 
     Attributes:
-        query_system: The system turn of queries.
-        document_system: The system turn of candidates, and of inputs encoded without a side.
-        query_text: Appended to the user turn of a text-only query.
-        query_image: Appended to the user turn of a query with an image.
-        document_text: Appended to the user turn of a text-only candidate.
-        document_image: Appended to the user turn of a candidate with an image.
+        query_system: the system turn of queries.
+        document_system: the system turn of candidates, and of inputs encoded without a side.
+        query_text: appended to the user turn of a text-only query.
+        query_image: appended to the user turn of a query with an image.
+        document_text: appended to the user turn of a text-only candidate.
+        document_image: appended to the user turn of a candidate with an image.
     """
 
     query_system: str = SYSTEM
@@ -59,7 +57,7 @@ class HierarchicalPrompt:
     document_image: str = ""
 
     def __post_init__(self) -> None:
-        """Check that every field is a string."""
+        """Refuse anything but strings, by field."""
         for field, value in asdict(self).items():
             if not isinstance(value, str):
                 raise TypeError(f"HierarchicalPrompt.{field} must be a str, got {value!r}; use '' to say nothing there")
@@ -81,12 +79,8 @@ class HierarchicalPrompt:
 
 
 def _axes(system: bool, query: str, document: str) -> HierarchicalPrompt:
-    """Return the prompt of one row of Table III.
-
-    Args:
-        system: Whether there is a system prompt.
-        query: The representation prompt of queries: "" for none, "rep", or "rep-ow" with "in one word".
-        document: The representation prompt of candidates, likewise.
+    """Return a row of Table III: the system prompt on or off, and per side no representation prompt, one, or one with
+    OW.
     """
     texts = {
         "": ("", ""),
@@ -108,7 +102,7 @@ _ABOVE = ("\nSummary above sentence in one word: ", "\nSummary above image in on
 _PROVIDED = ("\nSummarize the provided text in one word:", "\nSummarize the provided image in one word:")
 
 TABLE_IV = ("none", "system-q", "system-d", "system", "qd-rein", "d-rein", "hierarchical")
-"""The strategies of the paper's Table IV, in the order of its rows."""
+"""The strategies of the paper's Table IV, in its order of rows."""
 
 STRATEGIES: dict[str, HierarchicalPrompt] = {
     "none": _NONE,
@@ -130,20 +124,20 @@ STRATEGIES: dict[str, HierarchicalPrompt] = {
         for document in ("", "rep", "rep-ow")
     },
 }
-"""Every strategy by name. Names such as `sys+q:rep-ow+d:off` are rows of Table III; `rep-ow` asks for "one word"."""
+"""Every strategy by name. `sys+q:rep-ow+d:off` and the like are the axes of Table III; `rep-ow` says "in one word"."""
 
 DEFAULT = "hierarchical"
 
 
 def side_of(name: object, argument: str) -> Side | None:
-    """Return the side that a name stands for, whatever its case; `None` for `None`.
+    """Return the side that a name stands for, in any case; `None` for `None`.
 
     Args:
-        name: The value that the caller passed.
-        argument: The name of the caller's argument, for the error message.
+        name: what the caller passed.
+        argument: under which name, for the message.
 
     Raises:
-        Gen2EmbedError: No side has that name; the message lists them.
+        Gen2EmbedError: no side has that name; the message lists them.
     """
     if name is None:
         return None
@@ -154,13 +148,13 @@ def side_of(name: object, argument: str) -> Side | None:
 
 
 def strategy(prompt_mode: str | HierarchicalPrompt) -> HierarchicalPrompt:
-    """Find a strategy by name; a `HierarchicalPrompt` is returned as it is.
+    """Find a strategy by name; a `HierarchicalPrompt` with texts of one's own passes through.
 
     Args:
-        prompt_mode: A name in `STRATEGIES`, in upper or lower case, with `_` or `-`; or a prompt.
+        prompt_mode: a name in `STRATEGIES`, in any case, `_` for `-` accepted; or a prompt.
 
     Raises:
-        ValueError: No strategy has that name; the message lists them.
+        ValueError: no strategy has that name; the message lists them.
     """
     if isinstance(prompt_mode, HierarchicalPrompt):
         return prompt_mode

@@ -1,7 +1,7 @@
-"""`ImageSource`: the images of a benchmark, in a folder or in the zip archive in which they were distributed.
+"""Where a benchmark's images lie: a folder, or the zip archive it was shipped in; never anywhere else.
 
-MMEB is distributed with `images.zip`. Unpacking it is optional: `ImageSource` reads a folder or an archive, with the
-same paths, the same limits and the same `ImageError`, from any thread and after a fork. Nothing outside of it is read.
+MMEB ships `images.zip`. Unpacking it is a choice, not a duty: `ImageSource` reads either, with the same paths, the
+same limits and the same `ImageError`, from any thread and after a fork.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gen2embed_mteb.images.files import MAX_FILE_BYTES, open_regular, read_file,
 from gen2embed_mteb.images.resizing import ImageOptions, fitted
 
 MAX_DIRECTORY_BYTES = 2**30
-"""The largest table of contents of an archive in bytes: about ten million files."""
+"""The largest table of contents of an archive: some ten million files."""
 
 
 class Images(Protocol):
@@ -40,13 +40,13 @@ class ImageSource:
 
     Args:
         path: The folder, or a file that ends in `.zip`.
-        max_pixels: The largest accepted product of width and height.
+        max_pixels: The largest width x height accepted.
         max_file_bytes: The largest file, or unpacked size of one zip member.
         follow_links: Whether links in the folder may lead out of it; see `files.confined`.
         exif_orientation: Whether images are turned as their EXIF data says; see `decoding.open_image`.
 
     Raises:
-        FileNotFoundError: There is neither a folder nor a zip archive at `path`.
+        FileNotFoundError: Neither a folder nor a zip archive lies at `path`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ImageSource:
         follow_links: bool = False,
         exif_orientation: bool = False,
     ) -> None:
-        """Check that `path` can be read; no image is opened yet."""
+        """Check that `path` can be read; open nothing yet."""
         self.path = Path(path)
         self.max_pixels = max_pixels
         self.max_file_bytes = max_file_bytes
@@ -85,20 +85,20 @@ class ImageSource:
             The first frame, mode RGB, fully decoded.
 
         Raises:
-            ImageError: The image is missing, outside of the source, too large, of another format, or damaged.
+            ImageError: Missing, outside of the source, too large, of another format, or damaged.
         """
         return decode(
             io.BytesIO(self._bytes(path)), path, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation
         )
 
     def facts(self, path: str) -> ImageFacts:
-        """Return the digest of a file and the size of its image; the file is read, but its pixels are not decoded.
+        """Tell a file's digest and its image's size; the file is read, its pixels are not decoded.
 
         Args:
             path: As for `open`.
 
         Raises:
-            ImageError: As for `open`, except for damage behind the header, which is not noticed here.
+            ImageError: As for `open`, but for damage behind the header.
         """
         return facts_of(self._bytes(path), path, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation)
 
@@ -108,7 +108,7 @@ class ImageSource:
         return read_file(path, self.path, self.max_file_bytes, follow_links=self.follow_links)
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without open handles and locks, so that a source can be sent to a spawned worker."""
+        """Leave open handles and locks behind, so that a source can be sent to a spawned worker."""
         return {key: value for key, value in vars(self).items() if key not in ("_archive", "_lock", "_pid")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -130,7 +130,7 @@ class ImageSource:
     def _member(self, path: str) -> zipfile.ZipInfo:
         if self._pid != os.getpid():
             # After a fork the file position is shared with the parent, and a lock may be held by a thread that does
-            # not exist in this process: open the archive again.
+            # not exist here: start afresh.
             self._reset()
         refuse_address(path)
         parts = PurePosixPath(path).parts
@@ -153,9 +153,9 @@ class ImageSource:
                 path, f"{member.file_size} bytes unpacked exceed the limit of {self.max_file_bytes}", "drop the row"
             )
         try:
-            # `ZipFile` locks its file position itself, so that several threads can unpack and decode at the same time.
+            # `ZipFile` guards its file position itself, so that threads inflate and decode side by side.
             with self._open_archive().open(member) as file:
-                # The header may state a wrong size, so the read is limited as well.
+                # The header may lie about the size, so the read is bounded as well.
                 data = file.read(self.max_file_bytes + 1)
         except Exception as error:  # encrypted, a compression that Python lacks, or whatever its decoders raise
             reason = f"damaged in {str(self.path)!r} ({reason_of(error)})"
@@ -166,9 +166,7 @@ class ImageSource:
 
 
 class _Bounded:
-    """The file of an archive, which refuses to read more at once than the largest table of contents.
-
-    Without this limit a small archive that claims a huge table of contents would exhaust memory.
+    """An archive's file that never reads more at once than a table of contents can have: a sparse file may claim any.
 
     Args:
         file: The open archive.
@@ -186,17 +184,17 @@ class _Bounded:
         return getattr(self._file, name)
 
 
-def open_input(images: ImageSource, text: str, paths: Sequence[str], options: ImageOptions) -> dict[str, Any]:
-    """Open the images of an input and return the input in the form that encoders and trainers take.
+def open_input(images: Images, text: str, paths: Sequence[str], options: ImageOptions) -> dict[str, Any]:
+    """Open what a text and some paths stand for, as encoders and trainers take it.
 
     Args:
-        images: The source of the images.
-        text: The text; an empty text without images is still an input, since the prompt surrounds it.
-        paths: The paths of the images.
-        options: How images are resized; see `resizing.fitted`.
+        images: Where the images lie.
+        text: The text; empty alone it is still an input, since the prompt surrounds it.
+        paths: The images.
+        options: The size to which they are brought; see `resizing.fitted`.
 
     Returns:
-        `{"text": str, "image": PIL image or list of them}`; a key without content is left out.
+        `{"text": str, "image": PIL image or list of them}`, without what there is not.
 
     Raises:
         ImageError: An image cannot be opened, or would have to be enlarged beyond the limit.

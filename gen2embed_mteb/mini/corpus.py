@@ -62,7 +62,9 @@ def _picture(rng: np.random.Generator, num_things: int) -> Picture:
 
 
 def first_lesson(rng: np.random.Generator, album: Album) -> Conversation:
-    """Return an image with a list of all its attributes in a fixed order, or a short question and its one-word answer."""
+    """Return an image with a list of all its attributes in a fixed order, or a short question and its one-word
+    answer.
+    """
     picture = _any_picture(rng, album, pairs=0.25)
     if rng.random() < 0.7:
         listed = [word for t in picture.scene.things for word in (t.color, t.shape, t.size, t.place)]
@@ -72,7 +74,9 @@ def first_lesson(rng: np.random.Generator, album: Album) -> Conversation:
 
 
 def reading_lesson(rng: np.random.Generator, album: Album) -> Conversation:
-    """Return the whole mixture, with lists of what a caption or an image says among it: reading, practised on every word."""
+    """Return the whole mixture, with lists of what a caption or an image says among it: reading, practised on every
+    word.
+    """
     kind = rng.random()
     if kind < 0.7:
         return conversation(rng, album)
