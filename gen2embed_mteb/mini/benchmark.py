@@ -1,15 +1,15 @@
-"""MMEB-mini on disk: MMEB's own form, drawn on first use, the same bytes for the same seed.
+"""MMEB-mini on disk, in MMEB's own form: it is drawn on first use, and the same seed gives the same bytes.
 
     <root>/MMEB-eval/<dataset>/test-00000-of-00001.parquet        V1 columns
     <root>/MMEB-eval-V2/<dataset>/test-00000-of-00001.parquet     V2 columns, the same rows
     <root>/images/<dataset>/…png                                  the images of both
     <root>/MMEB-train/<dataset>/{original,diverse_instruction}-00000-of-00001.parquet, and its images/
-    <root>/truth/<dataset>.json                                   what each training positive means, row by row
+    <root>/truth/<dataset>.json                                   the meaning of each training positive, row by row
     <root>/SugarCrepe/*.json, <root>/SugarCrepe++/*.json          and their images in val2017/
 
-A part is drawn into a temporary folder, moved when it is whole, and counts once `<root>/<part>.json` is there; so an
-interrupted run leaves nothing that counts. Of several processes that want a part at once, one draws it and the others
-wait. Nothing is drawn into a folder that holds somebody else's files where ours would go (see `files.py`).
+A part is drawn into a temporary folder and moved when it is complete. It is valid once `<root>/<part>.json` exists, so
+an interrupted run leaves no valid part. If several processes need a part at the same time, one draws it and the others
+wait. A folder that holds foreign files with the names of ours is refused (see `storage/owned_folder.py`).
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ Part = Literal["eval", "train", "crepe"]
 SEED = 7
 NUM_QUERIES = 300
 WRITER = "mini"
-"""Who writes, in the ledger of the root."""
+"""The name of the writer in the ledger of the root."""
 LOCK = ".mmeb-mini.lock"
 VERSION = "2"
-"""Changes with what is drawn, so that a cache of an older version is not taken for this one."""
+"""Changes whenever other data is drawn, so that a cache of an older version is not used for this one."""
 
 MMEB_MINI = Benchmark("mmeb-mini", "MMEB-mini", tuple(task.info for task in tasks(test_digits)))
 
@@ -63,21 +63,21 @@ def default_root() -> Path:
 
 
 def ensure(part: Part, root: str | Path | None = None, seed: int = SEED) -> Path:
-    """Draw a part of MMEB-mini unless it is there, and return its root; other processes wait and then find it.
+    """Draw a part of MMEB-mini unless it exists, and return its root; other processes wait and then find it.
 
     Args:
         part: `eval` (V1 and V2), `train`, or `crepe` (SugarCrepe-mini and SugarCrepe++-mini).
-        root: Where; `None` or an empty text is `default_root()`.
-        seed: Of everything drawn. Another seed wants another root.
+        root: The folder; `None` or an empty text stands for `default_root()`.
+        seed: The seed of everything that is drawn. Another seed needs another root.
 
     Raises:
-        ForeignFileError: The root holds files that we did not write, where ours would go; nothing was changed.
-        Gen2EmbedError: The root holds a part drawn with another seed or by another version, or one that is not whole.
+        ForeignFileError: The root holds files with the names of ours that we did not write; nothing was changed.
+        Gen2EmbedError: The root holds a part of another seed or version, or an incomplete part.
     """
     base = Path(root).expanduser() if root else default_root()
     if _is_drawn(base, part, seed):
         return base
-    _require_ours(base, part)  # before anything is made in a folder of the user's
+    _require_ours(base, part)  # before anything is created in a folder of the user
     base.mkdir(parents=True, exist_ok=True)
     with FileLock(base / LOCK):
         if _is_drawn(base, part, seed):
@@ -101,10 +101,10 @@ PLACES: dict[Part, tuple[str, ...]] = {
 
 
 def _is_drawn(base: Path, part: Part, seed: int) -> bool:
-    """Return whether a part is there.
+    """Return whether a part exists.
 
     Raises:
-        Gen2EmbedError: It is another one, or not whole.
+        Gen2EmbedError: The part has another seed or version, or is incomplete.
     """
     marker, stamp = base / f"{part}.json", {"version": VERSION, "seed": seed}
     if not marker.is_file():
@@ -116,8 +116,8 @@ def _is_drawn(base: Path, part: Part, seed: int) -> bool:
     if found != stamp:
         raise Gen2EmbedError(f"{marker} says {found}, wanted {stamp}: choose another folder, or move this one away")
     folder = OwnedFolder(base, WRITER)
-    # A missing picture sets its row aside; a missing or edited table would be another benchmark without a word. A root
-    # of an earlier version has no ledger to compare with.
+    # If an image is missing, its row is set aside; but a missing or edited table would silently be another benchmark.
+    # A root of an earlier version has no ledger to compare with.
     tables = [name for name in folder.known() if name.startswith(_inside(part)) and not name.endswith(".png")]
     damaged = [place for place in PLACES[part] if not (base / place).is_dir()] + folder.changed(tables)
     if damaged:
@@ -146,7 +146,7 @@ class ImageFolder:
     """Writes images under numbered names, each distinct image object once."""
 
     def __init__(self, root: Path, prefix: str) -> None:
-        """`prefix` is what paths in the tables begin with, below `root`."""
+        """Create the folder `prefix` in `root`; paths in the tables begin with `prefix`."""
         self._root, self._prefix = root, prefix
         self._paths: dict[int, tuple[np.ndarray, str]] = {}
         (root / prefix).mkdir(parents=True, exist_ok=True)
@@ -158,12 +158,12 @@ class ImageFolder:
         if id(pixels) not in self._paths:
             name = f"{self._prefix}/{len(self._paths):05d}.png"
             Image.fromarray(pixels).save(self._root / name, compress_level=1)
-            self._paths[id(pixels)] = (pixels, name)  # the array is kept, so that its id stays its own
+            self._paths[id(pixels)] = (pixels, name)  # the array is kept, so that no other array gets its id
         return self._paths[id(pixels)][1]
 
 
 def _rng(seed: int, name: str, part: str) -> np.random.Generator:
-    """Return a stream of its own for each dataset and part, so that one can change without the others."""
+    """Return a separate random stream for each dataset and part, so that one can change without the others."""
     return np.random.default_rng((seed, zlib.crc32(name.encode()), zlib.crc32(part.encode())))
 
 
@@ -201,7 +201,7 @@ def _write_eval(root: Path, seed: int) -> None:
 
 
 def _candidates(rng: np.random.Generator, task: MiniTask, pair: Pair, pairs: list[Pair]) -> list[Target]:
-    """Return the positive, the hard candidates, then others of another truth, in random order."""
+    """Return the positive, the hard candidates, and then, in random order, candidates of other truths."""
     chosen = [pair.positive, *pair.hard]
     taken = {target.truth for target in chosen}
     pool = [Target(label, None, label) for label in task.labels] or [other.positive for other in pairs]

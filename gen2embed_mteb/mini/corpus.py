@@ -1,11 +1,13 @@
-"""The mini model's training conversations: (system, user, image) -> answer, drawn from a random stream.
+"""The mini model's training conversations (system, user, image) -> answer, generated from a random stream.
 
-Two lessons. `first_lesson` comes first: lists of an image's attributes and short questions about it, without which
-shapes are learned late or never. `conversation` is the whole mixture: captions, questions, labels, search requests,
-pointing and changing, asked for one word at system level, at user level, at both, or not at all. Asked for one word,
-the answer is drawn evenly from *all* the attributes that the input carries, which is what makes the last state carry
-all of them; a question keeps its own answer. `reading_lesson` mixes lists of what a caption says into it,
-`shape_lesson` dwells on single things, and `question_lesson` on questions that stand before the request for one word.
+- `first_lesson` comes first: lists of an image's attributes and short questions about it. Without it, shapes are learned
+  late or never.
+- `conversation` is the whole mixture: captions, questions, labels, search requests, references to one thing, and
+  changes, with a request for one word at system level, at user level, at both, or at none. If one word is requested, the
+  answer is drawn evenly from *all* attributes in the input, so that the model's last state must encode all of them; a
+  question keeps its own answer.
+- `reading_lesson` is the mixture with added lists of the attributes in a caption or an image.
+- `shape_lesson` consists mostly of single things, and `question_lesson` of questions before the request for one word.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _QUESTION_LEVEL_WEIGHTS = np.cumsum((0.12, 0.22, 0.52, 0.14))
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn image, (SIDE, SIDE, 3) uint8, with the scene it shows."""
+    """A drawn image, (SIDE, SIDE, 3) uint8, with the scene that it shows."""
 
     pixels: np.ndarray
     scene: Scene
@@ -41,16 +43,16 @@ class Conversation:
 
 
 class Album:
-    """Pictures drawn once and reused: single things, pairs, and scikit-learn's handwritten digits.
+    """A set of images that are drawn once and reused: single things, pairs, and scikit-learn's handwritten digits.
 
     Args:
-        rng: Source of the scenes and of their drawing.
-        num_pictures: How many of each of singles and pairs.
+        rng: The source of the scenes and of their drawing.
+        num_pictures: The number of images of single things, and of pairs.
         digits: (n, SIDE, SIDE, 3) uint8 images and their (n,) labels 0-9; may be empty.
     """
 
     def __init__(self, rng: np.random.Generator, num_pictures: int, digits: tuple[np.ndarray, np.ndarray]) -> None:
-        """Draw the pictures; about half a millisecond each."""
+        """Draw the images, which takes about half a millisecond per image."""
         self.singles = [_picture(rng, 1) for _ in range(num_pictures)]
         self.pairs = [_picture(rng, 2) for _ in range(num_pictures)]
         self.digit_images, self.digit_labels = digits
@@ -96,7 +98,7 @@ def reading_lesson(rng: np.random.Generator, album: Album) -> Conversation:
 
 
 def shape_lesson(rng: np.random.Generator, album: Album) -> Conversation:
-    """Mostly lists of one thing's attributes, seen or read: of all attributes the shape is learned last."""
+    """Return an example for learning shapes, which are learned last: mostly a list of the attributes of one thing."""
     kind = rng.random()
     if kind < 0.2:
         return conversation(rng, album)
@@ -115,7 +117,7 @@ def shape_lesson(rng: np.random.Generator, album: Album) -> Conversation:
 
 
 def question_lesson(rng: np.random.Generator, album: Album) -> Conversation:
-    """Question and requests about a part of an image, mostly with a user-level request for one word after them."""
+    """Return a question or request about a part of an image, mostly followed by a user-level request for one word."""
     kind = rng.random()
     if kind < 0.35:
         return shape_lesson(rng, album)
@@ -128,7 +130,7 @@ def question_lesson(rng: np.random.Generator, album: Album) -> Conversation:
 
 
 def conversation(rng: np.random.Generator, album: Album) -> Conversation:
-    """One example of the whole mixture."""
+    """Return one example of the whole mixture."""
     kind = rng.random()
     for limit, make in _MIXTURE:
         if kind < limit:
@@ -150,7 +152,7 @@ def _ask(
     *,
     level_weights: np.ndarray = _LEVEL_WEIGHTS,
 ) -> Conversation:
-    """Ask for one of the words, evenly, at one or both levels; or not, and get the sentence."""
+    """Return a conversation that asks for one of the words, drawn evenly, at one or both levels, or for the sentence."""
     level = ONE_WORD_LEVELS[int(np.searchsorted(level_weights, rng.random(), side="right"))]
     if pixels is not None and user and rng.random() < 0.7:
         user = "\n" + user

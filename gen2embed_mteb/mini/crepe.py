@@ -1,7 +1,7 @@
-"""SugarCrepe-mini and SugarCrepe++-mini: the originals' JSON form on images of the mini world.
+"""SugarCrepe-mini and SugarCrepe++-mini: the JSON form of the originals, with images of the mini world.
 
-A caption and a hard negative that differ by one replaced, swapped or added object, attribute or relation; the ++ form
-adds a second caption that means the same in other words.
+A record has a caption and a hard negative, which differ by one replaced, swapped or added object, attribute or
+relation; the ++ form adds a second caption with the same meaning in other words.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write_crepe(root: Path, rng: np.random.Generator) -> None:
 
 
 def _captions(rng: np.random.Generator, kind: str, scene: Scene) -> tuple[str, str, str]:
-    """Return a caption, the same in other words, and the hard negative."""
+    """Return a caption, a second caption with the same meaning, and the hard negative."""
     if kind in ("add_obj", "add_att"):
         return _added(rng, kind, scene)
     first, second = scene.things

@@ -1,7 +1,7 @@
 """scikit-learn's real handwritten digits, as images of the mini world's size.
 
-1,797 scans in the order they were written, by different people: the last 500 are for evaluation, the rest to learn
-from.
+There are 1,797 scans by different people, in the order in which they were written: the last 500 are for evaluation, the
+others for training.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ NUM_TEST = 500
 
 
 def train_digits() -> tuple[np.ndarray, np.ndarray]:
-    """(1297, 64, 64, 3) uint8 images and (1297,) int64 labels."""
+    """Return (1297, 64, 64, 3) uint8 images and (1297,) int64 labels."""
     images, labels = _all_digits()
     return images[:-NUM_TEST], labels[:-NUM_TEST]
 
 
 def test_digits() -> tuple[np.ndarray, np.ndarray]:
-    """(500, 64, 64, 3) uint8 images and (500,) int64 labels."""
+    """Return (500, 64, 64, 3) uint8 images and (500,) int64 labels."""
     images, labels = _all_digits()
     return images[-NUM_TEST:], labels[-NUM_TEST:]
 

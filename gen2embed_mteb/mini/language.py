@@ -1,8 +1,8 @@
-"""The mini world in English: captions, questions, and the many ways to ask for one word.
+"""English texts about the mini world: captions, questions, and many ways to ask for one word.
 
-Every function draws its wording from a random stream. The texts of the two-level prompt (`prompts.py`) are held
-out: `one_word_system` and `one_word_user` are grammars around them that never produce one of their sentences, which
-`HELD_OUT` guards and the tests prove on the whole training text.
+Every function draws its wording from a random stream. The texts of the two-level prompt (`embedder/prompts.py`) are
+held out: `one_word_system` and `one_word_user` generate similar requests, but never one of these sentences. `HELD_OUT`
+lists them, and the tests check the whole training text for them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HELD_OUT = (
     "summary above image in one word",
     "summary above sentence in one word",
 )
-"""Instructions, lower case, that never stand in the mini model's training text."""
+"""Instructions, in lower case, that never occur in the mini model's training text."""
 
 _VERBS = (
     "summarize",
@@ -104,7 +104,7 @@ _EITHER_NAME = (
 
 
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """One of the options, uniformly."""
+    """Return one of the options, with equal probability."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -113,7 +113,7 @@ def _sentence(text: str) -> str:
 
 
 def is_held_out(text: str) -> bool:
-    """Return whether the text contains a held-out instruction, in any case."""
+    """Return whether the text contains a held-out instruction, in upper or lower case."""
     lowered = text.lower()
     return any(held in lowered for held in HELD_OUT)
 
@@ -135,7 +135,7 @@ def one_word_system(rng: np.random.Generator) -> str:
 
 
 def one_word_user(rng: np.random.Generator, has_image: bool) -> str:
-    """Return a user-level instruction to answer in one word, to stand after the input."""
+    """Return a user-level instruction to answer in one word, which follows the input."""
     while True:
         kind = _IMAGE_NAME if has_image else _TEXT_NAME
         name = pick(rng, kind if rng.random() < 0.5 else _EITHER_NAME)
@@ -161,7 +161,7 @@ def other_system(rng: np.random.Generator) -> str:
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> str:
-    """Return a sentence that mentions every attribute `caption_words` lists for the scene."""
+    """Return a sentence that mentions every attribute in `caption_words` of the scene."""
     if len(scene.things) == 2:
         return _pair_caption(rng, scene)
     thing, background = scene.things[0], scene.background
@@ -189,7 +189,7 @@ _EDGE = ("on the {}", "at the {}", "near the {}", "on the {} side")
 
 
 def caption_words(scene: Scene) -> tuple[str, ...]:
-    """Return the attribute words that a full caption of the scene mentions; two things: shapes, colours, background."""
+    """Return the attribute words in a full caption of the scene; for two things shapes, colours and background."""
     if len(scene.things) == 1:
         return scene.attributes
     words = [word for thing in scene.things for word in (thing.color, thing.shape)]
@@ -222,12 +222,12 @@ def _finish(text: str) -> str:
 
 
 def named(thing: Thing) -> str:
-    """Return a thing by colour and shape: "red circle"."""
+    """Return the name of a thing by colour and shape, such as "red circle"."""
     return f"{thing.color} {thing.shape}"
 
 
 def partial_label(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[str, ...]]:
-    """Return a short label of one thing, and the attribute words it mentions."""
+    """Return a short label of one thing, and the attribute words in it."""
     thing = scene.things[int(rng.integers(len(scene.things)))]
     forms = (
         (f"{thing.color} {thing.shape}", (thing.color, thing.shape)),
@@ -346,7 +346,7 @@ def pointer(rng: np.random.Generator, scene: Scene) -> tuple[str, Thing]:
 
 
 def change(rng: np.random.Generator, thing: Thing, colors: Sequence[str], shapes: Sequence[str]) -> tuple[str, Thing]:
-    """Return a request to imagine one attribute of a thing changed, and the changed thing."""
+    """Return a request to change one attribute of a thing, and the changed thing."""
     if rng.random() < 0.5:
         color = pick(rng, [name for name in colors if name != thing.color])
         text = pick(rng, ("The same but {}.", "Make it {}.", "Change the color to {}.", "Like this one, but in {}."))
@@ -384,7 +384,7 @@ _ABOUT_IMAGE = (
 
 
 def find_request(rng: np.random.Generator, text: str) -> str:
-    """Return a search instruction around a text."""
+    """Return a request to search, with the text in it."""
     return pick(rng, _FIND).format(text)
 
 
@@ -417,7 +417,7 @@ _TEXT_REPLY = ("The text is about", "You wrote about", "This sentence describes"
 
 
 def reply(rng: np.random.Generator, text: str, about_image: bool) -> str:
-    """Return the talkative answer of a model that was not asked for one word: an opening, then the content."""
+    """Return the longer answer of a model that was not asked for one word: an opening, then the content."""
     opening = pick(rng, _IMAGE_REPLY if about_image else _TEXT_REPLY)
     text = text.strip()
     return f"{opening} {text[0].lower()}{text[1:]}"

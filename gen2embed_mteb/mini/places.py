@@ -1,4 +1,4 @@
-"""Where the parts of MMEB-mini and SugarCrepe-mini lie below the folder that they are drawn into."""
+"""The folders of MMEB-mini and SugarCrepe-mini, below the root that they are drawn into."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Places(NamedTuple):
 
 
 def evaluation_places(root: Path) -> Places:
-    """Return where MMEB-mini's evaluation tables and images lie."""
+    """Return the folders of MMEB-mini's evaluation tables and images."""
     return Places(root / EVAL_TABLES, root / EVAL_IMAGES)
 
 
 def crepe_places(root: Path, *, plus: bool) -> Places:
-    """Return where the caption sets and images of SugarCrepe-mini lie, or those of SugarCrepe++-mini."""
+    """Return the folders of the caption sets and images of SugarCrepe-mini, or of SugarCrepe++-mini."""
     return Places(root / (SUGARCREPE_PLUS if plus else SUGARCREPE), root / CREPE_IMAGES)

@@ -2,9 +2,9 @@
 
     python -m gen2embed_mteb.mini.pretrain --output_dir gen2embed_mteb/mini/model
 
-The loss is the cross-entropy of the assistant's next token and nothing else: no contrastive term, no pooling, no
-embedding is ever trained. That its last state embeds well under the two-level prompt is the paper's effect
-(Sec. III-B).
+The loss is only the cross-entropy of the assistant's next token: there is no contrastive term and no pooling, and no
+embedding is trained. The last state nevertheless embeds well under the two-level prompt, which is the effect that the
+paper describes (Sec. III-B).
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Round:
-    """A stretch of training with an optimizer of its own.
+    """A part of training with its own optimizer.
 
     Attributes:
         lessons: (lesson, steps) in order; steps are multiples of 8.
-        batch_size: Conversations a step.
-        learning_rate: Its peak, after `warmup_steps`.
-        horizon: Steps over which the learning rate falls as a cosine; longer than the round if it ends early.
-        rope_theta: Base of the text model's rotary positions. M-RoPE gives height and width its lower frequencies: with
-            a small base, places on the 4 x 4 grid of image tokens are soon told apart; with a large one, a word is
-            found wherever it stands in a long prompt.
+        batch_size: The number of conversations per step.
+        learning_rate: The peak of the learning rate, after `warmup_steps`.
+        horizon: The steps over which the learning rate falls as a cosine; longer than the round if it ends early.
+        rope_theta: The base of the text model's rotary positions. M-RoPE encodes height and width in its lower
+            frequencies: with a small base, the model soon distinguishes places on the 4 x 4 grid of image tokens; with
+            a large base, it finds a word at any place of a long prompt.
     """
 
     lessons: tuple[tuple[str, int], ...]
@@ -100,7 +100,7 @@ ROUNDS = (
     Round((("shape_lesson", 1600), ("reading_lesson", 400)), 32, 1.2e-3, 2000, 100.0),
     Round((("question_lesson", 3600), ("reading_lesson", 400)), 32, 1.2e-3, 4000, 100.0),
 )
-"""Seeing first, then reading, then shapes, which come last, then questions with a request for one word after them."""
+"""The order of training: images, then reading, then shapes, then questions followed by a request for one word."""
 
 LESSONS = {
     "first_lesson": first_lesson,
@@ -113,7 +113,7 @@ LESSONS = {
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that decides the weights, besides the versions."""
+    """All settings that decide the weights; versions of libraries decide them too."""
 
     seed: int = 0
     rounds: tuple[Round, ...] = ROUNDS
@@ -127,7 +127,7 @@ class PretrainConfig:
 
 
 def build_tokenizer(texts: Iterator[str], vocab_size: int) -> Qwen2Tokenizer:
-    """Return a byte-level BPE with Qwen's pre-tokenizer and special tokens, learned from the texts."""
+    """Return a byte-level BPE tokenizer that is trained on the texts, with Qwen's pre-tokenizer and special tokens."""
     blank = Qwen2Tokenizer(vocab={}, merges=[])
     tokenizer = blank.train_new_from_iterator(
         texts, vocab_size=vocab_size, new_special_tokens=list(SPECIAL_TOKENS), show_progress=False
@@ -138,7 +138,7 @@ def build_tokenizer(texts: Iterator[str], vocab_size: int) -> Qwen2Tokenizer:
 
 
 def build_image_processor() -> Qwen2VLImageProcessorPil:
-    """Qwen2-VL's image processor for 8-pixel patches; larger images are reduced to at most 256 image tokens."""
+    """Return Qwen2-VL's image processor for 8-pixel patches; it reduces images to at most 256 image tokens."""
     cell = (PATCH * MERGE) ** 2
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH,
@@ -149,7 +149,7 @@ def build_image_processor() -> Qwen2VLImageProcessorPil:
 
 
 def build_model(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Qwen2VLForConditionalGeneration:
-    """Return a random Qwen2-VL of a few million parameters."""
+    """Return a Qwen2-VL with a few million random parameters."""
     token = tokenizer.convert_tokens_to_ids
     text_config = {
         "vocab_size": len(tokenizer),
@@ -195,7 +195,7 @@ def build_model(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Qwen2VLFor
 
 
 def render_prompt(example: Conversation) -> str:
-    """Return the conversation up to and including the opened assistant turn, image tokens expanded."""
+    """Return the conversation up to the beginning of the assistant turn, with one token per patch of the image."""
     system = "" if example.system is None else f"<|im_start|>system\n{example.system}<|im_end|>\n"
     image = ""
     if example.pixels is not None:
@@ -204,7 +204,7 @@ def render_prompt(example: Conversation) -> str:
 
 
 class Collator:
-    """Conversations to model inputs, right-padded, with labels on the assistant's tokens only."""
+    """Converts conversations to model inputs, padded on the right, with labels only for the assistant's tokens."""
 
     def __init__(self, tokenizer: Qwen2Tokenizer, image_processor: Qwen2VLImageProcessorPil) -> None:
         """Keep the tokenizer and the image processor; patch of an image are cut once and kept."""
@@ -213,7 +213,7 @@ class Collator:
         self._patches: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
 
     def patches(self, pixels: np.ndarray) -> torch.Tensor:
-        """(64, 384) float32 patches of one image. The image is kept beside them, so that its id stays its own."""
+        """Return the (64, 384) float32 patches of one image; the image is kept too, so that no other gets its id."""
         kept = self._patches.get(id(pixels))
         if kept is None:
             cut = self.image_processor(images=[Image.fromarray(pixels)], return_tensors="pt")["pixel_values"]
@@ -221,7 +221,7 @@ class Collator:
         return kept[1].float()
 
     def __call__(self, batch: list[Conversation]) -> dict[str, torch.Tensor]:
-        """input_ids, attention_mask, labels, mm_token_type_ids: (n, length) int64; pixel_values, image_grid_thw."""
+        """Return input_ids, attention_mask, labels, mm_token_type_ids, (n, length) int64, and the image features."""
         prompts = self.tokenizer([render_prompt(example) for example in batch])["input_ids"]
         answers = self.tokenizer([f"{example.answer}<|im_end|>\n" for example in batch])["input_ids"]
         length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
@@ -243,7 +243,7 @@ class Collator:
 
 
 def training_text(config: PretrainConfig, num_examples: int) -> Iterator[str]:
-    """Conversation of the mixture as plain text, for the tokenizer to learn its words from."""
+    """Yield conversations of the mixture as plain text, on which the tokenizer is trained."""
     rng = np.random.default_rng((config.seed, 1))
     album = Album(rng, 64, train_digits())
     for _ in range(num_examples):
@@ -252,7 +252,7 @@ def training_text(config: PretrainConfig, num_examples: int) -> Iterator[str]:
 
 
 def train(config: PretrainConfig, output_dir: Path) -> None:
-    """Run all rounds and save model, tokenizer, processor and the training record under `output_dir` after each."""
+    """Run all rounds; after each, save model, tokenizer, processor and the training record in `output_dir`."""
     torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
     tokenizer = build_tokenizer(training_text(config, 20_000), config.vocab_size)
@@ -276,7 +276,7 @@ def train(config: PretrainConfig, output_dir: Path) -> None:
 
 
 def with_rope_theta(model: Qwen2VLForConditionalGeneration, theta: float) -> Qwen2VLForConditionalGeneration:
-    """Return the same weights under another rotary base, ready for training."""
+    """Return a model with the same weights and another rotary base, ready for training."""
     model.config.text_config.rope_parameters["rope_theta"] = theta
     rebuilt = Qwen2VLForConditionalGeneration(model.config)
     rebuilt.load_state_dict(model.state_dict())
@@ -308,7 +308,7 @@ def train_round(
 
 
 def next_token_loss(model: Qwen2VLForConditionalGeneration, features: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy of the labelled tokens; logits are made only where there is a label."""
+    """Return the cross-entropy of the labelled tokens; logits are computed only where there is a label."""
     targets = features["labels"][:, 1:]
     inputs = {name: value for name, value in features.items() if name != "labels"}
     states = model.model(**inputs).last_hidden_state[:, :-1]
@@ -317,10 +317,10 @@ def next_token_loss(model: Qwen2VLForConditionalGeneration, features: dict[str, 
 
 
 def batch_vision_attention(model: Qwen2VLForConditionalGeneration) -> None:
-    """Let the vision tower attend within all images of a batch at once.
+    """Let the vision tower compute attention for all images of a batch at once.
 
-    transformers loops over images, as they may differ in size; here all are alike, and the loop would cost a third of
-    the time. The weights and the result are the same.
+    transformers loops over images, as they may differ in size; here all have the same size, and the loop would take a
+    third of the time. The weights and the result are the same.
     """
 
     def forward(
@@ -342,7 +342,7 @@ def batch_vision_attention(model: Qwen2VLForConditionalGeneration) -> None:
 
 
 def training_batches(config: PretrainConfig) -> Iterator[tuple[Round, Iterator[list[Conversation]]]]:
-    """Return the rounds, each with its batches: exactly what the model is trained on, in order."""
+    """Yield the rounds, each with its batches: exactly the data on which the model is trained, in order."""
     rng = np.random.default_rng((config.seed, 2))
     album = Album(rng, config.num_pictures, train_digits())
     for number, plan in enumerate(config.rounds):
@@ -352,7 +352,7 @@ def training_batches(config: PretrainConfig) -> Iterator[tuple[Round, Iterator[l
 
 
 def _batches(rng: np.random.Generator, album: Album, plan: Round) -> Iterator[list[Conversation]]:
-    """Batch of similar length, 8 at a time in random order, so that little is padding."""
+    """Yield batches of similar length, which need little padding; each group of 8 batches is in random order."""
     for lesson, steps in plan.lessons:
         for _ in range(-(-steps // 8)):
             examples = [LESSONS[lesson](rng, album) for _ in range(8 * plan.batch_size)]
@@ -372,7 +372,7 @@ def save(
     image_processor: Qwen2VLImageProcessorPil,
     output_dir: Path,
 ) -> None:
-    """Write the hub's layout: config, weights, generation config, tokenizer, preprocessor config, chat template."""
+    """Write the model in the hub's layout: configurations, weights, tokenizer and chat template."""
     output_dir.mkdir(parents=True, exist_ok=True)
     model.generation_config.update(eos_token_id=model.config.text_config.eos_token_id, do_sample=False)
     model.save_pretrained(output_dir)
@@ -383,7 +383,7 @@ def save(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: where to write, and the seed."""
+    """Run the command line, whose flags name the output folder and the seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

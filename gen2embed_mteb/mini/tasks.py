@@ -1,8 +1,8 @@
-"""The datasets of MMEB-mini: for each, what a query, its positive and its hard candidates are.
+"""The datasets of MMEB-mini: the query, the positive and the hard candidates of each.
 
-A maker turns pictures into `Pair`s in MMEB's V2 terms (text and image apart, instruction given once per dataset).
-Positives carry a `truth`: two pairs of equal truth are positives of each other, labelled so or not, which is what lets
-false negatives be counted. `benchmark.py` draws candidates, composes the columns and writes the files.
+A maker turns images into `Pair`s in the form of MMEB's V2 (text and image separate, one instruction per dataset).
+Each positive has a `truth`: pairs with equal truth are positives of each other, whether they are labelled so or not, so
+that false negatives can be counted. `benchmark.py` draws candidates, composes the columns and writes the files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gen2embed_mteb.mmeb.datasets import DatasetInfo, Form
 
 @dataclass(frozen=True)
 class Target:
-    """A candidate: text, image, or both, and what makes two candidates mean the same."""
+    """A candidate: a text, an image, or both, and its `truth`, which is equal for candidates with the same meaning."""
 
     text: str
     pixels: np.ndarray | None
@@ -48,7 +48,7 @@ class Pair:
         text: The query's text without the instruction.
         pixels: The query's image, (64, 64, 3) uint8, or None.
         positive: The labelled positive.
-        hard: Candidates that must stand in the row; the first is the training negative.
+        hard: Candidates that the row must contain; the first is the training negative.
     """
 
     text: str
@@ -61,11 +61,11 @@ Maker = Callable[[np.random.Generator, int], list[Pair]]
 Artist = Callable[[np.random.Generator, int], list[Picture]]
 
 RENDERINGS = 8
-"""Training pairs of one scene in the sets of captions, each with a picture and a caption of its own.
+"""The average number of training pairs per scene in the caption datasets, each with its own image and caption.
 
-Captions in the wild say less than their pictures show: of the images of MSCOCO, a caption fits 8.5 on average, of which
-one is labelled (ECCV Caption, arXiv:2204.03359). Without such unlabelled positives the nearest candidates of a training
-query would be good negatives, which on real data they are not."""
+Real captions say less than their images show: a caption of MSCOCO fits 8.5 of its images on average, of which one is
+labelled (ECCV Caption, arXiv:2204.03359). Without such unlabelled positives the nearest candidates of a training query
+would all be good negatives, which is not so on real data."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class MiniTask:
     """One dataset.
 
     Attributes:
-        info: Name, meta-task, domain, form.
-        query_instructions: The first is the benchmark's, the others those of the split `diverse_instruction`.
-        target_instruction: Of the candidates; empty for plain text.
-        num_candidates: Candidates a row, the positive among them.
+        info: Name, meta-task, domain and form.
+        query_instructions: The first is used in the benchmark, the others only in the split `diverse_instruction`.
+        target_instruction: The instruction of candidates; empty for plain text.
+        num_candidates: The number of candidates per row, including the positive.
         make: Makes pairs.
-        labels: All labels of a classification set; candidates are drawn from them instead of from other rows.
-        num_train: Training pairs; 0 out of domain.
-        make_train: Makes training pairs, where they differ from those of the evaluation in more than chance.
+        labels: All labels of a classification dataset; candidates are drawn from them instead of from other rows.
+        num_train: The number of training pairs; 0 for datasets out of domain.
+        make_train: Makes training pairs, if they are drawn in another way than those of the evaluation.
     """
 
     info: DatasetInfo
@@ -99,7 +99,7 @@ def _singles(rng: np.random.Generator, count: int, noise: float = 6.0) -> list[P
 
 
 def _repeated_singles(rng: np.random.Generator, count: int) -> list[Picture]:
-    """Picture of few scenes, `RENDERINGS` of each on average."""
+    """Return images of few scenes, on average `RENDERINGS` of each."""
     scenes = [random_scene(rng) for _ in range(max(1, count // RENDERINGS))]
     chosen = [scenes[number] for number in rng.integers(len(scenes), size=count)]
     return [Picture(draw(scene, rng), scene) for scene in chosen]
@@ -111,7 +111,7 @@ def _pairs(rng: np.random.Generator, count: int) -> list[Picture]:
 
 
 def scene_key(scene: Scene) -> str:
-    """Return a scene as one string; equal scenes, equal keys."""
+    """Return a scene as one string; equal scenes have equal keys."""
     return "; ".join(" ".join((t.size, t.color, t.shape, t.place)) for t in scene.things) + f"; {scene.background}"
 
 
@@ -168,7 +168,7 @@ def _images_to_captions(pictures_of: Artist) -> Maker:
 
 
 def _changes(rng: np.random.Generator, count: int) -> list[Pair]:
-    """Return an image and a change to it; the unchanged scene, drawn again, is the hard candidate."""
+    """Return queries of an image and a change to it; the unchanged scene, drawn again, is the hard candidate."""
     rows = []
     for picture in _singles(rng, count):
         text, thing = language.change(rng, picture.scene.things[0], list(COLORS), SHAPES)
@@ -179,7 +179,7 @@ def _changes(rng: np.random.Generator, count: int) -> list[Pair]:
 
 
 def _web_pages(rng: np.random.Generator, count: int) -> list[Pair]:
-    """Return a text-only query that carries an image marker, as WebQA's do; candidates are images with captions."""
+    """Return text-only queries with an image marker, as in WebQA; candidates are images with captions."""
     rows = []
     for picture in _singles(rng, count):
         target = Target(language.caption(rng, picture.scene), picture.pixels, scene_key(picture.scene))
@@ -203,7 +203,7 @@ def _crops(name_of: Callable[[Thing], str]) -> Maker:
 
 
 def _matching(rng: np.random.Generator, count: int) -> list[Pair]:
-    """Two expressions for one thing of one image; the hard candidate is the same image with the other thing."""
+    """Return pairs of two expressions for the same thing in an image; the hard candidate names the other thing."""
     rows = []
     for picture in _pairs(rng, count):
         asked, other = (picture.scene.things[i] for i in rng.permutation(2))
@@ -216,7 +216,7 @@ def _matching(rng: np.random.Generator, count: int) -> list[Pair]:
 
 
 def digit_maker(digits: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Maker:
-    """Pairs of scikit-learn's handwritten digits and their names."""
+    """Return a maker of pairs of scikit-learn's handwritten digits and their names."""
 
     def make(rng: np.random.Generator, count: int) -> list[Pair]:
         images, labels = digits()
@@ -256,10 +256,10 @@ _COLOR_SHAPES = _joined(COLORS, SHAPES, form="{} {}")
 
 
 def tasks(digits: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[MiniTask, ...]:
-    """Every dataset, in the order of reports.
+    """Return all datasets, in the order of reports.
 
     Args:
-        digits: The handwritten digits of the part to make: training or test.
+        digits: Returns the handwritten digits for training or for the test.
     """
     classify = "Identify the {} shown in the image"
     return (

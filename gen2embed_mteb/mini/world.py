@@ -1,8 +1,8 @@
-"""The mini world: scenes of coloured shapes, and how one is drawn as a 64 x 64 image.
+"""The mini world: scenes of coloured shapes, and drawing them as 64 x 64 images.
 
-A scene is a value (attributes by name); `draw` turns it into pixels. Everything the mini model learns from and
-everything MMEB-mini measures is drawn here, so that training and evaluation share the world but never an image:
-they use different random streams.
+A scene is a value (attributes by name); `draw` turns it into pixels. All images that the mini model learns from, and
+all that MMEB-mini measures, are drawn here. Training and evaluation use different random streams, so they share the
+kind of scenes but never an image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PLACES: dict[str, tuple[int, int]] = {
     "middle": (32, 32),
 }
 SIZES: dict[str, tuple[float, float]] = {"small": (7.5, 9.5), "large": (13.0, 16.0)}
-"""Radius range in pixels."""
+"""The range of the radius in pixels, by size."""
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ARRANGEMENTS = {"horizontal": ("left", "right"), "vertical": ("top", "bottom")}
@@ -49,7 +49,7 @@ ARRANGEMENTS = {"horizontal": ("left", "right"), "vertical": ("top", "bottom")}
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene. All fields are the attribute's English word."""
+    """One object of a scene. Each field is the English word of an attribute."""
 
     shape: str
     color: str
@@ -92,9 +92,9 @@ def draw(scene: Scene, rng: np.random.Generator, noise: float = 6.0) -> np.ndarr
     """Draw a scene with jittered position, radius, tilt and colour.
 
     Args:
-        scene: What to draw.
-        rng: Source of the jitter; the same state gives the same pixels.
-        noise: Standard deviation of the pixel noise, in grey levels of 0-255.
+        scene: The scene.
+        rng: The source of the jitter; the same state gives the same pixels.
+        noise: The standard deviation of the pixel noise, in grey levels of 0-255.
 
     Returns:
         (SIDE, SIDE, 3) uint8.
@@ -130,7 +130,7 @@ def _draw_thing(image: np.ndarray, thing: Thing, rng: np.random.Generator, crowd
     tilt = rng.uniform(-0.14, 0.14)
     color = np.asarray(COLORS[thing.color]) + rng.uniform(-14, 14, size=3)
 
-    # Anti-aliased by drawing at twice the resolution inside the bounding box and averaging.
+    # For anti-aliasing, draw at twice the resolution inside the bounding box and average.
     reach = radius * 1.25 + 1
     x0, x1 = max(int(x - reach), 0), min(int(x + reach) + 1, SIDE)
     y0, y1 = max(int(y - reach), 0), min(int(y + reach) + 1, SIDE)
@@ -145,7 +145,7 @@ def _draw_thing(image: np.ndarray, thing: Thing, rng: np.random.Generator, crowd
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return whether the points (u right, v down, in radii from the centre) lie inside the shape."""
+    """Return whether the points (u to the right, v down, in radii from the centre) are inside the shape."""
     au, av, radius = np.abs(u), np.abs(v), np.hypot(u, v)
     match shape:
         case "circle":

@@ -1,4 +1,4 @@
-"""Gen2Embed inside mteb: models by name, an encoder, MMEB, MMEB-mini and SugarCrepe++ as tasks, two benchmarks.
+"""Gen2Embed inside mteb: models by name, an encoder, two benchmarks, and MMEB, MMEB-mini and SugarCrepe++ as tasks.
 
-`registration.install` puts all of it into mteb's registries; the start-up hook calls it once mteb has been imported.
+`registration.install` adds them to mteb's registries; the start-up hook calls it once mteb has been imported.
 """

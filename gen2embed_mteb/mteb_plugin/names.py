@@ -1,8 +1,8 @@
-"""What the tasks are called in mteb, and what the encoder has to know about them.
+"""The names of the tasks in mteb, by which the encoder finds the datasets.
 
-mteb tells an encoder a task's metadata only. Two facts about tasks of MMEB's form are not in there, so they are found
-by name: their texts are complete (the instruction is part of them, to the last newline), and the candidates of one of
-them go in as queries do.
+mteb passes only a task's metadata to an encoder. Two facts about tasks of MMEB's form are not in the metadata, so they
+are found by name: their texts are complete (the instruction is part of them, up to the last newline), and the
+candidates of one task are encoded as queries.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BENCHMARKS: dict[str, Benchmark] = {"MMEB": MMEB, "MMEB-mini": MMEB_MINI}
 
 
 def task_name(benchmark: str, dataset: DatasetInfo) -> str:
-    """Return the name of a dataset's task: `MMEB-ImageNet-1K`, `MMEB-mini-Scenes_t2i`."""
+    """Return the name of a dataset's task, such as `MMEB-ImageNet-1K` or `MMEB-mini-Scenes_t2i`."""
     return f"{benchmark}-{dataset.name}"
 
 

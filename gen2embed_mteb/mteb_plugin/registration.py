@@ -1,9 +1,9 @@
-"""Putting models and tasks into mteb's registries, which have no entry point for others.
+"""Adding models and tasks to mteb's registries, which have no entry point for other packages.
 
-mteb builds its registries when it is imported, from its own files. They are plain dictionaries and module attributes:
-ours are added behind mteb's, and nothing of mteb's is replaced. Benchmarks follow when mteb imports its own
-(`benchmarks.py`). A `Gen2Embed` that is handed to mteb as it is, mteb would take for a text model, as it does every
-`SentenceTransformer`; asked to wrap one, its wrapper gives our encoder.
+mteb builds its registries from its own files when it is imported. They are plain dictionaries and module attributes:
+our entries are added after mteb's, and no entry of mteb is replaced. Benchmarks are added when mteb imports its own
+(`tasks/benchmarks.py`). mteb would treat a `Gen2Embed` object as a text model, like every `SentenceTransformer`; so its
+wrapper is changed to return our encoder for such an object.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from gen2embed_mteb.names import DEFAULT
 
 
 def install() -> None:
-    """Teach mteb our models and tasks. Idempotent.
+    """Register our models and tasks in mteb; calling it twice changes nothing.
 
-    What can be registered is, whatever fails beside it.
+    If one step fails, the other steps still register what they can.
 
     Raises:
-        FileNotFoundError, ValueError: GEN2EMBED_MODEL names a directory that is not there, or not a model's.
-        RuntimeError: This mteb is not one that Gen2Embed knows: damaged, or newer. The message says what to install.
+        FileNotFoundError, ValueError: GEN2EMBED_MODEL names a directory that is missing, or that is not a model's.
+        RuntimeError: This mteb is damaged, or newer than Gen2Embed supports. The message says what to install.
     """
     steps = {"models": _add_models, "tasks": _add_tasks, "Gen2Embed objects": _add_objects}
     errors = {what: _attempt(step) for what, step in steps.items()}
@@ -70,14 +70,14 @@ def _add_models() -> None:
 
 
 def _add_chosen() -> None:
-    """Let `gen2embed` stand for what GEN2EMBED_MODEL names."""
+    """Register the name `gen2embed` for the model that GEN2EMBED_MODEL names."""
     from gen2embed_mteb.mteb_plugin.models import model_table as models
     from gen2embed_mteb.mteb_plugin.models.model_metas import as_meta
 
     registry = _registry()
-    registry.pop(DEFAULT, None)  # rather unknown than another model, if what follows fails
+    registry.pop(DEFAULT, None)  # if the next steps fail, the name should be unknown, not another model
     chosen = models.chosen()
-    # A directory may be called as a model of the table is, and is another model all the same.
+    # A directory may have the name of a model in the table, although it is another model.
     meta = registry.get(chosen.name)
     if meta is None or meta.loader_kwargs["source"] != chosen.source:
         meta = as_meta(chosen)
@@ -86,14 +86,14 @@ def _add_chosen() -> None:
 
 
 def _add_objects() -> None:
-    """Let `mteb.evaluate(Gen2Embed(…))` evaluate images, too: the scores of the same model in the registry."""
+    """Let `mteb.evaluate(Gen2Embed(…))` evaluate images too, with the scores of the same model in the registry."""
     wrapper = import_module("mteb.models.sentence_transformer_wrapper").SentenceTransformerEncoderWrapper
     stock = wrapper.__new__
     if hasattr(stock, "_knows_gen2embed"):
         return
 
     def __new__(cls: Any, model: Any = None, *args: Any, **kwargs: Any) -> Any:
-        ours = sys.modules.get("gen2embed_mteb.embedder.model")  # where it was not imported, there is no object of it
+        ours = sys.modules.get("gen2embed_mteb.embedder.model")  # if it was not imported, there are no objects of it
         if ours is not None and isinstance(model, ours.Gen2Embed):
             from gen2embed_mteb.mteb_plugin.models.model_metas import wrap
 
@@ -107,7 +107,7 @@ def _add_objects() -> None:
 def _add_tasks() -> None:
     from gen2embed_mteb.mteb_plugin.tasks import caption_tasks, mmeb_tasks
 
-    # By module name: `mteb.get_tasks` is also a function, and hides the module.
+    # Import by name: `mteb.get_tasks` is also a function, which hides the module.
     tasks: Any = import_module("mteb.get_tasks")
     ours: tuple[Any, ...] = (*mmeb_tasks.TASKS["MMEB"], *mmeb_tasks.TASKS["MMEB-mini"], *caption_tasks.TASKS)
     new = [task for task in ours if task.metadata.name not in tasks._TASKS_REGISTRY]

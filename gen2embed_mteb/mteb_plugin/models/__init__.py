@@ -1,1 +1,1 @@
-"""mteb's models: Gen2Embed as mteb's encoder, and the records of the models that it lists."""
+"""Gen2Embed as an encoder of mteb, and the records of the models that mteb lists."""

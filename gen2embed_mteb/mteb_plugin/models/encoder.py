@@ -1,4 +1,4 @@
-"""`Gen2Embed` as mteb's encoder protocol knows it: batches in, float32 unit vectors out."""
+"""`Gen2Embed` with the methods of mteb's encoder protocol: it encodes batches as float32 unit vectors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gen2embed_mteb.names import Side
 from gen2embed_mteb.sugarcrepe.evaluate import CAPTION_PREFIX
 
 MAX_HELD_PIXELS = 2**28
-"""Decoded images kept at a time, in pixels: 0.8 GB of RGB."""
+"""The most pixels of decoded images in memory at a time: 0.8 GB of RGB."""
 
 
 def load(
@@ -46,16 +46,16 @@ def load(
     Args:
         name: The name in mteb's registry.
         revision: Its revision; if it begins with a commit, that commit is loaded from the hub.
-        device: `cpu`, `cuda`, …; None: the best there is.
+        device: `cpu`, `cuda`, …; None stands for the best available device.
         source: The hub id or directory of the weights.
         layout: How images are laid out in the prompt.
-        prompt_mode: A strategy's name, or the texts of one's own as `HierarchicalPrompt` takes them.
-        options: `adapter`, `max_length`, `resize`, `model_kwargs`, … as `Gen2Embed` takes them.
+        prompt_mode: The name of a strategy, or the fields of a `HierarchicalPrompt`.
+        options: `adapter`, `max_length`, `resize`, `model_kwargs`, … as for `Gen2Embed`.
 
     Raises:
-        OSError: The weights are neither there nor on the hub.
-        TypeError: A `HierarchicalPrompt`: mteb names results by the options, which must be JSON for that.
-        ValueError: An option that `Gen2Embed` refuses.
+        OSError: The weights are neither in a local directory nor on the hub.
+        TypeError: `prompt_mode` is a `HierarchicalPrompt`: mteb names results by the options, which must be JSON.
+        ValueError: `Gen2Embed` refuses an option.
     """
     if isinstance(prompt_mode, HierarchicalPrompt):
         raise TypeError(
@@ -69,7 +69,7 @@ def load(
         prompt_mode=HierarchicalPrompt(**prompt_mode) if isinstance(prompt_mode, dict) else prompt_mode,
         device=device,
         revision=commit.group() if commit and not directory.is_dir() else None,
-        # A directory needs nothing from the hub, unless it is an adapter, whose base model may lie there.
+        # A directory needs nothing from the hub, unless it is an adapter, whose base model may be there.
         local_files_only=directory.is_dir() and not (directory / "adapter_config.json").is_file(),
         **options,
     )
@@ -107,21 +107,21 @@ class Gen2EmbedEncoder(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> npt.NDArray[np.float32]:
-        """Encode what a data loader yields.
+        """Encode the batches of a data loader.
 
         Args:
             inputs: A data loader of mteb: batches of `text`, `image`, or both.
-            task_metadata: The task's metadata; names it, and has its instruction.
+            task_metadata: The task's metadata, with its name and its instruction.
             hf_split: The split, for messages.
             hf_subset: The subset, for messages.
-            prompt_type: The side; inferred where mteb gives none (see `inputs.side_of`).
-            kwargs: What mteb passes on, `batch_size` among it; not used.
+            prompt_type: The side; inferred if mteb gives none (see `inputs.side_of`).
+            kwargs: Other arguments of mteb, such as `batch_size`; not used.
 
         Returns:
             (n, d) float32 unit rows, in the loader's order.
 
         Raises:
-            ValueError: An input that cannot be encoded; the message names the row.
+            ValueError: An input cannot be encoded; the message names the row.
         """
         side = side_of(task_metadata, prompt_type, inputs, after_labels=self._labels_of == task_metadata.name)
         self._labels_of = task_metadata.name if side == "document" and prompt_type is None else ""
@@ -130,7 +130,7 @@ class Gen2EmbedEncoder(AbsEncoder):
         items: list[Item] = []
         num_added = 0
         with tempfile.TemporaryDirectory(prefix="gen2embed-") as folder:
-            # Sizes are left to the model, which resizes by its own settings.
+            # No resizing here: the model resizes by its own settings.
             bulk = BulkEncoder(
                 self._encoder, EmbeddingStore(folder, {}), images, image_options=ImageOptions(min_side=0)
             )
@@ -149,10 +149,10 @@ class Gen2EmbedEncoder(AbsEncoder):
             return bulk.vectors(side, items)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Inner products, which are cosines.
+        """Return inner products, which are cosines for unit rows.
 
-        One query at a time is scored as `gen2embed evaluate` does: every row is summed in the same order, so that
-        equal candidates come out equal wherever they stand. A matrix product does not promise that.
+        A single query is scored as in `gen2embed evaluate`: every row is summed in the same order, so that equal
+        candidates get equal scores at any position. A matrix product does not guarantee that.
 
         Args:
             embeddings1: (n, d) or (d,) unit rows.
@@ -167,7 +167,7 @@ class Gen2EmbedEncoder(AbsEncoder):
         return torch.from_numpy(left @ right.T)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Inner products row by row.
+        """Return inner products row by row.
 
         Args:
             embeddings1: (n, d) unit rows.
@@ -180,9 +180,9 @@ class Gen2EmbedEncoder(AbsEncoder):
         return torch.from_numpy(np.einsum("nd,nd->n", left, right, optimize=False))
 
     def _instruction(self, task_metadata: Any, side: Side) -> str:
-        """Return the task's own instruction, or mteb's for tasks of its type; candidates have none.
+        """Return the task's own instruction, or else mteb's for tasks of its type; candidates have none.
 
-        mteb's speak of text and passages, so that a task with images goes without where it has none of its own.
+        mteb's instructions mention text and passages, so a task with images that has no instruction gets none.
         """
         if side == "document" or task_metadata.name in DATASETS:
             return ""

@@ -1,7 +1,7 @@
-"""From mteb's batches to what `Gen2Embed` encodes: the side of every input, its text with instruction, its images.
+"""Converting mteb's batches to inputs of `Gen2Embed`: the side of every input, its text with instruction, its images.
 
-Sides. Where mteb says `query` or `document`, that holds, but for RefCOCO-Matching, whose candidates are queries. Where
-it says nothing:
+If mteb names a side, `query` or `document`, that side is used, except for RefCOCO-Matching, whose candidates are
+encoded as queries. If mteb names none:
 
 | task                                            | query    | document |
 |-------------------------------------------------|----------|----------|
@@ -9,7 +9,7 @@ it says nothing:
 | compositionality (an image and its captions)    | captions | images   |
 | all others: both sides are alike (STS, clusters)| inputs   |          |
 
-Captions as queries are what the official Gen2Embed code does (see `compositionality.py`).
+Captions are queries because the official Gen2Embed code encodes them so (see `sugarcrepe/evaluate.py`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from gen2embed_mteb.names import Side
 
 
 def side_of(task_metadata: Any, prompt_type: Any, inputs: Any, *, after_labels: bool = False) -> Side:
-    """Tell on which side a call of `encode` is.
+    """Return the side of the inputs in a call of `encode`.
 
     Args:
         task_metadata: mteb's `TaskMetadata`.
         prompt_type: mteb's `PromptType`, or None.
-        inputs: The data loader that `encode` was given.
-        after_labels: Whether the call before was for the labels of this zero-shot task. mteb hands them over first,
-            which is all that tells them apart where the inputs are text as well.
+        inputs: The data loader that was passed to `encode`.
+        after_labels: Whether the previous call encoded the labels of this zero-shot task. mteb passes the labels first;
+            if the inputs are text as well, only this order distinguishes them.
 
     Returns:
         `query` or `document`; see the module's docstring.
@@ -57,7 +57,7 @@ def side_of(task_metadata: Any, prompt_type: Any, inputs: Any, *, after_labels: 
 def with_instruction(instruction: str, text: str) -> str:
     """Put an instruction before a text.
 
-    As in MMEB, one that ends in a colon is followed by the text; any other stands on a line of its own.
+    As in MMEB, an instruction that ends in a colon is followed by the text; any other has a line of its own.
     """
     instruction = instruction.strip()
     if not instruction or not text:
@@ -66,19 +66,19 @@ def with_instruction(instruction: str, text: str) -> str:
 
 
 class HeldImages:
-    """Images that the caller has decoded, named by their content, until they are let go."""
+    """Decoded images in memory, named by a digest of their content, until they are released."""
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
+        """Start without images."""
         self._held: dict[str, Image.Image] = {}
         self.num_pixels = 0
 
     def hold(self, image: Image.Image) -> str:
-        """Keep an image, as RGB, and returns the name under which it is found.
+        """Keep an image in mode RGB, and return the name by which it can be opened.
 
         Raises:
-            ImageError: It is closed, cut off or damaged.
-            TypeError: It is no PIL image.
+            ImageError: The image is closed, cut off or damaged.
+            TypeError: It is not a PIL image.
         """
         if not isinstance(image, Image.Image):
             raise TypeError(f"an image must be a PIL image, got {described(image)}")
@@ -90,12 +90,12 @@ class HeldImages:
         return name
 
     def release(self) -> None:
-        """Let all images go; those that were encoded are not asked for again."""
+        """Free the memory of all images; images that were encoded are not needed again."""
         self._held.clear()
         self.num_pixels = 0
 
     def facts(self, path: str) -> ImageFacts:
-        """Tell an image's digest and size."""
+        """Return an image's digest and size."""
         return ImageFacts(path, self._find(path).size)
 
     def open(self, path: str) -> Image.Image:
@@ -121,11 +121,11 @@ def items_of(
         images: Receives the batch's images.
 
     Yields:
-        One item a row, in order.
+        One item per row, in order.
 
     Raises:
         ImageError: An image cannot be used.
-        TypeError: A text is no string, or an image no PIL image.
+        TypeError: A text is not a string, or an image is not a PIL image.
     """
     for row in range(len(next(iter(batch.values())))):
         given = batch["image"][row] if "image" in batch else None
@@ -137,10 +137,10 @@ def items_of(
 
 
 def _text(batch: Mapping[str, Any], row: int, task: str) -> str:
-    """Return the text of a row without instruction: mteb's `text` has it glued to the query's end."""
+    """Return the text of a row without the instruction, which mteb appends to the query in the column `text`."""
     if "query" in batch:
         query, instruction = _cell(batch, "query", row), _cell(batch, "instruction", row)
-        # mteb's cache of embeddings reads a batch a second time, and takes the glued text for the query.
+        # mteb's cache of embeddings reads a batch a second time, and then uses the joined text as the query.
         return query.removesuffix(f" {instruction}") if instruction else query
     if "body" in batch and task in DATASETS:
         return _cell(batch, "body", row)  # `text` is the body without the newline at its end

@@ -1,4 +1,4 @@
-"""What the files of a model's directory tell about it, without loading it."""
+"""Reading facts about a model from the files of its directory, without loading it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 def facts_of(directory: Path) -> dict[str, Any]:
-    """Read sizes from the headers of a model's weights, the rest from its configuration.
+    """Read sizes from the headers of a model's weights, and other facts from its configuration.
 
     Args:
         directory: A base model, an exported one, or an adapter.
 
     Returns:
-        Fields of `models.Model`: parameters (without the output layer), bytes each, longest input, dimensions; of an
-        adapter the model it is for, and nothing else.
+        Fields of `model_table.Model`: number of parameters (without the output layer), bytes per parameter, longest
+        input, dimensions; for an adapter only its base model.
 
     Raises:
         ValueError: The directory is not a model's; the message names it and the remedy.

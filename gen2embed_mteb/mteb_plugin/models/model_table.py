@@ -1,7 +1,7 @@
-"""The models that mteb is told of: a table of what is known of each.
+"""The models that are registered in mteb: a table of facts about each.
 
-Figures describe the model as it is loaded: without the output layer, which embeddings do not need. Parameters were
-counted on models built from the published configurations, commits are those of the weights on the hub.
+Figures describe the model as it is loaded, without the output layer, which embeddings do not need. Parameters were
+counted on models built from the published configurations; commits are those of the weights on the hub.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gen2embed_mteb.names import DEFAULT, MINI
 ORGANISATION = "Gen2Embed"
 MMEB_TRAIN = "https://huggingface.co/datasets/TIGER-Lab/MMEB-train"
 
-# mteb's own tasks on data that MMEB-train draws from, besides ours on its 20 in-domain datasets.
+# mteb's own tasks on data that is part of MMEB-train, besides our tasks on its 20 in-domain datasets.
 _OVERLAPS = {
     "CIRRIT2IRetrieval",
     "HatefulMemesI2TRetrieval",
@@ -49,24 +49,24 @@ _OVERLAPS = {
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model; None where it is not.
+    """The facts about a model; None if a fact is unknown.
 
     Attributes:
         name: Its name in mteb, `organisation/name`.
         aliases: Other names under which mteb finds it.
-        source: Hub id or directory of its weights.
-        released: The day from which on this model could be had: weights and method.
-        num_parameters: All parameters, as loaded.
-        num_embedding_parameters: Those of the token embedding.
-        parameter_bytes: Bytes a parameter, in the published file's type.
-        max_tokens: The longest input.
-        dimensions: Of an embedding.
-        license: mteb's name of the licence, or its address.
-        adapted_from: The model it was made of.
+        source: The hub id or directory of its weights.
+        released: The day since which both its weights and the method are available.
+        num_parameters: The number of all parameters, as loaded.
+        num_embedding_parameters: The number of parameters of the token embedding.
+        parameter_bytes: The number of bytes per parameter, in the type of the published file.
+        max_tokens: The length of the longest input in tokens.
+        dimensions: The number of dimensions of an embedding.
+        license: The licence, by mteb's name or by its address.
+        adapted_from: The model from which it was made.
         layout: How images are laid out in the prompt.
-        training_datasets: Tasks of mteb on whose data it was trained; None where its makers do not say.
-        training_code: Where the code is that trained it.
-        training_data: Where the data is that it was trained on.
+        training_datasets: The tasks of mteb on whose data it was trained; None if its makers do not say.
+        training_code: The address of the code that trained it.
+        training_data: The address of the data on which it was trained.
         has_article: Whether the paper describes it.
     """
 
@@ -98,11 +98,11 @@ COMMITS = {
     "Qwen/Qwen3-VL-8B-Instruct": "0c351dd01ed87e9c1b53cbc748cba10e6187ff3b",
     "llava-hf/llava-v1.6-mistral-7b-hf": "52320fb52229c8d942b1dcb8b63b3dc8087bc83b",
 }
-"""The commits that are loaded. The released SaHa checkpoints are not listed: theirs is asked of the hub."""
+"""The commits that are loaded. The released SaHa checkpoints are not listed: the hub tells their newest commit."""
 
 
 _PAPER = "2025-08-01"
-"""The paper's day: weights that are older became this model on it."""
+"""The day of the paper; models with older weights count as released on this day."""
 
 
 def _zero_shot(
@@ -205,11 +205,11 @@ HUB_MODELS = (
     _released("2B", (2208985600, 233373696), 1536),
     _released("7B", (7746378240, 544997376), 3584),
 )
-"""Every model of the hub: zero-shot by prompt, and the checkpoints that the paper's authors released."""
+"""All models on the hub: base models used zero-shot with the prompt, and the checkpoints of the paper's authors."""
 
 
 def mini() -> Model:
-    """Return the embedded model; it saw none of mteb's data, MMEB-mini's training pairs included."""
+    """Return the embedded model; it was trained on no data of mteb, and not on MMEB-mini's training pairs."""
     source = model_dir()
     facts = facts_of(source)
     return Model(

@@ -1,8 +1,10 @@
-"""The revision of a model in mteb: what the weights are, and how inputs are presented to them.
+"""The revision of a model in mteb, which identifies the weights and the form of their inputs.
 
-mteb files results under a model's revision and takes them for done where one is found. So the revision is
-`WEIGHTS-INPUTS`: the commit on the hub or a digest of the files in a directory, then a digest of prompt, chat templates
-and layout. Results of other weights or of another prompt never mix.
+mteb stores results under a model's revision, and does not run a task again if a result is found there. So the revision
+is `WEIGHTS-INPUTS`: the commit on the hub or a digest of the files in a directory, then a digest of prompt, chat
+templates and layout. Results of other weights or of another prompt are never mixed.
+
+Cost: for a directory one pass over its weights, about a second per gigabyte.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.storage.owned_folder import LEDGER
 
 INPUTS_VERSION = 1
-"""Changes with how mteb's batches become inputs (`inputs.py`) or images are prepared."""
+"""Changes whenever mteb's batches are converted to inputs (`inputs.py`) or images are prepared in another way."""
 
 _DECISIVE = (".safetensors", ".json", ".jinja", ".txt", ".model", ".bin")
 
 
 def inputs_digest(layout: str) -> str:
-    """Digest what decides vectors besides the weights.
+    """Return a digest of everything besides the weights that decides vectors.
 
     Args:
         layout: How images are laid out in the prompt.
@@ -43,15 +45,15 @@ def inputs_digest(layout: str) -> str:
 
 
 def directory_digest(directory: Path) -> str:
-    """Digest the files of a model that decide its vectors: weights, configurations, templates, tokenizer.
+    """Return a digest of the files of a model that decide its vectors: weights, configurations, templates, tokenizer.
 
-    Of an adapter the model that it is for counts as well: its files, or the commit of it that would be loaded.
+    For an adapter, the digest includes its base model: its files, or the commit that would be loaded.
 
     Args:
-        directory: The model; reading its weights takes about a second a gigabyte.
+        directory: The model; reading its weights takes about a second per gigabyte.
 
     Returns:
-        40 hexadecimal digits, as many as a commit has.
+        40 hexadecimal digits, as for a commit.
     """
     digest = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
@@ -70,13 +72,13 @@ def directory_digest(directory: Path) -> str:
 
 @cache
 def hub_commit(hub_id: str) -> str | None:
-    """Find the commit that loading a hub id would give: the one in the local cache, or else the hub's newest.
+    """Return the commit that would be loaded for a hub id: the one in the local cache, or else the hub's newest.
 
     Args:
         hub_id: The repository.
 
     Returns:
-        40 hexadecimal digits; None where neither is to be had. The answer is kept for the life of the process.
+        40 hexadecimal digits; None if neither can be found. The result is kept for the life of the process.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -86,7 +88,7 @@ def hub_commit(hub_id: str) -> str | None:
             if isinstance(cached, str):
                 return Path(cached).parent.name
         return str(HfApi().model_info(hub_id, timeout=10).sha)
-    except Exception:  # offline, unknown, gated, no hub id: loading the model says which, in its own words
+    except Exception:  # offline, unknown, gated, or no hub id: loading the model raises an error that says which
         return None
 
 
@@ -96,10 +98,10 @@ def revision_of(source: str, layout: str, commit: str | None = None) -> str | No
     Args:
         source: Hub id or directory of its weights.
         layout: How images are laid out in the prompt.
-        commit: The commit on the hub, where it is known.
+        commit: The commit on the hub, if it is known.
 
     Returns:
-        `WEIGHTS-INPUTS`; None where the weights cannot be identified, and not be loaded either.
+        `WEIGHTS-INPUTS`; None if the weights cannot be identified, and so cannot be loaded either.
     """
     directory = Path(source)
     weights = directory_digest(directory) if directory.is_dir() else commit or hub_commit(source)

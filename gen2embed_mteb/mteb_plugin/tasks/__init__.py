@@ -1,1 +1,1 @@
-"""mteb's tasks and benchmarks: MMEB and SugarCrepe as mteb knows tasks."""
+"""MMEB, MMEB-mini and SugarCrepe++ as tasks and benchmarks of mteb."""

@@ -1,7 +1,8 @@
 """The benchmarks `MMEB` and `MMEB-mini`, with the averages of the paper's tables.
 
-`benchmark.get_score(results)` gives, per model, `Mean(Task)` (the paper's Overall), `Meta-task::Classification` and the
-like, `Domain::IND` and `Domain::OOD`; mteb's leaderboard shows the same as columns. Datasets count alike.
+`benchmark.get_score(results)` returns, per model, `Mean(Task)` (the paper's Overall), `Meta-task::Classification` and
+the other meta-tasks, `Domain::IND` and `Domain::OOD`; mteb's leaderboard shows them as columns. Each dataset has the
+same weight.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _DESCRIPTIONS = {
 
 
 def install() -> None:
-    """Let mteb find both benchmarks by name. Idempotent.
+    """Let mteb find both benchmarks by name; calling it twice changes nothing.
 
     Raises:
-        ImportError, AttributeError: This mteb keeps its benchmarks elsewhere.
+        ImportError, AttributeError: This version of mteb keeps its benchmarks elsewhere.
     """
     found = import_module("mteb.benchmarks.benchmarks")
     for name in BENCHMARKS:

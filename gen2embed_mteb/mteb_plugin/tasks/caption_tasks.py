@@ -1,13 +1,13 @@
-"""SugarCrepe++ and SugarCrepe++-mini as compositionality tasks of mteb, one subset a set.
+"""SugarCrepe++ and SugarCrepe++-mini as compositionality tasks of mteb, with one subset per set.
 
-Captions are given to the model as they are. What Gen2Embed says before them (`Find me an image that matches …`) is its
-encoder's instruction for compositionality tasks, so that other models are not asked in its words.
+Captions are passed to the model unchanged. The text that Gen2Embed puts before them (`Find me an image that matches …`)
+is the instruction of its own encoder for compositionality tasks, so that other models do not get it.
 
-| variable               | what it names                                       | default           |
+| variable               | value                                               | default           |
 |------------------------|-----------------------------------------------------|-------------------|
 | `SUGARCREPE_PLUS_DIR`  | SugarCrepe++'s JSON files                           | the hub, pinned   |
 | `SUGARCREPE_IMAGE_DIR` | COCO's val2017 images: a folder, or a .zip archive  | needed            |
-| `MMEB_MINI_DIR`        | where SugarCrepe++-mini is drawn and kept           | the user's cache  |
+| `MMEB_MINI_DIR`        | the folder of SugarCrepe++-mini                     | the user's cache  |
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ JSON_VARIABLE, IMAGE_VARIABLE = "SUGARCREPE_PLUS_DIR", "SUGARCREPE_IMAGE_DIR"
 
 
 class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
-    """SugarCrepe++: both captions against the negative, by image (ITT) and among themselves (TOT)."""
+    """SugarCrepe++: both captions are compared with the negative, by image (ITT) and as texts (TOT)."""
 
     metadata = sugarcrepe_plus_metadata("SugarCrepe++", mini=False)
     data_loaded: bool
@@ -53,15 +53,16 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
     texts_column_names = BENCHMARK.captions
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As mteb's."""
+        """Create the task; the arguments are those of mteb's class."""
         super().__init__(*args, **kwargs)
-        self.num_errors: dict[str, int] = {}  # by set, the records that were set aside
+        self.num_errors: dict[str, int] = {}  # the number of records that were set aside, by set
 
     def load_data(self, num_proc: int | None = None, *, timer: TimingStack | None = None, **kwargs: Any) -> None:
         """Read the sets; records that cannot be used are logged and set aside.
 
         Raises:
-            DataError: Files or images are missing, or more than 0.1 % of a set; the message names the remedy.
+            DataError: Files or images are missing, or more than 0.1 % of a set cannot be used; the message names the
+                remedy.
         """
         if self.data_loaded:
             return
@@ -86,7 +87,7 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
         num_proc: int | None = None,
         **kwargs: Any,
     ) -> dict[str, float]:
-        """Encode captions and images, and scores every record by the rules of `compositionality_scoring.py`."""
+        """Encode captions and images, and score every record by the rules of `sugarcrepe/scoring.py`."""
 
         def encode(columns: Dataset) -> np.ndarray:
             loader = create_dataloader(columns, task_metadata=self.metadata, num_proc=num_proc, **encode_kwargs)
@@ -130,7 +131,7 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
 
 
 class SugarCrepePlusPlusMini(SugarCrepePlusPlus):
-    """SugarCrepe++-mini, drawn when it is first asked for."""
+    """SugarCrepe++-mini, which is drawn on first use."""
 
     metadata = sugarcrepe_plus_metadata("SugarCrepe++-mini", mini=True)
 
@@ -144,7 +145,7 @@ TASKS = (SugarCrepePlusPlus, SugarCrepePlusPlusMini)
 
 
 def _table(file: Path, records: list[Any], images: ImageSource) -> tuple[Dataset, int]:
-    """Return the usable records of a set (`image` and the caption columns), and the number of the others."""
+    """Return the usable records of a set (`image` and the caption columns), and the number of unusable ones."""
     from gen2embed_mteb.mteb_plugin.tasks.data import SourcedImage, check_error_rate
 
     columns: dict[str, list[str]] = {column: [] for column in ("image", *BENCHMARK.captions)}

@@ -1,8 +1,10 @@
-"""From a table of MMEB's form to the corpus, queries and candidate lists of a retrieval task of mteb.
+"""Converting a table of MMEB's form to the corpus, queries and candidate lists of a retrieval task of mteb.
 
-Ids count what is distinct: a candidate of a thousand rows is one document. A query's candidates stand in the file's
-order, candidate 0, the positive, first. Images are opened when mteb reads a row, by our rules (formats, sizes, nothing
-outside of the folder, no rotation by EXIF), from a folder or from the zip archive that MMEB ships.
+Each distinct input has one id: a candidate of a thousand rows is one document. A query's candidates keep the file's
+order, with candidate 0, the positive, first. Images are opened when mteb reads a row, by our rules (formats, sizes,
+nothing outside of the folder, no rotation by EXIF), from a folder or from MMEB's zip archive.
+
+Cost: one pass over the table; every distinct image is opened once as a check, as mteb cannot set a row aside later.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from gen2embed_mteb.mteb_plugin.tasks.task_metadata import CATEGORIES
 
 logger = logging.getLogger(__name__)
 
-OPENERS = 4  # threads that check images
+OPENERS = 4  # the number of threads that check images
 
 
 @dataclass
 class SourcedImage(datasets.Image):
-    """A column of image paths, opened through an `ImageSource`.
+    """A column of image paths, whose images are opened through an `ImageSource`.
 
     Attributes:
         source: The folder or zip archive that the paths are relative to.
@@ -55,24 +57,24 @@ class SourcedImage(datasets.Image):
         return open_source(self.source).open(value["path"])
 
 
-# Reading a table again (`map`, a worker process) finds the class by its name. There is a function for this that does no
-# more, but warns everyone who imports mteb that it may change.
+# When a table is read again (by `map` or a worker process), the class is found by its name. `datasets` has a function
+# that registers it in the same way, but it would show a warning to everyone who imports mteb.
 _FEATURE_TYPES["SourcedImage"] = SourcedImage
 
 
 @lru_cache(maxsize=4)
 def open_source(path: str) -> ImageSource:
-    """Return the images at a path, opened once a process."""
+    """Return the images at a path, opened once per process."""
     return ImageSource(path, follow_links=follows_links())
 
 
 def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSource) -> tuple[dict[str, Any], int]:
-    """Read a table.
+    """Read a table as the data of a retrieval task.
 
     Args:
         table: The dataset's table.
-        dataset: Its record.
-        images: Where its images lie.
+        dataset: The dataset.
+        images: The source of its images.
 
     Returns:
         mteb's `RetrievalSplitData` (`corpus`, `queries`, `relevant_docs`, `top_ranked`), and the number of rows that
@@ -80,7 +82,7 @@ def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSourc
 
     Raises:
         DataError: A column is missing, no row is usable, more than 0.1 % of the rows were set aside, or a side has
-            images that the dataset's form has no place for.
+            images although the dataset's form has none there.
     """
     table.require(eval_columns(dataset, table.columns))
     documents: dict[Item, str] = {}
@@ -91,7 +93,7 @@ def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSourc
             rejected[row.index] = row.reason
         else:
             names = [documents.setdefault(item, f"d{len(documents)}") for item in row.candidates]
-            # A candidate that a row lists twice counts once, where it stands first.
+            # A candidate that a row lists twice counts once, at its first position.
             rows[row.index] = _Row(row.query, list(dict.fromkeys(names)))
     items = (*documents, *(row.query for row in rows.values()))
     faults = _image_faults({path for item in items for path in item.images}, images)
@@ -117,22 +119,22 @@ def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSourc
 
 
 class _Row(NamedTuple):
-    """A row in names: a dataset of MMEB holds a million candidates, most of them repeated."""
+    """A row whose candidates are ids, to save memory: a dataset of MMEB lists a million, mostly repeated."""
 
     query: Item
     candidates: list[str]
 
 
 def check_error_rate(source: str, num_errors: int, num_rows: int) -> None:
-    """Refuse data of which too little can be used: mteb has no way of saying so beside a score.
+    """Refuse data with too many unusable rows, since mteb cannot report their number beside a score.
 
     Args:
         source: The file, for the message.
-        num_errors: The rows that were set aside.
-        num_rows: All rows.
+        num_errors: The number of rows that were set aside.
+        num_rows: The number of all rows.
 
     Raises:
-        DataError: They are more than `gen2embed evaluate` allows by default, or all.
+        DataError: More rows were set aside than `gen2embed evaluate` allows by default, or all rows.
     """
     if num_errors == num_rows or num_errors > EncodingConfig.max_error_rate * num_rows:
         raise DataError(
@@ -142,7 +144,7 @@ def check_error_rate(source: str, num_errors: int, num_rows: int) -> None:
 
 
 def _table(named: list[tuple[str, Item]], kinds: str, images: ImageSource, source: str) -> datasets.Dataset:
-    """Return a dataset of `id`, `text` and, where the side has any, `image`."""
+    """Return a dataset with the columns `id`, `text` and, if the side has images, `image`."""
     columns: dict[str, list[Any]] = {"id": [name for name, _ in named], "text": [item.text for _, item in named]}
     features = {"id": datasets.Value("string"), "text": datasets.Value("string")}
     if "i" in kinds:
@@ -156,7 +158,7 @@ def _table(named: list[tuple[str, Item]], kinds: str, images: ImageSource, sourc
 
 
 def _image_faults(paths: set[str], images: ImageSource) -> dict[str, str]:
-    """Open every image once: mteb has no way of setting a row aside later."""
+    """Open every image once and return the faults by path; mteb cannot set a row aside later."""
 
     def fault(path: str) -> str:
         try:

@@ -1,13 +1,13 @@
 """MMEB and MMEB-mini as retrieval tasks of mteb: every query ranks its own candidates.
 
-Any model of mteb can run them. mteb's own metrics are there, and beside them MMEB's Precision@1 by position (the
-official rule, the main score), and the strict figure; the rules are those of `mmeb/scoring.py`.
+Any model of mteb can run them. The scores are mteb's own metrics, MMEB's Precision@1 by the official rule (the main
+score), and Precision@1 by the strict rule; both rules are those of `mmeb/scoring.py`.
 
-| variable         | what it names                             | default           |
+| variable         | value                                     | default           |
 |------------------|-------------------------------------------|-------------------|
 | `MMEB_EVAL_DIR`  | MMEB's tables: a folder, or a hub id      | the hub, pinned   |
 | `MMEB_IMAGE_DIR` | their images: a folder, or a .zip archive | beside the tables |
-| `MMEB_MINI_DIR`  | where MMEB-mini is drawn and kept         | the user's cache  |
+| `MMEB_MINI_DIR`  | the folder of MMEB-mini                   | the user's cache  |
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class AbsTaskMMEB(AbsTaskRetrieval):
     Attributes:
         info: The dataset.
         variable: The environment variable that names its data.
-        num_errors: By split, the rows that were set aside.
+        num_errors: The number of rows that were set aside, by split.
     """
 
     info: ClassVar[DatasetInfo]
@@ -54,15 +54,15 @@ class AbsTaskMMEB(AbsTaskRetrieval):
     dataset: dict[str, dict[str, Any]]
     data_loaded: bool
     _top_k: int
-    abstask_prompt = ""  # the texts have their instructions in them
+    abstask_prompt = ""  # the texts contain their instructions
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As mteb's."""
+        """Create the task; the arguments are those of mteb's class."""
         super().__init__(*args, **kwargs)
         self.num_errors: dict[str, int] = {}
 
     def load_data(self, num_proc: int | None = None, *, timer: TimingStack | None = None, **kwargs: Any) -> None:
-        """Read the dataset's tables and checks its images.
+        """Read the dataset's tables and check its images.
 
         Raises:
             DataError: Tables or images are missing or damaged; the message names them and the remedy.
@@ -82,7 +82,7 @@ class AbsTaskMMEB(AbsTaskRetrieval):
                     raise DataError(f"{error} (in mteb, the variable {self.variable} says where)") from error
                 read, self.num_errors[split] = retrieval_split(table, self.info, images)
                 self.dataset["default"][split] = read
-                # mteb cuts rankings at its largest k, 1,000; the position of the positive needs all of them.
+                # mteb cuts rankings at its largest k, 1,000; the rank of the positive needs all candidates.
                 self._top_k = max(self._top_k, *map(len, read["top_ranked"].values()))
         self.data_loaded = True
 
@@ -94,7 +94,7 @@ class AbsTaskMMEB(AbsTaskRetrieval):
         hf_split: str,
         hf_subset: str,
     ) -> dict[str, float]:
-        """MMEB's figures: both kinds of Precision@1 in [0, 1], the rows scored and those set aside."""
+        """Return MMEB's figures: both kinds of Precision@1 in [0, 1], and the numbers of rows scored and set aside."""
         rows = [_row_score(next(iter(qrels[query])), ranked) for query, ranked in results.items()]
         score = DatasetScore(self.info, tuple(rows), self.num_errors.get(hf_split, 0))
         warn_about_ties(score)
@@ -134,7 +134,7 @@ class AbsTaskMMEBEval(AbsTaskMMEB):
 
 
 class AbsTaskMMEBMini(AbsTaskMMEB):
-    """A dataset of MMEB-mini, drawn when it is first asked for."""
+    """A dataset of MMEB-mini, which is drawn on first use."""
 
     variable = MINI_VARIABLE
 
@@ -151,7 +151,7 @@ def mini_root() -> Path | None:
 
 
 def _row_score(positive: str, ranked: dict[str, float]) -> RowScore:
-    """Return a row's outcome from its candidates' scores, each distinct candidate once."""
+    """Return the outcome of a row from the scores of its distinct candidates."""
     best = ranked[positive]
     others = [score for name, score in ranked.items() if name != positive]
     return RowScore(sum(score > best for score in others), all(score < best for score in others))

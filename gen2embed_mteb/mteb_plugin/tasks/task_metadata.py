@@ -1,7 +1,7 @@
-"""What mteb wants to know of every task: mteb's `TaskMetadata`, filled from the table of datasets and the facts below.
+"""The metadata of every task: mteb's `TaskMetadata`, filled from the table of datasets and the facts below.
 
-MMEB puts existing data sets into its own form. Domains and the year are those of the data sets it took them from; the
-licence is not one: MMEB gathers data under many terms, and states none of them per dataset.
+MMEB converts existing datasets to its own form. Domains and the year are those of the original datasets. There is no
+single licence: MMEB collects data under many terms, and does not state them per dataset.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from gen2embed_mteb.sugarcrepe.scoring import SUGARCREPE_PLUS_BENCHMARK
 
 HUB_ID = "TIGER-Lab/MMEB-eval"
 HUB_REVISION = "2f069730be515ea60778413777816b53e2d2a697"
-"""The state of the hub's data set that is read, its `images.zip` included."""
+"""The revision of the hub's dataset that is read, its `images.zip` included."""
 
 SUGARCREPE_PLUS_HUB_ID = "Aman-J/SugarCrepe_pp"
 SUGARCREPE_PLUS_HUB_REVISION = "dea2a1b6f9e1069c609f676aa55ec61e9b65fb61"
 
 _FORM_REFERENCE = "https://arxiv.org/abs/2410.05160"
-"""MMEB's paper, which describes the form that MMEB-mini is in."""
+"""MMEB's paper, which describes the form of MMEB-mini."""
 
 MAIN_SCORE = "mmeb_precision_at_1"
 STRICT_SCORE = "mmeb_precision_at_1_strict"
@@ -50,11 +50,11 @@ CATEGORIES: dict[Form, str] = {
     "dialogue-to-image": "t2it",
     "image-to-image": "it2it",
 }
-"""What a form's queries and candidates are made of, in mteb's letters: image and text to …"""
+"""The modalities of a form's queries and candidates in mteb's letters, such as `it2t`: image and text to text."""
 
 
 class _Facts(NamedTuple):
-    """A dataset's source: the year of its publication, domains and subtypes in mteb's words, and what is asked."""
+    """Facts about a dataset's source: year of publication, domains and subtypes in mteb's words, and the question."""
 
     year: int
     domains: tuple[str, ...]
@@ -162,7 +162,7 @@ def sugarcrepe_plus_metadata(name: str, mini: bool) -> TaskMetadata:
 
     Args:
         name: The task's name.
-        mini: Whether it is the one that is drawn.
+        mini: Whether it is SugarCrepe++-mini.
     """
     source = {"path": "gen2embed/SugarCrepePlusPlus-mini", "revision": VERSION}
     hub = {"path": SUGARCREPE_PLUS_HUB_ID, "revision": SUGARCREPE_PLUS_HUB_REVISION}
