@@ -154,7 +154,7 @@ class _Stages:
         return entries, self._prepare([entry for entry in entries if isinstance(entry, dict)])
 
     def _prepare(self, inputs: list[dict[str, Any]]) -> Any:
-        """Return the prepared batch; `None` if there are no inputs; the error itself if the encoder refuses an input."""
+        """Return the prepared batch; `None` if there are no inputs; the error if the encoder refuses an input."""
         try:
             return self._encoder.prepare(self._side, inputs) if inputs else None
         except ValueError as error:
