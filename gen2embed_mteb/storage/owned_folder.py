@@ -178,7 +178,7 @@ class OwnedFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def adopt(self, scratch: Path, last: str = "") -> list[str]:
-        """Move every file of a temporary folder here, in place of ours; no file is moved if it would replace a foreign one.
+        """Move every file of a temporary folder here, in place of ours; none moves if one would replace a foreign file.
 
         When a second folder is moved here, files are replaced one by one. If a reader must never see a mixture of old
         and new files, pass as `last` the file without which nothing can be read, or write a completion marker after
