@@ -63,8 +63,8 @@ class BulkEncoder:
     """Encodes items on both sides and remembers where their vectors are.
 
     Args:
-        encoder: The model; with a `StagedEncoder` such as `PrefixEncoder`, inputs are sorted by its count of tokens,
-            and batches are prepared ahead.
+        encoder: The model; with a `StagedEncoder` such as `PrefixEncoder`, inputs are sorted by its own count of
+            tokens, and batches are prepared ahead.
         store: The store of the shards.
         images: The source of the images.
         batch_tokens: The most tokens per call of the model, padding included; an input that is longer runs alone. None

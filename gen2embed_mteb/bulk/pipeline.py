@@ -158,7 +158,7 @@ class Stages:
         return entries, self._prepare([entry for entry in entries if isinstance(entry, dict)])
 
     def _prepare(self, inputs: list[dict[str, Any]]) -> Any:
-        """Return the prepared batch; `None` of nothing; the error of an input that the encoder refuses."""
+        """Return the prepared batch; `None` if there are no inputs; the error if the encoder refuses an input."""
         try:
             return self._encoder.prepare(self._side, inputs) if inputs else None
         except ValueError as error:

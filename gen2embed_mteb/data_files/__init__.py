@@ -1,1 +1,1 @@
-"""How a table of somebody else's is read: every row passes one guard, every shard is accounted for."""
+"""Reading tables that others wrote: faulty rows are counted and set aside, and missing shards are errors."""

@@ -1,4 +1,7 @@
-"""A table with one JSON object a line, read in bounded pieces; a line that cannot be used is a fault in its place."""
+"""Reading a table with one JSON object per line; a line that cannot be used is replaced by a `RowFault`.
+
+Cost: one pass, in bounded memory: a line that is longer than the limit is skipped in pieces.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _LINES_FOR_COLUMNS = 1000
 
 @dataclass(frozen=True)
 class JsonLines:
-    """A table with one JSON object a line; empty lines are no rows.
+    """A table with one JSON object per line; empty lines do not count as rows.
 
     Attributes:
         path: The file, UTF-8.
@@ -35,15 +38,15 @@ class JsonLines:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """The names that the first thousand lines have; none if there are no rows."""
+        """The names that occur in the first thousand lines; none if there are no rows."""
         lines = islice(self._lines(RowLimits()), _LINES_FOR_COLUMNS)
         return tuple(dict.fromkeys(name for line in lines if isinstance(line, dict) for name in line))
 
     def require_rows(self) -> None:
-        """Check that there are rows, and an object among the first thousand.
+        """Check that there are rows, and that one of the first thousand is an object.
 
         Raises:
-            DataError: There are none; names what is wrong with the first line.
+            DataError: There are none; the message names what is wrong with the first line.
         """
         if not self.columns:
             first = next(self._lines(RowLimits()), None)
@@ -52,7 +55,7 @@ class JsonLines:
             raise DataError(f"{self.path}: {what}; write one JSON object a line")
 
     def file_of(self, row: int) -> str:
-        """Return the file that a row stands in."""
+        """Return the file that holds a row."""
         return str(self.path)
 
     def rows(
@@ -61,15 +64,15 @@ class JsonLines:
         """Read rows in order.
 
         Args:
-            columns: The names wanted; None stands where a line lacks one.
+            columns: The names to read; a name that a line lacks has the value None.
             limit: Stop after this many rows.
-            limits: How large a row may be; None: as the defaults say.
+            limits: The largest accepted size of a row; None stands for the defaults.
 
         Yields:
-            One dict a line, or what is wrong with it.
+            One dict per line, or its fault.
 
         Raises:
-            DataError: The file is no regular file.
+            DataError: The file is not a regular file.
         """
         for line in islice(self._lines(limits or RowLimits()), limit):
             yield line if isinstance(line, RowFault) else {column: line.get(column) for column in columns}

@@ -1,8 +1,9 @@
-"""Reading Parquet a few rows at a time, in bounded memory; a row that cannot be read is a `RowFault` in its place.
+"""Reading Parquet a few rows at a time; a row that cannot be read is replaced by a `RowFault`.
 
-pyarrow reads a page, not a file, at a time here. How many rows are decoded at once follows from the sizes in the file's
-metadata; a row's size is known, from Arrow's buffers, before a single Python object is made of it. Invalid UTF-8, which
-pyarrow finds only when a value becomes a Python object, is looked for row by row where a batch holds some.
+Cost: one pass over the wanted columns, in bounded memory. pyarrow reads one page at a time, not the whole file. The
+sizes in the file's metadata decide how many rows are decoded at once, and Arrow's buffers tell the size of a row before
+any Python object is created from it. pyarrow notices invalid UTF-8 only when a value becomes a Python object; a batch
+that holds some is then converted row by row.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _BUFFER = 2**20
 _WHOLE_BATCH = 8 * 2**20
 """A batch of Arrow data up to this size becomes Python objects at once, a larger one row by row."""
 _DECODED_AT_ONCE = 2**28
-"""So many rows are decoded at once that they stay below this size, if each held the largest value of its column."""
+"""The number of rows decoded at once keeps them below this size, even if each held the largest value of its column."""
 _LARGE_GROUP = 2**30
 _MAX_GROUP_VALUES = 2**27
 _DAMAGE = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
-"""What pyarrow raises on a damaged file; the last where the name of a column is."""
+"""The errors that pyarrow raises on a damaged file; the last one if the name of a column is damaged."""
 _CONVERSION = (ValueError, TypeError, OverflowError, pyarrow.ArrowException)
 
 
@@ -40,7 +41,7 @@ def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
         path: A regular file.
 
     Raises:
-        DataError: It is something else than a regular file, or no Parquet file.
+        DataError: It is not a regular file, or not a Parquet file.
         OSError: The system cannot open it.
     """
     require_regular(path)
@@ -59,11 +60,11 @@ def read_rows(path: Path, columns: Sequence[str], limits: RowLimits) -> Iterator
 
     Args:
         path: The file.
-        columns: The columns wanted.
-        limits: How large a row may be.
+        columns: The columns to read.
+        limits: The largest accepted size of a row.
 
     Yields:
-        One dict a row, or a fault.
+        One dict per row, or its fault.
 
     Raises:
         DataError: The file is damaged.
@@ -88,7 +89,7 @@ def _group_rows(
     if reason := _too_much(num_rows, size, num_values, limits):
         yield from (RowFault(reason, source) for _ in range(num_rows))
         return
-    # A short text may stand for a long one of the column's dictionary, at most as long as the whole column.
+    # A dictionary may encode a long text in few bytes; the text is at most as long as the whole column.
     at_once = max(1, min(ROWS_AT_ONCE, _DECODED_AT_ONCE // max(1, size)))
     done = 0
     try:
@@ -97,13 +98,13 @@ def _group_rows(
                 done += 1
                 yield row
     except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowCapacityError) as error:
-        # More than Arrow can hold in one row; where the next one begins cannot be known.
+        # The row holds more than Arrow can hold, and it is unknown where the next row begins.
         reason = f"row group {group} cannot be read from this row on ({one_line(error)})"
         yield from (RowFault(reason, source) for _ in range(num_rows - done))
 
 
 def _largest_chunk(metadata: Any, columns: Sequence[str]) -> tuple[int, int]:
-    """Return the most bytes, unpacked, and the most values that one of the columns has in a row group."""
+    """Return the largest unpacked size in bytes, and the largest number of values, of a column in a row group."""
     chunks = [metadata.column(number) for number in range(metadata.num_columns)]
     wanted = [
         chunk
@@ -115,7 +116,7 @@ def _largest_chunk(metadata: Any, columns: Sequence[str]) -> tuple[int, int]:
 
 
 def _too_much(num_rows: int, size: int, num_values: int, limits: RowLimits) -> str:
-    """Return why a row group is not read at all; empty if it is."""
+    """Return the reason why a row group is not read at all; an empty string if it is read."""
     if size > max(_LARGE_GROUP, num_rows * limits.max_row_bytes):
         return (
             f"its row group of {num_rows} rows holds {size} bytes, more than max_row_bytes {limits.max_row_bytes} each"
@@ -126,15 +127,15 @@ def _too_much(num_rows: int, size: int, num_values: int, limits: RowLimits) -> s
 
 
 def batch_rows(batch: Any, limits: RowLimits, source: str = "") -> Iterator[Row | RowFault]:
-    """Make Python objects of a few rows.
+    """Convert a few rows to Python objects.
 
     Args:
         batch: A `pyarrow.RecordBatch` or `pyarrow.Table`.
-        limits: How large a row may be.
+        limits: The largest accepted size of a row.
         source: The file, for the faults.
 
     Yields:
-        One dict a row, or a fault.
+        One dict per row, or its fault.
     """
     if batch.nbytes <= min(_WHOLE_BATCH, limits.max_row_bytes):
         try:
@@ -152,7 +153,7 @@ def batch_rows(batch: Any, limits: RowLimits, source: str = "") -> Iterator[Row 
 
 
 def _row(batch: Any, limits: RowLimits) -> Row:
-    """Return the one row of a batch."""
+    """Return the row of a batch that has one row."""
     row: Row = {}
     size = 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -174,9 +175,7 @@ def _row(batch: Any, limits: RowLimits) -> Row:
 
 
 def _with_own_buffers(column: Any) -> Any:
-    """Return the same values in a form whose size is that of the values: others share buffers with the rows beside
-    them.
-    """
+    """Return the same values in a form whose size can be measured: other forms share buffers with other rows."""
     kind = column.type
     if pyarrow.types.is_dictionary(kind):
         return column.dictionary_decode()
@@ -186,7 +185,7 @@ def _with_own_buffers(column: Any) -> Any:
 
 
 def _num_entries(column: Any) -> int:
-    """Return the length of the list in a column of one row; 0 if it is none."""
+    """Return the length of the list in a column of one row; 0 if the column does not hold lists."""
     kind = column.type
     if not (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)):
         return 0

@@ -1,10 +1,11 @@
-"""The one guard that every row of data passes: whatever is wrong with a row is a counted fault, and the run goes on.
+"""Checking rows of data: a faulty row is counted and set aside with its reason, and the run goes on.
 
-1. A reader (Parquet, JSON lines, JSON records) yields one thing a row: the row, or a `RowFault` if it cannot be read.
-2. `guarded` makes each row into what is wanted; the faults of reading and of making become `BadRow`s, which keep the
-   row's number, the file and the reason. What is wrong with a whole file is an error, not a `BadRow`.
+1. A reader (Parquet, JSON lines, JSON records) yields one value per row: the row, or a `RowFault` if it cannot be read.
+2. `guarded` converts each row. Faults of reading and of converting become `BadRow`s, which keep the row's number, the
+   file and the reason. A fault of a whole file is an error, not a `BadRow`.
 
-The same guard serves MMEB's evaluation rows, training pairs, tables of two columns and caption files.
+`guarded` serves MMEB's evaluation rows, training pairs, tables of two columns and caption files. It makes one pass, and
+holds one row at a time.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from gen2embed_mteb.flags import check_options, option
 
 T = TypeVar("T")
 MAX_PATH_CHARS = 4096
-"""The longest path that Linux takes."""
+"""The longest path that Linux accepts."""
 _DATA_CAN_RAISE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
-"""What odd data makes Python raise. Errors of the system (`OSError`, `MemoryError`) are no fault of a row."""
+"""The errors that faulty data can cause. Errors of the system (`OSError`, `MemoryError`) are not a fault of a row."""
 
 
 class RowFault(Gen2EmbedError):
-    """What is wrong with one row.
+    """The fault of one row.
 
     Attributes:
-        reason: The fault, one line.
-        file: The file at fault, where the reader knows it.
+        reason: The fault, in one line.
+        file: The file at fault, if the reader knows it.
     """
 
     def __init__(self, reason: str, file: str = "") -> None:
@@ -44,8 +45,8 @@ class BadRow:
 
     Attributes:
         index: The row's number in its split, from 0.
-        file: The file at fault, where one is.
-        reason: The fault, one line.
+        file: The file at fault, if there is one.
+        reason: The fault, in one line.
     """
 
     index: int
@@ -55,7 +56,7 @@ class BadRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RowLimits:
-    """How large a row may be; one that is larger is set aside. The defaults are far above anything real."""
+    """The largest accepted size of a row; a larger row is set aside. The defaults are far above all known data."""
 
     max_text_chars: int = option(
         "longest text of a row, in characters; a row beyond it is set aside", default=1_000_000, least=1
@@ -71,7 +72,7 @@ class RowLimits:
         """Check every limit.
 
         Raises:
-            Gen2EmbedError: One is below 1.
+            Gen2EmbedError: A limit is below 1.
         """
         check_options(self)
 
@@ -81,15 +82,15 @@ class RowLimits:
 
 
 def guarded(rows: Iterable[Any], file_of: Callable[[int], str], make: Callable[[int, Any], T]) -> Iterator[T | BadRow]:
-    """Make rows into what is wanted, and whatever is wrong with one into a `BadRow`.
+    """Convert rows with `make`, and faulty rows to a `BadRow`.
 
     Args:
-        rows: The rows in order; a `RowFault` in place of one that cannot be read.
-        file_of: The file of a row by its number, for faults that do not know theirs.
-        make: Makes a row, given its number, into what is wanted; raises `RowFault`, or what odd data makes it raise.
+        rows: The rows in order; a `RowFault` in place of a row that cannot be read.
+        file_of: Returns the file of a row by its number, for faults that do not name a file.
+        make: Converts a row, given its number and the row; raises `RowFault`, or any error that faulty data causes.
 
     Yields:
-        What `make` returned, or a `BadRow`; one for each row, in order.
+        The return value of `make`, or a `BadRow`; one per row, in order.
     """
     for index, row in enumerate(rows):
         made: T | BadRow
@@ -107,15 +108,15 @@ def guarded(rows: Iterable[Any], file_of: Callable[[int], str], make: Callable[[
 
 
 def checked_text(value: Any, name: str, limits: RowLimits) -> str:
-    """Return a text of a row as it is, or refuse it.
+    """Check a text of a row, and return it unchanged.
 
     Args:
-        value: What stands in the row.
-        name: What to call it in the reason.
-        limits: How long it may be.
+        value: The value in the row.
+        name: The name of the value in the reason.
+        limits: The limits on its length.
 
     Raises:
-        RowFault: It is no string, too long, or holds a lone surrogate, which no tokenizer and no file can take.
+        RowFault: It is not a string, is too long, or holds a lone surrogate, which no tokenizer or file can take.
     """
     if not isinstance(value, str):
         raise RowFault(f"{name} is {'null' if value is None else type(value).__name__}, not a string")
@@ -132,15 +133,15 @@ def checked_text(value: Any, name: str, limits: RowLimits) -> str:
 
 
 def checked_path(value: Any, name: str, limits: RowLimits) -> str:
-    """Return the path of an image as it is, or refuse it; see `checked_text`.
+    """Check the path of an image, and return it unchanged; see `checked_text`.
 
     Args:
-        value: What stands in the row.
-        name: What to call it in the reason.
-        limits: How long a text may be.
+        value: The value in the row.
+        name: The name of the value in the reason.
+        limits: The limits on the length of a text.
 
     Raises:
-        RowFault: As `checked_text`, or it is longer than any path: an image that is written out, as a data URI.
+        RowFault: As for `checked_text`, or the text is longer than any path, such as an image in a data URI.
     """
     if isinstance(value, str) and len(value) > MAX_PATH_CHARS:
         raise RowFault(f"{name} has {len(value)} characters, so it is no path; write the image into a file")
@@ -148,7 +149,7 @@ def checked_path(value: Any, name: str, limits: RowLimits) -> str:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict, for `object_pairs_hook`; `json` itself keeps the last of two equal keys.
+    """Return a JSON object as a dict, for `object_pairs_hook`; without it `json` keeps the last of two equal keys.
 
     Args:
         pairs: Keys and values.
@@ -164,6 +165,6 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def shortened(text: str) -> str:
-    """Return a reason as one printable line of at most 500 characters: rows may put a whole text into an error."""
+    """Return a reason as one printable line of at most 500 characters, since errors may quote a whole text."""
     line = one_line(ValueError(text[:5000]))
     return line if len(line) <= 500 else line[:499] + "…"

@@ -1,9 +1,9 @@
-"""The files of one table: exactly the shards 0 … N-1 of one N, each once, of one split.
+"""Finding the files of one table: they must be the shards 0 … N-1 of one split, each exactly once.
 
-A table is one file, or several that a program numbered: `test-00000-of-00003.parquet`, with or without the 16
-hexadecimal digits that older versions of `datasets` append, or `0000.parquet`, `0001.parquet`. A shard that is missing,
-a second copy, or two ways of cutting the same table side by side would give wrong rows without a word, so they are
-errors that name the files.
+A table is one file, or several numbered files: `test-00000-of-00003.parquet`, with or without the 16 hexadecimal digits
+that older versions of `datasets` append, or `0000.parquet`, `0001.parquet`. A missing shard, a second copy of a shard,
+or the same table divided twice in different ways would silently give wrong rows; so these are errors that name the
+files. Only file names are read here, not the files.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""The words in file names that `datasets` takes for splits, and the split that each stands for."""
+"""The words in file names that `datasets` recognises as splits, and the split that each stands for."""
 _SHOWN = 6
 
 
 class DataError(Gen2EmbedError):
-    """Benchmark data that cannot be used at all; the message names the file, what is wrong and the remedy."""
+    """The error for data that cannot be used at all; the message names the file, the fault and the remedy."""
 
 
 def require_regular(path: Path) -> Path:
-    """Return a path if a regular file is there, or a link to one: a named pipe blocks, and a device never ends.
+    """Check that a path is a regular file or a link to one, and return it; a pipe would block, a device never end.
 
     Args:
         path: The file.
 
     Raises:
-        DataError: There is something else; it was not opened.
+        DataError: It is not a regular file; it was not opened.
     """
     try:
         mode = path.stat().st_mode
@@ -51,7 +51,7 @@ def require_regular(path: Path) -> Path:
 
 
 def is_utf8(name: str) -> bool:
-    """Say whether a file's name can be written into a report: Linux allows any bytes in names."""
+    """Return whether a file's name can be written into a report, since Linux allows any bytes in names."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -60,7 +60,7 @@ def is_utf8(name: str) -> bool:
 
 
 def table_name(path: Path) -> str:
-    """Return what a file's table is called: its stem without shard numbers.
+    """Return the name of a file's table: its stem without shard numbers.
 
     Args:
         path: `cats.parquet` or `cats-00000-of-00004.parquet`.
@@ -70,7 +70,7 @@ def table_name(path: Path) -> str:
 
 
 def by_table(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Return files by the name of their table; a copy (`cats (1).parquet`) belongs to what it is a copy of.
+    """Group files by the name of their table; a copy (`cats (1).parquet`) belongs to the same table as its original.
 
     Args:
         files: The files of one folder.
@@ -82,14 +82,14 @@ def by_table(files: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """Return the Parquet files `SPLIT.parquet`, `SPLIT-*.parquet` of a folder, and of a folder SPLIT in it.
+    """Return the Parquet files `SPLIT.parquet`, `SPLIT-*.parquet` of a folder, and those in its subfolder SPLIT.
 
-    Files of a split whose name only begins alike (`test-hard-00000-of-00001.parquet`, `test-hard.parquet`) are left
-    out; a copy (`test-00000-of-00001 (1).parquet`) is in.
+    Files of another split whose name begins in the same way (`test-hard-00000-of-00001.parquet`, `test-hard.parquet`)
+    are left out; a copy (`test-00000-of-00001 (1).parquet`) is included.
 
     Args:
         folder: The subset's folder.
-        split: The split's name, as it is spelled in the files.
+        split: The split's name, spelled as in the file names.
     """
     found = [path for path in _parquet_files(folder) if _is_of(path.stem, split)]
     inner = folder / split
@@ -108,20 +108,20 @@ def _parquet_files(folder: Path) -> list[Path]:
         paths = sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    # Names that begin with a dot are those of programs (`._0000.parquet` of macOS).
+    # Names that begin with a dot belong to programs (such as `._0000.parquet` of macOS).
     return [path for path in paths if path.suffix == ".parquet" and not path.name.startswith(".") and not path.is_dir()]
 
 
 def whole_table(files: Sequence[Path], split: str = "") -> tuple[Path, ...]:
-    """Return the files of one table in order, if they are all of it, each once.
+    """Return the files of one table in order, after checking that they are complete and each is there once.
 
     Args:
         files: At least one file.
-        split: Where given, a file that is alone and called `0003` or `SPLIT-3` is one of several, too.
+        split: If given, a single file called `0003` or `SPLIT-3` counts as one of several files, too.
 
     Raises:
-        DataError: A shard is missing or there twice, or there are files of two ways of cutting the table, or several
-            of which it is not clear that they belong together; the message names them.
+        DataError: A shard is missing or there twice, the table is divided in two different ways, or it is unclear
+            whether the files belong together; the message names them.
     """
     for path in files:
         require_regular(path)
@@ -174,16 +174,16 @@ def _listed(files: Sequence[Path]) -> str:
 
 
 def split_of(path: Path) -> str | None:
-    """Return the split that a file's name speaks of, as `datasets` reads names: a word between `-`, `_`, `.` or blanks.
+    """Return the split that a file's name contains as a word between `-`, `_`, `.` or blanks, as `datasets` reads it.
 
     Args:
-        path: Such as `train-00000-of-00002.parquet`, `cats_dev.jsonl`.
+        path: A file such as `train-00000-of-00002.parquet` or `cats_dev.jsonl`.
 
     Returns:
-        `train`, `validation` or `test`; None if the name says nothing.
+        `train`, `validation` or `test`; None if the name contains none.
 
     Raises:
-        DataError: It speaks of two splits.
+        DataError: The name contains two splits.
     """
     words = re.split(r"[-_.\s\d]+", table_name(path).lower())
     found = sorted({_SPLITS[word] for word in words if word in _SPLITS})
@@ -193,21 +193,21 @@ def split_of(path: Path) -> str | None:
 
 
 def canonical_split(split: str) -> str:
-    """Return the split that a word stands for: `validation` for `dev`; other words, such as `original`, as they are."""
+    """Return the split that a word stands for, such as `validation` for `dev`; other words are returned unchanged."""
     return _SPLITS.get(split.lower(), split)
 
 
 def of_split(files: Iterable[Path], split: str) -> list[Path]:
-    """Return those of several tables' files that are of one split.
+    """Return those files of a folder that belong to one split.
 
-    Files that name no split are all of the split `train`, but only where no file beside them names one.
+    If no file names a split, all files belong to `train`.
 
     Args:
         files: The files of a folder.
-        split: The split wanted.
+        split: The split.
 
     Raises:
-        DataError: There is none, or some files name a split and others do not.
+        DataError: No file belongs to the split, or some files name a split and others do not.
     """
     splits = {path: split_of(path) for path in files}
     marked, plain = [path for path in splits if splits[path]], [path for path in splits if not splits[path]]
@@ -221,7 +221,7 @@ def of_split(files: Iterable[Path], split: str) -> list[Path]:
             "split in all of them, or pass one file as --data_dir"
         )
     chosen = [path for path in marked if splits[path] == canonical_split(split)]
-    # Where `dev` and `validation` lie side by side they are two splits.
+    # If there are files of both `dev` and `validation`, these are two splits.
     exact = [path for path in chosen if split.lower() in re.split(r"[-_.\s\d]+", table_name(path).lower())]
     if not chosen:
         known = ", ".join(sorted({str(name) for name in splits.values()}))

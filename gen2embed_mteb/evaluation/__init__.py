@@ -1,1 +1,1 @@
-"""What every evaluation shares: one run's images, vectors and reports, and tables of figures."""
+"""Code that all evaluations share: the images, vectors and reports of a run, and tables of figures."""

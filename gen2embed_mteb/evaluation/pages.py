@@ -1,6 +1,6 @@
-"""What the HTML reports share: one file with everything inside, pictures included, light or dark as the system is.
+"""Building HTML reports: one file that contains everything, images included, light or dark as the system is.
 
-Nothing on a page is fetched, no script runs, and whatever comes from data is escaped.
+A page fetches nothing and runs no script, and all text from the data is escaped.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ td:not(:first-child), th:not(:first-child) { text-align: right; }
 img { max-width: 100%; border-radius: 3px; }
 @media (max-width: 40rem) { td, th { padding: .2rem .3rem; font-size: .75rem; } th { overflow-wrap: anywhere; } }
 """
-"""The styles of every page; a page adds its own."""
+"""The styles of all pages; each page may add its own."""
 
 _MARKER = re.compile(r"<\|image_\d+\|>")
 
 
 def page_bytes(title: str, style: str, parts: Iterable[str]) -> bytes:
-    """Return a page.
+    """Return an HTML page.
 
     Args:
-        title: Its title.
-        style: Its own styles.
-        parts: Its body, as HTML.
+        title: The title.
+        style: Styles of this page alone.
+        parts: The body, as HTML.
     """
     head = (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
@@ -52,7 +52,7 @@ def page_bytes(title: str, style: str, parts: Iterable[str]) -> bytes:
 
 
 def table(rows: Table, kind: str = "") -> str:
-    """Return a table as HTML; the first row is the header, `kind` a class."""
+    """Return a table as HTML; the first row is the header, `kind` is a CSS class."""
 
     def line(cells: list[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
@@ -62,19 +62,19 @@ def table(rows: Table, kind: str = "") -> str:
 
 
 def plain(text: str, longest: int = 400) -> str:
-    """Text for people, escaped: without image markers, and cut where it is longer than `longest` characters."""
+    """Return escaped text without image markers, cut if it is longer than `longest` characters."""
     shown = _MARKER.sub("", text).strip()
     return html.escape(shown if len(shown) <= longest else shown[: longest - 1].rstrip() + "…")
 
 
 def picture(image: Image.Image, alt: str, longest: int = 320) -> str:
-    """Return a picture inside the page; its longer side is brought to at most `longest` pixels."""
+    """Return an image as HTML with its data inside; its longer side is reduced to at most `longest` pixels."""
     buffer = io.BytesIO()
     small = max(image.size) <= 64
     shown = image.copy()
     shown.thumbnail((longest, longest))
     shown.save(buffer, "PNG" if small else "JPEG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    # A tiny picture is enlarged by the page: its pixels should stay squares.
+    # The page enlarges a tiny image; its pixels should stay squares.
     kind = " class='tiny'" if small else ""
     return f"<img{kind} alt='{html.escape(alt)}' src='data:image/{'png' if small else 'jpeg'};base64,{data}'>"

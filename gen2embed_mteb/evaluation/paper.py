@@ -1,6 +1,6 @@
-"""The paper's figures, for the column beside ours in every report. Percent, as printed there.
+"""The paper's figures, in percent as printed there; every report shows them beside ours.
 
-The paper prints its no-prompt Qwen2-VL-2B twice and not alike: 13.9 on average in Table II, 14.2 in Table IV.
+The paper prints two different averages for Qwen2-VL-2B without a prompt: 13.9 in Table II, and 14.2 in Table IV.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ class PaperRow:
 
     Attributes:
         table: The table's Roman numeral.
-        label: The row's name, with the backbone where the table has several.
+        label: The row's name, with the backbone if the table has several.
         figures: The figures by column: meta-tasks, `ind`, `ood`, `overall`.
-        prompt_mode: The strategy this row was measured with; empty for other methods.
+        prompt_mode: The strategy with which this row was measured; empty for other methods.
     """
 
     table: str
@@ -100,14 +100,14 @@ SUGARCREPE_PLUS = {
 
 
 def rows_beside(prompt_mode: str) -> tuple[PaperRow, ...]:
-    """Choose the rows of the paper to print beside a run on MMEB or a benchmark of its form.
+    """Return the rows of the paper to print beside a run on MMEB or a benchmark of its form.
 
     Args:
         prompt_mode: The run's strategy.
 
     Returns:
-        The paper's row for the same strategy (Table IV) where there is one, its zero-shot model without and with the
-        hierarchical prompt (Table II, Qwen2-VL-2B), and its fine-tuned one (Table VII, SaHa, k = 15).
+        The paper's row for the same strategy (Table IV) if there is one, its zero-shot model without and with the
+        hierarchical prompt (Table II, Qwen2-VL-2B), and its fine-tuned model (Table VII, SaHa, k = 15).
     """
     same = tuple(row for row in TABLE_IV if row.prompt_mode == prompt_mode)
     anchors = tuple(row for row in TABLE_II if "Qwen2-VL-2B" in row.label)

@@ -1,4 +1,4 @@
-"""What every evaluation run shares: where vectors are kept, rejected rows, provenance."""
+"""Code that all evaluation runs share: opening images and stored vectors, rejected rows, versions of packages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERSIONED = ("gen2embed", "torch", "transformers", "sentence-transformers", "num
 
 
 class RowError(NamedTuple):
-    """A row that was set aside: counted and reported, not scored."""
+    """A row that was set aside: it is counted and reported, but not scored."""
 
     dataset: str
     row: int
@@ -30,13 +30,13 @@ class RowError(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What every run's result tells besides its scores.
+    """The part of a run's result that all benchmarks share.
 
     Attributes:
         num_scored: The number of scored rows.
         errors: The rows that were set aside, in order.
-        seconds: Wall-clock time of this run.
-        max_error_rate: The share of rejected rows that was allowed.
+        seconds: The wall-clock time of this run.
+        max_error_rate: The largest accepted share of rejected rows.
     """
 
     num_scored: int
@@ -51,12 +51,12 @@ class RunSummary:
 
     @property
     def too_many_errors(self) -> bool:
-        """Whether the run counts as failed; a command line exits non-zero then."""
+        """Whether the run counts as failed; the command line then exits with a status other than 0."""
         return self.error_rate > self.max_error_rate
 
     @property
     def verdict(self) -> str:
-        """What a command line says of the rows that were set aside; empty if there are none."""
+        """The message of the command line about rows that were set aside; empty if there are none."""
         if not self.errors:
             return ""
         share = f"{len(self.errors)} of {len(self.errors) + self.num_scored} rows were set aside, see errors.jsonl"
@@ -81,16 +81,17 @@ def find_images(
     """Open the images that tables name.
 
     Args:
-        data_dir: The tables' folder.
-        image_dir: The images' folder or .zip archive, if it is said.
-        follow_links: Whether links in the folder may lead out of it; GEN2EMBED_FOLLOW_LINKS=1 says the same.
+        data_dir: The folder of the tables.
+        image_dir: The folder or .zip archive of the images, if given.
+        follow_links: Whether links in the folder may lead out of it; GEN2EMBED_FOLLOW_LINKS=1 has the same effect.
         exif_orientation: Whether images are turned as their EXIF data says.
 
     Returns:
-        `image_dir` if given; otherwise `images.zip` beside the tables where it was never unpacked, or their folder.
+        The images in `image_dir` if given; otherwise those in `images.zip` beside the tables, if it was not unpacked;
+        otherwise those in the folder of the tables.
 
     Raises:
-        FileNotFoundError: There is nothing of that kind.
+        FileNotFoundError: There is no such folder or archive.
     """
     options = {"follow_links": follow_links or follows_links(), "exif_orientation": exif_orientation}
     if image_dir:
@@ -112,18 +113,18 @@ def open_bulk_encoder(
     fingerprint: str,
     share: Share | None = None,
 ) -> BulkEncoder:
-    """Open the embeddings of a run for resuming, or begins them.
+    """Open the stored embeddings of a run to resume it, or begin a new store.
 
     Args:
         encoder: The model.
         config: The run's settings.
-        images: Where its images lie.
-        folder: Where its vectors are kept.
-        fingerprint: Digest of everything that decides the model's vectors.
-        share: Which part of the encoding is this process's; None: what the environment says.
+        images: The source of its images.
+        folder: The folder of its vectors.
+        fingerprint: The digest of everything that decides the model's vectors.
+        share: The part of the encoding that belongs to this process; None reads it from the environment.
 
     Returns:
-        The bulk encoder, on the store in that folder.
+        The bulk encoder, with the store in that folder.
 
     Raises:
         StoreMismatchError: The folder holds embeddings of another model, prompt or image policy.
@@ -145,23 +146,23 @@ def open_bulk_encoder(
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes the reports: the only one, or rank 0 of several (see `sharing.Share`)."""
+    """Return whether this process writes the reports: the only one, or rank 0 of several (see `bulk.processes`)."""
     return Share.from_environment().rank == 0
 
 
 def errors_bytes(errors: list[RowError]) -> bytes:
-    """Return `errors.jsonl`, one rejected row a line; empty when there are none.
+    """Return the content of `errors.jsonl`, one rejected row per line; empty if there are none.
 
     Args:
         errors: The rejected rows, in order.
     """
     lines = (json.dumps(error._asdict(), ensure_ascii=False) + "\n" for error in errors)
-    # The name of a file may hold a lone surrogate; `\\udXXX` is how JSON writes it.
+    # The name of a file may hold a lone surrogate, which JSON writes as `\\udXXX`.
     return "".join(lines).encode("utf-8", "backslashreplace")
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that results depend on; those not installed are left out."""
+    """Return the versions of the packages that results depend on; packages that are not installed are left out."""
     versions: dict[str, str] = {}
     for name in VERSIONED:
         try:

@@ -1,8 +1,8 @@
-"""The output folder of an evaluation: what its reports were made of, so that those of two runs are never mixed.
+"""The output folder of an evaluation, and the settings of its run, so that reports of two runs are never mixed.
 
-`results.json` holds, as `settings`, what decides the rows and the vectors. A later run with the same settings adds its
-datasets; one with others is refused, or replaces all of the earlier reports with `overwrite`. The official score files
-hold figures alone, and whoever averages a folder of them could not tell whose they are.
+`results.json` holds, as `settings`, everything that decides the rows and the vectors. A later run with the same settings
+adds its datasets; a run with other settings is refused, or, with `overwrite`, replaces all of the earlier reports. The
+official score files hold only figures, so a reader who averages a folder of them could not notice files of another run.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ RESULTS = "results.json"
 REPORTS = (RESULTS, "results.md", "errors.jsonl", "leaderboard.json")
 SCORE_SUFFIX = "_score.json"
 UNKNOWN = "not known yet"
-"""A fingerprint for checks before the model is loaded."""
+"""The fingerprint in checks before the model is loaded."""
 
 _PATHS = ("data_dir", "image_dir")
 _CHOICES = ("subsets", "meta_tasks")
-"""Which datasets were run: each has a score file of its own, so that runs on other ones fit together."""
+"""The settings that choose datasets. Each dataset has its own score file, so runs on different datasets fit together."""
 
 
 def run_settings(config: EvaluationConfig) -> dict[str, Any]:
-    """Return what decided the rows and how they were prepared, for `results.json`.
+    """Return the settings that decide the rows and how they are prepared, for `results.json`.
 
     Args:
         config: The run's settings.
@@ -49,11 +49,11 @@ def check_reports(config: EvaluationConfig, benchmark: str, datasets: Iterable[s
     Args:
         config: The run's settings; a fingerprint of `UNKNOWN` is not compared.
         benchmark: The benchmark's name.
-        datasets: Those that get a score file.
+        datasets: The datasets that get a score file.
 
     Raises:
-        ForeignFileError: A report, a score file or a manifest of embeddings is there that we did not write.
-        StoreMismatchError: The reports are of another run, and `config.overwrite` is not set.
+        ForeignFileError: The folder holds a report, a score file or a manifest of embeddings that we did not write.
+        StoreMismatchError: The reports belong to another run, and `config.overwrite` is not set.
     """
     folder = OwnedFolder(config.output_dir, WRITER)
     folder.check([*REPORTS, *(f"{name}{SCORE_SUFFIX}" for name in datasets), *_score_files(folder)])
@@ -67,7 +67,7 @@ def check_reports(config: EvaluationConfig, benchmark: str, datasets: Iterable[s
 
 
 def begin_reports(config: EvaluationConfig, benchmark: str) -> OwnedFolder:
-    """Return the folder for writing reports, without those of another run; call it when all figures are there.
+    """Return the folder for writing reports, after deleting those of another run; call it when all figures are known.
 
     Args:
         config: The run's settings.
@@ -77,27 +77,27 @@ def begin_reports(config: EvaluationConfig, benchmark: str) -> OwnedFolder:
         The folder; write `results.json` into it last.
 
     Raises:
-        ForeignFileError: One of the reports is not ours any more.
+        ForeignFileError: One of the reports was changed since we wrote it.
     """
     folder = OwnedFolder(config.output_dir, WRITER)
     if not (folder.path / RESULTS).is_file() or _differences(folder, config, benchmark):
-        # `results.json` first: without it, what is left after a kill counts for nothing and goes next time.
+        # Delete `results.json` first: without it, files that remain after a kill are ignored and deleted next time.
         for name in (*REPORTS, *_score_files(folder)):
             folder.remove(name)
     return folder
 
 
 def require_one_run(folder: Path) -> dict[str, Any]:
-    """Return what the reports in a folder were made of, for whoever averages its score files.
+    """Return the content of `results.json`, after checking that all score files in the folder are of the same run.
 
     Args:
         folder: Any folder with score files.
 
     Returns:
-        The content of `results.json`; empty where `gen2embed evaluate` wrote none.
+        The content of `results.json`; empty if `gen2embed evaluate` wrote none.
 
     Raises:
-        ForeignFileError: There is one, and score files beside it that are not of the same run.
+        ForeignFileError: The folder holds score files of another run.
     """
     owned = OwnedFolder(folder, WRITER)
     scores = _score_files(owned)
@@ -120,7 +120,7 @@ def _score_files(folder: OwnedFolder) -> list[str]:
 
 
 def _differences(folder: OwnedFolder, config: EvaluationConfig, benchmark: str) -> list[str]:
-    """Return how the run that wrote the reports differs from this one; empty where there are none."""
+    """Return how the run that wrote the reports differs from this one; empty if there are no reports."""
     if not folder.owns(RESULTS):
         return []
     content = json.loads((folder.path / RESULTS).read_bytes())
@@ -137,5 +137,5 @@ def _differences(folder: OwnedFolder, config: EvaluationConfig, benchmark: str) 
 
 
 def _comparable(name: str, value: Any) -> Any:
-    """Return the same folder is the same, however it is spelled."""
+    """Return a setting in a form in which two spellings of the same folder are equal."""
     return Path(value).expanduser().resolve() if name in _PATHS and value else value

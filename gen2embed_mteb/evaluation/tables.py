@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 Table = list[list[str]]
-"""Rows of cells, all of one length; the first row is the header, the first column the labels."""
+"""Rows of cells, all with the same number of cells; the first row is the header, the first column holds the labels."""
 
 
 def percent(figure: float | None) -> str:
@@ -12,13 +12,13 @@ def percent(figure: float | None) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """Return a GitHub-flavoured table: labels to the left, figures to the right; no newline at the end."""
+    """Return a table in GitHub's Markdown, labels aligned left and figures right; no newline at the end."""
     rule = ["---" if not column else "---:" for column in range(len(table[0]))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [table[0], rule, *table[1:]])
 
 
 def as_text(table: Table) -> str:
-    """Aligned columns for a terminal, a line under the header; no newline at the end."""
+    """Return a table with aligned columns for a terminal, and a line under the header; no newline at the end."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [
         "  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(cells))

@@ -25,8 +25,7 @@ from gen2embed_mteb.images.files import MAX_FILE_BYTES, read_file
 from gen2embed_mteb.images.modes import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""The formats that are decoded. Pillow knows about forty; no benchmark needs the others, and each is a security
-risk."""
+"""The formats that are decoded. Pillow knows about forty; no benchmark needs the others, and each is a risk."""
 
 MAX_PIXELS = 89_478_485
 """The largest number of pixels of an image (the threshold of Pillow's own warning; a quarter of a GiB in RGB)."""

@@ -1,7 +1,8 @@
-"""The 36 datasets of MMEB, and the record that a benchmark of this form is described by.
+"""The 36 datasets of MMEB, and the records that describe a benchmark of this form.
 
-Source: paper, Table I (names, meta-tasks, training sizes) and Section IV-A (in- and out-of-domain). A benchmark of
-one's own, MMEB-mini among them, is another `Benchmark` value; nothing else in the evaluation knows dataset names.
+Source: paper, Table I (names, meta-tasks, training sizes) and Section IV-A (in- and out-of-domain). To evaluate on
+another benchmark of this form, such as MMEB-mini, define another `Benchmark`; no other code of the evaluation contains
+names of datasets.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 META_TASKS = ("Classification", "VQA", "Retrieval", "Grounding")
 
 Form = Literal["label", "question", "text-to-image", "dialogue-to-image", "image-to-image"]
-"""How the V2 columns are put together into one text; see `composition.py`."""
+"""The way in which the V2 columns are joined into one text; see `row_text.py`."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class DatasetInfo:
         name: Its name in the evaluation data and in every report.
         meta_task: One of `META_TASKS`.
         in_domain: Whether its training split is part of the training data.
-        form: How the V2 columns are composed.
-        train_name: Its name in the training data where that differs, as `ImageNet_1K` does; empty if it is the same.
+        form: How the V2 columns are joined.
+        train_name: Its name in the training data if that differs, as `ImageNet_1K` does; otherwise empty.
         train_pairs: The number of training pairs as the paper's Table I rounds it; 0 if there are none.
-        candidates_as_queries: Whether candidates are encoded on the query side (RefCOCO-Matching: its candidates
-            carry a query-style instruction, and the official code treats them as queries).
+        candidates_as_queries: Whether candidates are encoded on the query side. This is so for RefCOCO-Matching: its
+            candidates have instructions like queries, and the official code treats them as queries.
     """
 
     name: str
@@ -44,7 +45,7 @@ class DatasetInfo:
     candidates_as_queries: bool = False
 
     def __post_init__(self) -> None:
-        """Check the meta-task, as averages are taken by it.
+        """Check the meta-task, by which averages are grouped.
 
         Raises:
             ValueError: The meta-task is unknown.
@@ -54,7 +55,7 @@ class DatasetInfo:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The folder names under which its files may lie, the more likely first."""
+        """The possible names of the folder with its files, the more likely first."""
         return (self.name, self.train_name) if self.train_name else (self.name,)
 
 
@@ -89,22 +90,22 @@ class Benchmark:
 
     @property
     def meta_tasks(self) -> tuple[str, ...]:
-        """The meta-tasks that occur, in the order of the paper's tables."""
+        """The meta-tasks of its datasets, in the order of the paper's tables."""
         present = {dataset.meta_task for dataset in self.datasets}
         return tuple(task for task in META_TASKS if task in present)
 
     def select(self, subsets: Sequence[str] = (), meta_tasks: Sequence[str] = ()) -> Benchmark:
-        """Narrow the benchmark to some datasets, in its own order.
+        """Return a benchmark with some of the datasets, in the same order.
 
         Args:
-            subsets: Dataset names, evaluation or training spelling, any case; empty for all.
-            meta_tasks: Meta-task names or their beginnings (`cla`), any case; empty for all.
+            subsets: Names of datasets in the spelling of evaluation or training data, in any case; empty for all.
+            meta_tasks: Names of meta-tasks or their beginnings (`cla`), in any case; empty for all.
 
         Returns:
             A benchmark of the same name with the datasets that match both.
 
         Raises:
-            ValueError: A name is unknown (the message suggests and lists the known ones) or nothing matches both.
+            ValueError: A name is unknown (the message lists the known ones), or no dataset matches both.
         """
         aliases = {folder: dataset.name for dataset in self.datasets for folder in dataset.folders}
         names = {lookup(name, aliases, "dataset", self.names) for name in subsets} or set(self.names)
@@ -120,16 +121,16 @@ class Benchmark:
 
 
 def lookup(name: str, known: Mapping[str, str], kind: str, listed: Iterable[str]) -> str:
-    """Resolve a name that a user typed: as it is spelled, or else in any case if only one name is meant.
+    """Find the name that a user typed: with the exact spelling, or in any case if only one name fits.
 
     Args:
-        name: What the user typed.
-        known: What each name stands for, by its spellings; several spellings may stand for one name.
-        kind: What is looked up, for the message.
+        name: The name that the user typed.
+        known: The name for each known spelling; several spellings may stand for one name.
+        kind: The kind of name, for the message.
         listed: The names to list in the message.
 
     Raises:
-        Gen2EmbedError: The name is unknown, or spelled as none of several that differ in case alone.
+        Gen2EmbedError: The name is unknown, or it fits several names that differ only in case.
     """
     meant = matches(name, known)
     if len(meant) == 1:
@@ -137,7 +138,7 @@ def lookup(name: str, known: Mapping[str, str], kind: str, listed: Iterable[str]
     if meant:
         raise Gen2EmbedError(f"{kind} {name!r} can mean {' or '.join(meant)}; write the one you mean exactly")
     lowered = _folded(name)
-    # Beginnings are for the few meta-tasks; among datasets `MSCOCO` would be the beginning of three.
+    # Only the few meta-tasks may be abbreviated: among datasets, `MSCOCO` is the beginning of three names.
     starts = [full for key, full in known.items() if lowered and _folded(key).startswith(lowered)]
     if kind == "meta-task" and len(starts) == 1:
         return starts[0]
@@ -148,11 +149,11 @@ def lookup(name: str, known: Mapping[str, str], kind: str, listed: Iterable[str]
 
 
 def matches(name: str, known: Mapping[str, str]) -> list[str]:
-    """Return what a typed name can mean: the one that is spelled so, or else all that differ in case alone.
+    """Return the names that a typed name can mean: the one with this spelling, or else all that differ only in case.
 
     Args:
-        name: What the user typed.
-        known: What each name stands for, by its spellings.
+        name: The name that the user typed.
+        known: The name for each known spelling.
     """
     for typed in (name, name.strip()):
         if typed in known:

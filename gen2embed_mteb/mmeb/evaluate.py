@@ -1,11 +1,13 @@
 """The evaluation run on a benchmark of MMEB's form.
 
 1. Open every table and check its columns before anything is encoded.
-2. Dataset by dataset: read the rows, encode what is new among their queries and candidates (across datasets, see
-   `encoding.py`), score each row, set rejected rows aside.
-3. Write the reports, also when too many rows were rejected; the caller learns of that from the result.
+2. For each dataset, read the rows, encode the queries and candidates that are new (also across datasets, see
+   `bulk/encoder.py`), score each row, and set rejected rows aside.
+3. Write the reports, even if too many rows were rejected; the result tells the caller.
 
-Started again after a kill, the run finds its shards and ends in the same `results.json`, but for `seconds`.
+If the run is killed and started again, it finds its shards, and writes the same `results.json` except for `seconds`.
+
+Cost: one pass over each table. While a dataset is scored, its distinct items and their vectors are in memory.
 """
 
 from __future__ import annotations
@@ -41,22 +43,22 @@ def evaluate(
     share: Share | None = None,
     embedding_dir: Path | None = None,
 ) -> EvaluationResult:
-    """Run a benchmark and writes its reports into `config.output_dir`.
+    """Run a benchmark and write its reports into `config.output_dir`.
 
     Args:
         encoder: The model.
         benchmark: MMEB, or another of its form.
         config: The run's settings.
-        share: Which part of the encoding is this process's; None: what the environment says.
-        embedding_dir: Where vectors are kept; None: in the output folder.
+        share: The part of the encoding that belongs to this process; None reads it from the environment.
+        embedding_dir: The folder of the vectors; None stands for a folder in the output folder.
 
     Returns:
-        The result; look at `too_many_errors`.
+        The result; check its `too_many_errors`.
 
     Raises:
         DataError: A dataset or a column is missing, or a file is damaged.
-        FileNotFoundError: The images are nowhere.
-        ForeignFileError: The output folder holds files that we did not write, where ours would go.
+        FileNotFoundError: The images cannot be found.
+        ForeignFileError: The output folder holds files with the names of ours that we did not write.
         StoreMismatchError: The output folder belongs to another model, prompt or run.
         ValueError: A dataset or meta-task is unknown.
     """
@@ -96,7 +98,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _PlannedRow:
-    """A row in numbers: a dataset of MMEB holds a million candidates, most of them repeated."""
+    """A row whose items are numbers, to save memory: a dataset of MMEB lists a million candidates, mostly repeated."""
 
     index: int
     query: int
@@ -104,7 +106,7 @@ class _PlannedRow:
 
 
 class _Plan:
-    """The rows of one dataset, and its distinct items by side."""
+    """The rows of one dataset, and its distinct items per side."""
 
     def __init__(self, dataset: DatasetInfo, table: SubsetTable, config: EvaluationConfig) -> None:
         self.candidate_side: Side = "query" if dataset.candidates_as_queries else "document"
@@ -143,7 +145,7 @@ def _evaluate_dataset(
 
 
 def _score_rows(bulk: BulkEncoder, plan: _Plan) -> Iterator[tuple[_PlannedRow, RowScore | Fault]]:
-    """Score every planned row; a row with an item that has no vector, on either side, yields that item's fault."""
+    """Score every planned row; for a row with an item that has no vector, on either side, yield that item's fault."""
     faults: dict[Side, dict[int, Fault]] = {}
     vectors: dict[Side, np.ndarray] = {}
     places: dict[Side, np.ndarray] = {}

@@ -1,8 +1,8 @@
 """Reading MMEB rows: evaluation data (V1 and V2 columns) and training pairs.
 
-A row that cannot be used (no candidates, lists of different lengths, a null) is not an exception but a `BadRow`: it is
-counted with its reason and set aside, and the run goes on (`rows.py`). What is wrong with a whole file (`tables.py`) is
-an error.
+A row that cannot be used (no candidates, lists of different lengths, a null) does not raise an exception but becomes a
+`BadRow`: it is counted with its reason and set aside, and the run goes on (`data_files/rows.py`). A fault of a whole
+file (`tables.py`) is an error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class EvalRow:
 
 @dataclass(frozen=True)
 class TrainRow:
-    """One training pair, with the negative that some subsets ship.
+    """One training pair, with the negative that some subsets contain.
 
     Attributes:
         index: The row's number in its split, from 0.
@@ -66,11 +66,11 @@ def eval_columns(dataset: DatasetInfo, available: tuple[str, ...]) -> tuple[str,
 
     Args:
         dataset: The dataset.
-        available: The columns that the file has; a column `qry_inst` tells V2 from V1.
+        available: The columns that the file has; only V2 has a column `qry_inst`.
 
     Returns:
-        All that the composition of this form uses: in V2 a form without query images needs no `qry_img_path`, and
-        one whose candidates are plain text needs neither `tgt_inst` nor `tgt_img_path`.
+        The columns that this form needs. In V2 a form without query images needs no `qry_img_path`, and a form whose
+        candidates are plain text needs neither `tgt_inst` nor `tgt_img_path`.
     """
     if "qry_inst" not in available:
         return ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
@@ -88,12 +88,12 @@ def read_eval_rows(
 
     Args:
         table: The dataset's table.
-        dataset: Its record.
+        dataset: The dataset.
         limit: Stop after this many rows.
-        limits: How large a row may be; None: as the defaults say.
+        limits: The largest accepted size of a row; None stands for the defaults.
 
     Yields:
-        One `EvalRow` or `BadRow` a row, in order.
+        One `EvalRow` or `BadRow` per row, in order.
 
     Raises:
         DataError: A column is missing, or a file is damaged.
@@ -120,10 +120,10 @@ def read_train_rows(
     Args:
         table: The subset's table.
         limit: Stop after this many rows.
-        limits: How large a row may be; None: as the defaults say.
+        limits: The largest accepted size of a row; None stands for the defaults.
 
     Yields:
-        One `TrainRow` or `BadRow` a row, in order.
+        One `TrainRow` or `BadRow` per row, in order.
 
     Raises:
         DataError: A column is missing, or a file is damaged. The columns of the negative may be missing together.
@@ -139,7 +139,7 @@ def _has_negatives(table: SubsetTable) -> bool:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Makes items of a row's columns; raises `RowFault`."""
+    """Builds items from the columns of a row; raises `RowFault` for a faulty row."""
 
     limits: RowLimits
 
@@ -149,7 +149,7 @@ class _Reader:
         for side, item in (("query", query), ("positive", positive)):
             if not item.text and not item.images:
                 raise RowFault(f"the {side} has neither text nor image")
-        # No negative is written as nulls or as empty strings, depending on the subset.
+        # A missing negative is stored as nulls or as empty strings, depending on the subset.
         text, image = (row.get(column) or "" for column in NEGATIVE_COLUMNS)
         return TrainRow(index, query, positive, self._item(text, image, "neg") if text or image else None)
 
@@ -162,9 +162,9 @@ class _Reader:
         parts = (checked_text(row[column], column, self.limits) for column in ("qry_inst", "qry_text"))
         query = self._item(compose_query(dataset.form, *parts), row.get("qry_img_path", ""), "qry")
         texts = self._strings(row["tgt_text"], "tgt_text")
-        # An instruction column may be null where there is nothing to instruct.
+        # An instruction column may be null if there is no instruction.
         instruction = checked_text(row.get("tgt_inst") or "", "tgt_inst", self.limits)
-        # Every candidate gets the instruction: a long one and a long list multiply.
+        # Every candidate gets the instruction, so a long instruction and a long list multiply.
         if len(instruction) * len(texts) > self.limits.max_row_bytes:
             raise RowFault(
                 f"with tgt_inst before each candidate the row has more than max_row_bytes {self.limits.max_row_bytes}"
@@ -181,7 +181,7 @@ class _Reader:
         return [checked_text(entry, f"{column}[{position}]", self.limits) for position, entry in enumerate(value)]
 
     def _item(self, text: Any, image: Any, column: str) -> Item:
-        """Check one (text, image path) pair; an empty path means no image."""
+        """Check a text and an image path, and return them as an item; an empty path means no image."""
         path = checked_path(image, f"image path of {column}", self.limits)
         images = (path,) if path else ()
         return Item(drop_unmatched_markers(checked_text(text, f"text of {column}", self.limits), len(images)), images)

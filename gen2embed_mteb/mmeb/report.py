@@ -2,10 +2,10 @@
 
 | file              | form                                                                                       |
 |-------------------|--------------------------------------------------------------------------------------------|
-| `results.json`    | everything, figures in [0, 1]; the same bytes for the same run, but for `seconds`           |
+| `results.json`    | everything, figures in [0, 1]; the same run gives the same bytes, except for `seconds`      |
 | `results.md`      | tables with the paper's figures beside ours, in percent                                    |
-| `{S}_score.json`  | what VLM2Vec's V1 writes for dataset S: `acc`, `num_correct`, `num_pred`                    |
-| `leaderboard.json`| what VLM2Vec's V2 collects: `{"metadata": …, "metrics": {"image": {S: {"hit@1": …}}}}`       |
+| `{S}_score.json`  | the form of VLM2Vec's V1 for a dataset S: `acc`, `num_correct`, `num_pred`                  |
+| `leaderboard.json`| the form of VLM2Vec's V2: `{"metadata": …, "metrics": {"image": {S: {"hit@1": …}}}}`         |
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEADERBOARD_METADATA = (
     "data_source",
     "url",
 )
-"""The keys of a leaderboard entry's metadata; null where a run does not know them."""
+"""The keys of a leaderboard entry's metadata; the value is null if a run does not know it."""
 
 
 def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str, Any]:
@@ -42,8 +42,8 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
         config: Its settings.
 
     Returns:
-        Figures in [0, 1], None where no row was scored; `num_queries` counts the scored rows, `num_errors` the ones
-        set aside.
+        Figures in [0, 1], or None if no row was scored; `num_queries` counts the scored rows, `num_errors` the rows
+        that were set aside.
     """
     official, strict = average(result.scores), average(result.scores, strict=True)
     return {
@@ -79,14 +79,14 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
 
 
 def write_reports(result: EvaluationResult, config: EvaluationConfig) -> None:
-    """Write every report into `config.output_dir`, each atomically, `results.json` last; those of another run go.
+    """Write all reports into `config.output_dir`, each atomically, `results.json` last; delete those of another run.
 
     Args:
         result: The run's outcome.
         config: Its settings.
 
     Raises:
-        ForeignFileError: A report that is there was changed since we wrote it.
+        ForeignFileError: An earlier report was changed since we wrote it.
     """
     folder = begin_reports(config, result.benchmark.name)
     for score in result.scores:
@@ -100,7 +100,7 @@ def write_reports(result: EvaluationResult, config: EvaluationConfig) -> None:
 
 
 def leaderboard_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str, Any]:
-    """Build the entry that the MMEB leaderboard takes, in VLM2Vec V2's form.
+    """Build the entry for the MMEB leaderboard, in VLM2Vec V2's form.
 
     Args:
         result: The run's outcome.
@@ -114,11 +114,11 @@ def leaderboard_json(result: EvaluationResult, config: EvaluationConfig) -> dict
 
 
 def leaderboard_entry(known: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a leaderboard entry together.
+    """Build a leaderboard entry.
 
     Args:
-        known: Metadata, by the names in `LEADERBOARD_METADATA`; the rest is null.
-        metrics: By modality, dataset and name.
+        known: Metadata, by the names in `LEADERBOARD_METADATA`; missing values become null.
+        metrics: Figures by modality, dataset and name.
 
     Returns:
         `metadata`, with the time of this call, and `metrics`.
@@ -136,7 +136,7 @@ def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
         config: Its settings.
 
     Returns:
-        GitHub-flavoured Markdown that ends in a newline; figures in percent.
+        GitHub's Markdown with a newline at the end; figures in percent.
     """
     averages, datasets = _tables(result, config)
     title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
@@ -168,14 +168,14 @@ def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
 
 
 def averages_table(runs: Sequence[tuple[str, Averages]], prompt_mode: str) -> Table:
-    """Build the table of averages, the paper's rows below.
+    """Build the table of averages, followed by the paper's rows.
 
     Args:
-        runs: One label and its averages a run; the first says which meta-tasks there are.
+        runs: A label and averages per run; the first run decides which meta-tasks are shown.
         prompt_mode: The strategy, which chooses the paper's rows.
 
     Returns:
-        A column a meta-task, then IND, OOD and Overall, in percent.
+        One column per meta-task, then IND, OOD and Overall, in percent.
     """
     columns = [*runs[0][1].meta_tasks, "IND", "OOD", "Overall"]
     table: Table = [["", *columns]]

@@ -1,11 +1,11 @@
-r"""From the columns of a row to the text that is encoded: image markers, and V2's separate instructions.
+r"""Composing the text to encode from the columns of a row: image markers, and the separate instructions of V2.
 
-MMEB marks the place of an image with `<|image_1|>`. The marker stays in the text where the row has that image (the
-prompt turns it into the family's own) and is dropped where it has none, which happens in the queries of WebQA and
-EDIS. Texts keep the newline that they end in.
+MMEB marks the place of an image with `<|image_1|>`. The marker stays in the text if the row has that image (the prompt
+replaces it by the family's own marker), and is dropped if the row has none, as in the queries of WebQA and EDIS. Texts
+keep the newline at their end.
 
-In V2 the instruction is a column of its own. VLM2Vec's V2 loaders put it together with the text so that the result
-is what V1 has in one column, and they do it differently per kind of dataset:
+In V2 the instruction is a separate column. VLM2Vec's V2 loaders join it with the text so that the result equals the
+single column of V1, and they join it differently per kind of dataset:
 
 | form                | query                             | candidate                                         |
 |---------------------|-----------------------------------|---------------------------------------------------|
@@ -15,8 +15,8 @@ is what V1 has in one column, and they do it differently per kind of dataset:
 | `text-to-image`     | `I T\n`                           | `M I T\n`, or `M I\n`                             |
 | `dialogue-to-image` | `I T\n\n`                         | as `text-to-image`                                |
 
-M is the marker, I the instruction without its marker, T the text; a space before a newline disappears. Source: what
-VLM2Vec's `main` branch does under `src/data/eval_dataset` (image_cls, image_i2t, image_qa, image_i2i_vg, image_t2i).
+M is the marker, I the instruction without its marker, T the text; a space before a newline is removed. Source: the code
+of VLM2Vec's branch `main` in `src/data/eval_dataset` (image_cls, image_i2t, image_qa, image_i2i_vg, image_t2i).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from gen2embed_mteb.mmeb.datasets import Form
 
 MARKER = "<|image_1|>"
 
-# A marker takes the blank or the line break that parts it from the text along: V1's `<|image_1|>\nFind a …` and V2's
-# `Find a …` become the same text.
+# A marker is removed together with the blank or line break between it and the text: then V1's `<|image_1|>\nFind a …`
+# and V2's `Find a …` become the same text.
 _NUMBERED_MARKER = re.compile(r"<\|image_(\d+)\|>(?:[ \t]*\n|[ \t])?")
 
 
@@ -38,16 +38,16 @@ def drop_unmatched_markers(text: str, num_images: int) -> str:
 
     Args:
         text: A text of MMEB.
-        num_images: How many images the row has on this side.
+        num_images: The number of images that the row has on this side.
 
     Returns:
-        The text without the markers numbered above `num_images`, each taken with the space or newline after it.
+        The text without the markers numbered above `num_images`, and without the space or newline after each.
     """
     return _NUMBERED_MARKER.sub(lambda match: match.group(0) if 1 <= int(match.group(1)) <= num_images else "", text)
 
 
 def compose_query(form: Form, instruction: str, text: str) -> str:
-    r"""Put a V2 query together as V1 has it.
+    r"""Compose a V2 query so that it equals the query in V1.
 
     Args:
         form: The dataset's form.
@@ -55,7 +55,7 @@ def compose_query(form: Form, instruction: str, text: str) -> str:
         text: Column `qry_text`, possibly empty.
 
     Returns:
-        The text of the query, with its image marker where the form has an image.
+        The text of the query, with its image marker if the form has an image.
     """
     if form in ("text-to-image", "dialogue-to-image"):
         end = "\n\n" if form == "dialogue-to-image" else "\n"
@@ -68,15 +68,15 @@ def compose_query(form: Form, instruction: str, text: str) -> str:
 
 
 def compose_candidates(form: Form, instruction: str, texts: Sequence[str]) -> list[str]:
-    r"""Put the V2 candidates of one row together as V1 has them.
+    r"""Compose the V2 candidates of one row so that they equal the candidates in V1.
 
     Args:
         form: The dataset's form.
-        instruction: Column `tgt_inst`; unused where candidates are plain text.
-        texts: Column `tgt_text`, one text a candidate.
+        instruction: Column `tgt_inst`; unused if candidates are plain text.
+        texts: Column `tgt_text`, one text per candidate.
 
     Returns:
-        One text a candidate. As in VLM2Vec the first candidate decides whether the row's candidates have texts.
+        One text per candidate. As in VLM2Vec, the first candidate decides whether the row's candidates have texts.
     """
     if form in ("label", "question"):
         return list(texts)

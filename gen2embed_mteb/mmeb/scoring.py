@@ -1,12 +1,13 @@
-"""Precision@1 over each row's own candidates, by the official rule and by one that a tie does not please.
+"""Precision@1 over each row's own candidates, by the official rule and by a strict rule.
 
-Official (VLM2Vec and Gen2Embed): a hit when `argmax == 0`, the first maximum winning. Candidate 0 is the positive, so
-every tie counts for the model, and a model whose vectors are all alike scores 100 %. Strict: a hit when candidate 0
-scores higher than every *other* candidate. A candidate that repeats candidate 0 (same text, same images) is the right
-answer too and is left out of the strict comparison: it must tie, whatever the model does.
+Official rule (VLM2Vec and Gen2Embed): a row is a hit if `argmax == 0`, where the first of equal maxima is taken.
+Candidate 0 is the positive, so every tie counts for the model, and a model whose vectors are all equal scores 100 %.
+Strict rule: a tie counts as a miss; a row is a hit if candidate 0 scores higher than every *other* candidate. A
+candidate that repeats candidate 0 (same text, same images) is a right answer too, and ties for every model; so the
+strict rule leaves it out.
 
-Averages (paper, Table V): a meta-task's over its datasets, IND and OOD over the datasets in and out of domain, Overall
-over all of them; datasets count alike, whatever their size.
+Averages (paper, Table V): the average of a meta-task is over its datasets, IND and OOD are over the datasets in and out
+of domain, and Overall is over all datasets; each dataset has the same weight, whatever its size.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class RowScore:
     """The outcome of one row.
 
     Attributes:
-        rank: How many candidates score strictly higher than the positive; 0 is the official hit.
+        rank: The number of candidates that score strictly higher than the positive; 0 is a hit by the official rule.
         strict: Whether the positive scores strictly higher than every other candidate.
     """
 
@@ -49,7 +50,8 @@ def score_row(
     Args:
         query: (d,) float32, unit length.
         candidates: (n, d) float32, unit rows, n >= 1; row 0 is the positive.
-        same_as_positive: (n,) bool, true where a candidate is the same input as candidate 0; None if only that is.
+        same_as_positive: (n,) bool, true for each candidate that is the same input as candidate 0; None if there is no
+            other such candidate.
 
     Returns:
         The rank of the positive and the strict outcome.
@@ -61,8 +63,8 @@ def score_row(
         raise Gen2EmbedError(
             f"query {query.shape} and candidates {candidates.shape} do not fit: expected (d,) and (n, d)"
         )
-    # einsum sums every row in the same order. A matrix product need not: equal candidates could come out one bit
-    # apart, depending on where they stand, and a tie would be decided by chance.
+    # einsum sums every row in the same order. A matrix product may not: scores of equal candidates could differ in the
+    # last bit, depending on their position, and a tie would be decided by chance.
     scores = np.einsum("nd,d->n", candidates, query, optimize=False)
     others = np.ones(len(scores), bool)
     others[0] = False
@@ -77,7 +79,7 @@ class DatasetScore:
 
     Attributes:
         dataset: The dataset.
-        rows: One score a scored row, in order.
+        rows: One score per scored row, in order.
         num_errors: The number of rows that were set aside.
     """
 
@@ -87,17 +89,17 @@ class DatasetScore:
 
     @property
     def num_correct(self) -> int:
-        """Official hits."""
+        """The number of hits by the official rule."""
         return sum(row.rank == 0 for row in self.rows)
 
     @property
     def precision_at_1(self) -> float | None:
-        """Official Precision@1 in [0, 1] over the scored rows; None if there are none."""
+        """Precision@1 by the official rule, in [0, 1], over the scored rows; None if there are none."""
         return self.num_correct / len(self.rows) if self.rows else None
 
     @property
     def precision_at_1_strict(self) -> float | None:
-        """Tie-strict Precision@1 in [0, 1] over the scored rows; None if there are none."""
+        """Precision@1 by the strict rule, in [0, 1], over the scored rows; None if there are none."""
         return sum(row.strict for row in self.rows) / len(self.rows) if self.rows else None
 
 
@@ -106,8 +108,8 @@ class EvaluationResult(RunSummary):
     """The outcome of a run.
 
     Attributes:
-        benchmark: What was run (the chosen datasets only).
-        scores: One score a dataset, in order.
+        benchmark: The benchmark that was run, with the chosen datasets only.
+        scores: One score per dataset, in order.
     """
 
     benchmark: Benchmark
@@ -116,13 +118,13 @@ class EvaluationResult(RunSummary):
 
 @dataclass(frozen=True)
 class Averages:
-    """Averages over datasets, in [0, 1]; None where there is nothing to average.
+    """Averages over datasets, in [0, 1]; None if there is nothing to average.
 
     Attributes:
-        meta_tasks: By meta-task, in the paper's order; only those that occur.
-        ind: Over the in-domain datasets.
-        ood: Over the out-of-domain datasets.
-        overall: Over all datasets.
+        meta_tasks: The average of each meta-task that occurs, in the paper's order.
+        ind: The average over the in-domain datasets.
+        ood: The average over the out-of-domain datasets.
+        overall: The average over all datasets.
     """
 
     meta_tasks: dict[str, float | None]
@@ -132,11 +134,11 @@ class Averages:
 
 
 def average(scores: Sequence[DatasetScore], *, strict: bool = False) -> Averages:
-    """Averages as the paper's Table V does; works with any part of the datasets.
+    """Average scores as the paper's Table V does; works with any part of the datasets.
 
     Args:
-        scores: One score a dataset.
-        strict: Average the strict figure instead of the official one.
+        scores: One score per dataset.
+        strict: Whether to average the figures of the strict rule instead of the official one.
 
     Returns:
         The averages; datasets without a scored row are left out.
@@ -147,10 +149,10 @@ def average(scores: Sequence[DatasetScore], *, strict: bool = False) -> Averages
 
 
 def average_figures(figures: Sequence[tuple[DatasetInfo, float | None]]) -> Averages:
-    """Averages figures of datasets as the paper's Table V does.
+    """Average figures of datasets as the paper's Table V does.
 
     Args:
-        figures: One figure a dataset, in [0, 1]; None where no row was scored.
+        figures: One figure per dataset, in [0, 1]; None if no row was scored.
 
     Returns:
         The averages; datasets without a figure are left out.
@@ -173,7 +175,7 @@ def _mean(figures: Iterable[float | None]) -> float | None:
 
 
 def warn_about_ties(score: DatasetScore) -> bool:
-    """Log a warning when ties with the positive decide rows of a dataset.
+    """Log a warning if rows of a dataset are hits only because of a tie with the positive.
 
     Args:
         score: The dataset's score.
@@ -200,15 +202,15 @@ RANKING_METRICS = ("hit", "ndcg_linear", "ndcg_exponential", "precision", "recal
 def ranking_metrics(score: DatasetScore) -> dict[str, Any]:
     """Return the figures that VLM2Vec's V2 evaluation reports for a dataset, under its own keys.
 
-    Every row has one relevant candidate, so each figure is a function of its rank: at a cutoff that the rank is
-    within, hit and recall are 1, precision is 1/k, both forms of nDCG are 1/log2(rank + 2), MAP and MRR 1/(rank + 1).
+    Every row has one relevant candidate, so each figure is a function of its rank: if the rank is below the cutoff k,
+    hit and recall are 1, precision is 1/k, both forms of nDCG are 1/log2(rank + 2), and MAP and MRR are 1/(rank + 1).
 
     Args:
         score: The dataset's score.
 
     Returns:
-        `hit@k`, `ndcg_linear@k`, `ndcg_exponential@k`, `precision@k`, `recall@k`, `f1@k`, `map@k`, `mrr@k` for k of
-        `RANKING_CUTOFFS`, then `num_pred` and `num_data`; 0.0 where no row was scored, as VLM2Vec does.
+        `hit@k`, `ndcg_linear@k`, `ndcg_exponential@k`, `precision@k`, `recall@k`, `f1@k`, `map@k`, `mrr@k` for k in
+        `RANKING_CUTOFFS`, then `num_pred` and `num_data`; 0.0 if no row was scored, as in VLM2Vec.
     """
     ranks = np.array([row.rank for row in score.rows], dtype=np.int64)
     figures: dict[str, Any] = {}
@@ -220,7 +222,7 @@ def ranking_metrics(score: DatasetScore) -> dict[str, Any]:
 
 
 def _gain(name: str, k: int, ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the figure of rows whose one relevant candidate, at these ranks, is within the cutoff."""
+    """Return a figure for rows whose relevant candidate has these ranks, all within the cutoff."""
     if name.startswith("ndcg"):
         return np.asarray(1 / np.log2(ranks + 2), np.float64)
     if name in ("map", "mrr"):

@@ -6,7 +6,7 @@ Local layouts, for a subset S and a split P (`test`; `original` or `diverse_inst
     DIR/S/P.parquet, DIR/S/P/*.parquet  the same written by hand, or the Hub's converted branch
     DIR/data/S/…                        any of them below a folder `data`
 
-A split must be there once and whole; see `shards.py`.
+A split must be complete and must be there only once; see `data_files/shards.py`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class SubsetTable:
-    """The table of one subset, opened but not read.
+    """The table of one subset, whose rows are not read yet.
 
     Attributes:
         source: The file or Hub id, for messages.
         columns: The names of its columns.
         num_rows: The number of its rows.
-        files: Its parquet files in order; empty for the Hub.
-        ends: For each of the files, how many rows it and those before it have.
+        files: Its Parquet files in order; empty for a table from the Hub.
+        ends: For each file, the number of rows in it and in all files before it.
         loaded: The `datasets.Dataset` of a table from the Hub.
     """
 
@@ -49,13 +49,13 @@ class SubsetTable:
     loaded: Any = field(default=None, repr=False)
 
     def require(self, columns: Sequence[str]) -> None:
-        """Check that columns are there.
+        """Check that the table has certain columns.
 
         Args:
-            columns: The columns needed.
+            columns: The columns.
 
         Raises:
-            DataError: Some are missing; names the file, them, the columns present and the remedy.
+            DataError: Columns are missing; the message names the file, these columns, those present and the remedy.
         """
         missing = [column for column in columns if column not in self.columns]
         if missing:
@@ -65,7 +65,7 @@ class SubsetTable:
             )
 
     def file_of(self, row: int) -> str:
-        """Return the file that a row stands in, or the Hub id.
+        """Return the file that holds a row, or the Hub id.
 
         Args:
             row: The row's number in its split, from 0.
@@ -76,15 +76,15 @@ class SubsetTable:
     def rows(
         self, columns: Sequence[str], limit: int | None = None, limits: RowLimits | None = None
     ) -> Iterator[dict[str, Any] | RowFault]:
-        """Read rows in order, a few at a time (a row of MMEB holds up to 1,000 candidates).
+        """Read rows in order, a few at a time, since a row of MMEB holds up to 1,000 candidates.
 
         Args:
-            columns: The columns wanted.
+            columns: The columns to read.
             limit: Stop after this many rows.
-            limits: How large a row may be; None: as the defaults say.
+            limits: The largest accepted size of a row; None stands for the defaults.
 
         Yields:
-            One dict a row, or what makes it unreadable.
+            One dict per row, or its fault.
 
         Raises:
             DataError: A column is missing, or a file is damaged.
@@ -109,10 +109,10 @@ def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision
         data_dir: A local folder, or a Hub id such as `TIGER-Lab/MMEB-eval`.
         dataset: The dataset; both its evaluation and its training name are tried.
         split: The split's name.
-        revision: The state of the Hub's data set; None: the newest.
+        revision: The revision of the dataset on the Hub; None for the newest.
 
     Returns:
-        The table; nothing but its schema has been read from local files.
+        The table; only metadata has been read from local files.
 
     Raises:
         DataError: The folder, the subset or the split is missing, or a file is damaged.
@@ -135,7 +135,7 @@ def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision
 def open_subsets(
     data_dir: str | Path, datasets: Sequence[DatasetInfo], split: str
 ) -> list[tuple[DatasetInfo, SubsetTable]]:
-    """Open the tables of several datasets, and says at once which ones are missing.
+    """Open the tables of several datasets, and report all missing ones at once.
 
     Args:
         data_dir: As for `open_subset`.
@@ -146,7 +146,7 @@ def open_subsets(
         The datasets with their tables, in order.
 
     Raises:
-        DataError: One or more cannot be opened; the message lists those and the ones that can be.
+        DataError: Some cannot be opened; the message lists them and those that can be opened.
     """
     opened: list[tuple[DatasetInfo, SubsetTable]] = []
     failures: list[tuple[str, DataError]] = []
@@ -166,12 +166,12 @@ def open_subsets(
 
 
 def local_files(root: Path, dataset: DatasetInfo, split: str) -> tuple[Path, ...]:
-    """Find the parquet files of one split, in order.
+    """Find the Parquet files of one split, in order.
 
     Args:
         root: The data folder.
         dataset: The dataset.
-        split: The split's name. Files of other splits beside it (MMEB-train keeps an old `train-…`) are left alone.
+        split: The split's name. Files of other splits (MMEB-train keeps an old `train-…`) are ignored.
 
     Returns:
         The files; empty if there are none.
@@ -185,7 +185,7 @@ def local_files(root: Path, dataset: DatasetInfo, split: str) -> tuple[Path, ...
 
 
 def open_files(files: Sequence[Path]) -> SubsetTable:
-    """Open the table that one or several parquet files hold; nothing but their metadata is read.
+    """Open the table in one or several Parquet files; only their metadata is read.
 
     Args:
         files: The files in order.
@@ -204,7 +204,7 @@ def open_files(files: Sequence[Path]) -> SubsetTable:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise DataError(f"{path}: two columns are called {twice[0]!r}; rename one")
-        # Of several files only what all of them have counts.
+        # A column counts only if all files have it.
         columns = tuple(name for name in columns if name in names) if path != files[0] else names
     if not sum(counts):
         raise DataError(f"{files[0]}: the table has no rows; download it again, or leave it out with --subsets")

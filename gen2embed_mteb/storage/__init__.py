@@ -1,1 +1,1 @@
-"""Where files are written: atomically, and replaced or deleted only if they are proved to be ours."""
+"""Writing files atomically, and replacing or deleting only files that are proved to be ours."""

@@ -1,7 +1,8 @@
-"""Single files: written under a temporary name and renamed once, and what is foreign is never replaced.
+"""Writing single files: under a temporary name that is renamed once, and never in place of a foreign file.
 
-A reader sees all of a file or nothing of it, whatever happens in between. `put` and `remove_stale` are the only
-functions here that replace or delete; what they may touch is proved by their callers or by our temporary names.
+A reader sees the complete file or none, even if the process is killed. Only `put`, `remove_proved` and `remove_stale`
+replace or delete: `put` relies on its callers' proof that a file is ours, `remove_proved` compares the digest, and
+`remove_stale` deletes only our own temporary names.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import Any
 from gen2embed_mteb.errors import Gen2EmbedError
 
 STALE_SECONDS = 3600
-"""A temporary file or folder this old belongs to a process that was killed."""
+"""The age after which a temporary file or folder must belong to a process that was killed."""
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.gen2embed-tmp")
 
 
 class ForeignFileError(Gen2EmbedError):
-    """A file is in the way that we cannot prove to be ours; the message names it and the remedy."""
+    """The error for a file that must not be replaced, as we cannot prove it to be ours; it names file and remedy."""
 
     @classmethod
     def of(cls, path: Path, reason: str) -> ForeignFileError:
@@ -35,20 +36,20 @@ class ForeignFileError(Gen2EmbedError):
 
         Args:
             path: The file.
-            reason: Why it is not ours, such as "was not written by gen2embed".
+            reason: The reason why it is not ours, such as "was not written by gen2embed".
         """
         return cls(f"{path} {reason}, so it is not replaced or deleted; move it away, or choose another folder")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a new file so that readers see all of it or nothing; a file that is there must hold the same bytes.
+    """Write a new file so that readers see all of it or nothing; an existing file must hold the same bytes.
 
     Args:
         path: The file; its folder must exist.
         data: The whole content.
 
     Raises:
-        ForeignFileError: There is another file. To replace one of ours, use `OwnedFolder`.
+        ForeignFileError: A file with other content exists. To replace one of ours, use `OwnedFolder`.
     """
     if os.path.lexists(path):
         if is_regular(path) and path.read_bytes() == data:
@@ -58,7 +59,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file or folder that is in the way and that may be another's, so that nothing of it is lost.
+    """Rename a file or folder that may not be ours and whose name is needed, so that nothing of it is lost.
 
     Args:
         path: The file or folder.
@@ -72,11 +73,11 @@ def set_aside(path: Path) -> Path:
 
 
 def remove_proved(path: Path, sha256: str) -> bool:
-    """Delete a file whose digest the caller knows from a marker of ours; any other file is left as it is.
+    """Delete a file whose digest the caller knows from a marker of ours; any other file stays.
 
     Args:
         path: The file.
-        sha256: Of what we wrote, 64 hexadecimal digits.
+        sha256: The SHA-256 of the content that we wrote, 64 hexadecimal digits.
 
     Returns:
         Whether it was deleted.
@@ -88,16 +89,16 @@ def remove_proved(path: Path, sha256: str) -> bool:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return JSON as it is written everywhere: indented, keys in the order given, a newline at the end.
+    """Return JSON in the form of all our files: indented, keys in the given order, a newline at the end.
 
     Args:
         value: Anything that JSON can hold.
 
     Raises:
-        ValueError: The value holds NaN or an infinity, which are no JSON.
+        ValueError: The value holds NaN or an infinity, which JSON cannot hold.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # A path may hold a lone surrogate; `\\udXXX` is how JSON writes it.
+    # A path may hold a lone surrogate, which JSON writes as `\\udXXX`.
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -112,14 +113,14 @@ def sha256_of(path: Path) -> str:
 
 
 def write_in_scratch(path: Path, data: bytes) -> None:
-    """Write a file in a temporary folder of ours, in place of one that a library wrote there.
+    """Write a file in a temporary folder of ours; it may replace a file that a library wrote there.
 
     Args:
         path: A file below a folder of `OwnedFolder.scratch` or `new_folder`.
         data: The whole content.
 
     Raises:
-        ForeignFileError: It is in no such folder.
+        ForeignFileError: The file is not in such a folder.
     """
     if not any(_TEMPORARY.fullmatch(parent.name) for parent in path.absolute().parents):
         raise ForeignFileError.of(path, "is in no temporary folder of gen2embed")
@@ -127,13 +128,13 @@ def write_in_scratch(path: Path, data: bytes) -> None:
 
 
 def require_vacant(target: Path) -> None:
-    """Refuse a place for a new folder where something is already, but for an empty folder.
+    """Check that the path of a new folder is free: nothing is there, or an empty folder.
 
     Args:
-        target: The place.
+        target: The path.
 
     Raises:
-        ForeignFileError: Something is there.
+        ForeignFileError: The path is taken.
     """
     if not os.path.lexists(target):
         return
@@ -143,10 +144,10 @@ def require_vacant(target: Path) -> None:
 
 
 def remove_stale(folder: Path, older_than: float = STALE_SECONDS) -> None:
-    """Delete temporary files that killed processes left in a folder: those with our name, an hour old or more.
+    """Delete temporary files that killed processes left in a folder: those with our name that are an hour old.
 
     Args:
-        folder: The folder; files in folders of it are not looked at.
+        folder: The folder; its subfolders are not searched.
         older_than: Seconds; 0 only where `OwnedFolder.exclusive` keeps other processes out.
     """
     oldest = time.time() - older_than
@@ -160,28 +161,28 @@ def remove_stale(folder: Path, older_than: float = STALE_SECONDS) -> None:
 
 
 def new_token() -> str:
-    """Return twelve random hexadecimal digits, which tell temporary files of several processes apart."""
+    """Return twelve random hexadecimal digits, which distinguish temporary files of several processes."""
     return uuid.uuid4().hex[:12]
 
 
 def temporary_of(path: Path, token: str) -> Path:
-    """Return the temporary name, beside it, of a file or folder.
+    """Return the temporary path of a file or folder, which is in the same folder.
 
     Args:
-        path: Its place in the end.
-        token: Of `new_token`.
+        path: Its final path.
+        token: A token of `new_token`.
     """
-    name = os.fsencode(path.name)[:160].decode("utf-8", "ignore")  # with what is added it must still be a name
+    name = os.fsencode(path.name)[:160].decode("utf-8", "ignore")  # the whole name must not become too long
     return path.with_name(f".{name}.{token}.gen2embed-tmp")
 
 
 def new_temporary(path: Path) -> Path:
-    """Return a new name beside a path: two processes may write the same file at once."""
+    """Return a new temporary path in the same folder, unique since two processes may write the same file at once."""
     return temporary_of(path, new_token())
 
 
 def put(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it once, whatever was there; callers prove first that they may.
+    """Write a file under a temporary name and rename it once; callers must prove that a file there may be replaced.
 
     Args:
         path: The file; its folder must exist.
@@ -196,7 +197,7 @@ def put(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.filename is None:  # a full disk: say where
+        if error.filename is None:  # a full disk: add the path
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     except BaseException:
@@ -205,7 +206,7 @@ def put(path: Path, data: bytes) -> None:
 
 
 def is_regular(path: Path) -> bool:
-    """Return whether a regular file is there; a link to one is none."""
+    """Return whether the path is a regular file; a link to one does not count."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Write the results of developers' tools: benchmarks and pretraining.
 
-These commands replace the file that their `--output` names, in a checkout that git watches over. Commands for users
-write through `owned_folder.py`, which replaces only what is proved to be ours.
+These commands replace the file that their `--output` names, which is in a checkout under git. Commands for users write
+through `owned_folder.py`, which replaces only files that are proved to be ours.
 """
 
 from __future__ import annotations
@@ -13,23 +13,33 @@ from gen2embed_mteb.storage.atomic import json_bytes, put
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old content or the new one, whatever happens in between.
+    """Write a file so that readers see either the old content or the new one, even if the process is killed.
 
     Args:
         path: The file; its folder must exist.
         data: The whole content.
     """
-    put(path, data)
+    # A unique temporary name, since two processes may write the same file at the same time.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, indented, keys in the order given.
+    """Write JSON atomically, indented, with keys in the given order.
 
     Args:
         path: The file; its folder must exist.
         value: Anything that JSON can hold; NaN is refused.
 
     Raises:
-        ValueError: The value holds NaN or an infinity, which are no JSON.
+        ValueError: The value holds NaN or an infinity, which JSON cannot hold.
     """
     put(path, json_bytes(value))

@@ -1,4 +1,7 @@
-"""A folder that appears whole: made under a temporary name beside its place, and renamed once."""
+"""Creating a folder that appears complete: it is filled under a temporary name beside its place, and renamed once.
+
+Cost: `new_folder` and `damage` read every file of the folder once for its digest, about a second per gigabyte.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,21 @@ from gen2embed_mteb.storage.owned_folder import LEDGER, LOCK, OwnedFolder
 
 @contextlib.contextmanager
 def new_folder(target: Path, writer: str, token: str | None = None) -> Iterator[Path]:
-    """Make a folder that appears whole: filled under a temporary name beside its place, then renamed once.
+    """Create a folder that appears complete: it is filled under a temporary name beside its place, then renamed once.
 
-    The folder gets a ledger of all its files. Left by an exception, it is deleted, and `target` is as it was.
+    The folder gets a ledger of all its files. After an exception it is deleted, and `target` stays as it was.
 
     Args:
-        target: The folder; nothing may be there yet, but for an empty folder.
+        target: The folder; it must be missing or empty.
         writer: The command that writes, as in `OwnedFolder`.
-        token: Of `new_token`, so that other processes find the temporary folder by `temporary_of` and write into it.
+        token: A token of `new_token`, with which other processes find the temporary folder by `temporary_of` and write
+            into it.
 
     Yields:
         The temporary folder, empty.
 
     Raises:
-        ForeignFileError: Something is at `target`, before or at the end.
+        ForeignFileError: Something else is at `target`, at the beginning or at the end.
     """
     require_vacant(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,31 +41,31 @@ def new_folder(target: Path, writer: str, token: str | None = None) -> Iterator[
         yield folder
         _write_ledger(folder, writer)
         require_vacant(target)
-        folder.replace(target)  # onto an empty folder too; onto any other it fails
+        folder.replace(target)  # replaces an empty folder too; fails on any other
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
 def is_whole(folder: Path, writer: str) -> bool:
-    """Say whether a folder of `new_folder` still holds every file that was written, unchanged in size and digest.
+    """Return whether a folder of `new_folder` still holds every file that was written, unchanged.
 
     Args:
         folder: The folder.
-        writer: Who wrote it.
+        writer: The command that wrote it.
     """
     return damage(folder, writer) is None
 
 
 def damage(folder: Path, writer: str) -> str | None:
-    """Return what is wrong with a folder of `new_folder`, or None where every file is as it was written.
+    """Return what is wrong with a folder of `new_folder`, or None if every file is as it was written.
 
     Args:
         folder: The folder.
-        writer: Who wrote it.
+        writer: The command that wrote it.
 
     Returns:
-        Such as "optimizer.pt is missing"; the first fault by name.
+        The first fault, by order of file names, such as "optimizer.pt is missing".
     """
     owned = OwnedFolder(folder, writer)
     names = owned.known()

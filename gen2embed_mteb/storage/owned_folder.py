@@ -1,12 +1,12 @@
-"""A folder that we write into and that may hold files of others: only what is proved to be ours is replaced or deleted.
+"""A folder that we write into and that may hold files of others; only files that are proved to be ours are replaced.
 
 The rule: we replace or delete a file only if we can prove that we wrote it and that nobody changed it since. The proof
 is the ledger `.gen2embed-files.json` in the folder: it holds our name, our version, and for every file its SHA-256 and
-the command that wrote it. A file that the ledger does not know, one that was edited, a link, and a file of another
-command are all foreign. They are refused (`ForeignFileError`), and no `--overwrite` lifts that.
+the command that wrote it. A file that is not in the ledger, a file that was edited, a link, and a file of another
+command are all foreign. They are refused (`ForeignFileError`), and no `--overwrite` changes that.
 
-1. A new file is written under a temporary name in the same folder and renamed once. The ledger learns the new digest
-   before the rename: a process that is killed between the two leaves a file that the ledger still knows.
+1. A new file is written under a temporary name in the same folder and renamed once. The new digest is recorded in the
+   ledger before the rename: if a process is killed between the two, the ledger still proves the file.
 2. A folder is deleted only if every file in it is proved to be ours (`OwnedFolder.remove_tree`).
 
 Cost: replacing a file reads it once for its digest, about a second per gigabyte.
@@ -39,7 +39,7 @@ class OwnedFolder:
     """A folder that we write into, and that may hold files of others.
 
     Args:
-        path: The folder; made when the first file is written.
+        path: The folder; it is created when the first file is written.
         writer: The command that writes, such as `sample`; files of another writer in the same folder are foreign.
     """
 
@@ -49,25 +49,25 @@ class OwnedFolder:
         self.writer = writer
 
     def owns(self, name: str) -> bool:
-        """Say whether a file is there, is proved to be this writer's, and is unchanged.
+        """Return whether a file exists, is proved to be this writer's, and is unchanged.
 
         Args:
-            name: Relative to the folder, with forward slashes.
+            name: Its path relative to the folder, with forward slashes.
         """
         return self.fault(name) is None and os.path.lexists(self.path / name)
 
     def changed(self, names: Iterable[str]) -> list[str]:
-        """Return those of the names that the ledger knows and that are missing, or have another content now.
+        """Return those names that are in the ledger, but whose files are missing or have another content now.
 
         Args:
-            names: Relative to the folder, with forward slashes.
+            names: Paths relative to the folder, with forward slashes.
         """
         ledger = self.read_ledger()
         known = [name for name in names if name in ledger]
         return [name for name in known if not (self.path / name).is_file() or self.fault(name, ledger)]
 
     def known(self) -> list[str]:
-        """Return the names of the files that this writer wrote here by the ledger, whether they are still there or not.
+        """Return the names of the files that this writer wrote here by the ledger, whether they still exist or not.
 
         Returns:
             Names relative to the folder, with forward slashes, in alphabetical order.
@@ -76,13 +76,14 @@ class OwnedFolder:
 
     @contextlib.contextmanager
     def exclusive(self, patience: float = 15) -> Iterator[None]:
-        """Let one process at a time of this writer into the folder.
+        """Lock the folder, so that only one process of this writer works in it at a time.
 
         Args:
-            patience: Seconds to wait for another; helpers of a killed process hold the lock for some seconds more.
+            patience: Seconds to wait for another process; child processes of a killed one may hold the lock for some
+                seconds longer.
 
         Raises:
-            Gen2EmbedError: Another process is still in it.
+            Gen2EmbedError: Another process still holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -99,7 +100,7 @@ class OwnedFolder:
 
         Args:
             names: The files that will be written.
-            inputs: Files that the command reads; none of the names may be one of them.
+            inputs: Files that the command reads; it must not write any of them.
 
         Raises:
             ForeignFileError: One of the files is foreign, or is an input.
@@ -114,24 +115,24 @@ class OwnedFolder:
                 raise ForeignFileError.of(self.path / name, fault)
 
     def write(self, name: str, data: bytes) -> Path:
-        """Write a file atomically: a new one, or in place of one of ours.
+        """Write a file atomically; it may replace one of ours.
 
         Args:
-            name: Relative to the folder, with forward slashes; missing folders are made.
+            name: Its path relative to the folder, with forward slashes; missing subfolders are created.
             data: The whole content.
 
         Returns:
             The file's path.
 
         Raises:
-            ForeignFileError: A foreign file of that name is there. One with the very same bytes is left as it is.
+            ForeignFileError: A foreign file has that name, with other content. One with the same bytes stays as it is.
         """
         target = self._target(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             digest = hashlib.sha256(data).hexdigest()
             if is_regular(target) and target.stat().st_size == len(data) and target.read_bytes() == data:
-                if len(self.read_ledger().get(name, {"sha256": []})["sha256"]) > 1:  # killed before it was noted
+                if len(self.read_ledger().get(name, {"sha256": []})["sha256"]) > 1:  # an earlier process was killed before `record`
                     self.record({name: [digest]})
                 return target
             self._announce({name: digest})
@@ -147,13 +148,13 @@ class OwnedFolder:
         """Delete one of our files.
 
         Args:
-            name: Relative to the folder, with forward slashes.
+            name: Its path relative to the folder, with forward slashes.
 
         Returns:
-            Whether there was one.
+            Whether the file existed.
 
         Raises:
-            ForeignFileError: A foreign file of that name is there.
+            ForeignFileError: A foreign file has that name.
         """
         target = self._target(name)
         with self._locked():
@@ -167,7 +168,7 @@ class OwnedFolder:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Make an empty temporary folder inside this one; it is deleted at the end, with what is left in it."""
+        """Yield an empty temporary folder inside this one; it is deleted at the end, with all files left in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         folder = new_temporary(self.path / "scratch")
         folder.mkdir()
@@ -177,20 +178,21 @@ class OwnedFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def adopt(self, scratch: Path, last: str = "") -> list[str]:
-        """Move every file of a temporary folder here, in place of ours; nothing moves if one of them is foreign.
+        """Move every file of a temporary folder here, in place of ours; none moves if one would replace a foreign file.
 
-        The files of a folder that is adopted twice are replaced one by one. Where a reader must never see a mixture,
-        name the file without which nothing can be read as `last`, or write a completion marker after this call.
+        When a second folder is moved here, files are replaced one by one. If a reader must never see a mixture of old
+        and new files, pass as `last` the file without which nothing can be read, or write a completion marker after
+        this call.
 
         Args:
-            scratch: A folder that `scratch` of this object made; files in folders of it keep their relative place.
-            last: A file of it: the old one is deleted before anything moves, the new one moves after all others.
+            scratch: A folder that `scratch` of this object made; files in its subfolders keep their relative path.
+            last: One of its files: the old one is deleted before any file moves, the new one moves after all others.
 
         Returns:
             The names, relative to this folder, with forward slashes.
 
         Raises:
-            ForeignFileError: A foreign file is in the way.
+            ForeignFileError: A foreign file would be replaced.
         """
         found = (path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
         names = sorted(name for name in found if name not in (LEDGER, LOCK))
@@ -207,46 +209,46 @@ class OwnedFolder:
         return names
 
     def check_tree(self, name: str) -> None:
-        """Refuse a folder in this one that holds a foreign file, as `remove_tree` does; nothing is written.
+        """Refuse a subfolder that holds a foreign file, as `remove_tree` does, without changing anything.
 
         Args:
-            name: Relative to this folder, with forward slashes; there may be none.
+            name: Its path relative to this folder, with forward slashes; it may be missing.
 
         Raises:
-            ForeignFileError: A file in it is not proved to be ours, or it is a link or a file.
+            ForeignFileError: A file in it is not proved to be ours, or `name` is a link or a file.
         """
         root = self._target(name)
         if os.path.lexists(root) and (foreign := _foreign_in(root, self)) is not None:
             raise ForeignFileError.of(foreign, "was not written by gen2embed, or was changed since")
 
     def accept(self, name: str, data: bytes) -> None:
-        """Note another content under which one of our files still counts as ours.
+        """Record another content with which one of our files still counts as ours.
 
         Args:
             name: A file that this writer wrote.
-            data: What another program, which writes the same model, may put there.
+            data: The content that another program, which writes the same model, may write there.
         """
-        known = self.read_ledger().get(name)  # without the lock, whose file would stay in a folder that is complete
+        known = self.read_ledger().get(name)  # without the lock, whose file would remain in a complete folder
         if known is not None:
             self.record({name: list(dict.fromkeys([*known["sha256"], hashlib.sha256(data).hexdigest()]))})
 
     def remove_tree(self, name: str) -> bool:
-        """Delete a folder in this one, if every file in it is proved to be ours by a ledger on the way to it.
+        """Delete a subfolder, if a ledger here or in one of its folders proves every file in it to be ours.
 
         Args:
-            name: Relative to this folder, with forward slashes.
+            name: Its path relative to this folder, with forward slashes.
 
         Returns:
-            Whether there was one.
+            Whether the subfolder existed.
 
         Raises:
-            ForeignFileError: It holds a foreign file; nothing was deleted then.
+            ForeignFileError: It holds a foreign file; in that case nothing is deleted.
         """
         root = self._target(name)
         if not os.path.lexists(root):
             return False
         self.check_tree(name)
-        # Renamed first: a deletion that is interrupted leaves no folder that looks whole.
+        # Rename first: then an interrupted deletion leaves no folder that looks complete.
         doomed = new_temporary(root)
         root.replace(doomed)
         shutil.rmtree(doomed)
@@ -264,7 +266,7 @@ class OwnedFolder:
     def fault(
         self, name: str, ledger: dict[str, dict[str, Any]] | None = None, *, any_writer: bool = False
     ) -> str | None:
-        """Return why a file may not be replaced, or None if it may, or if there is none."""
+        """Return the reason why a file may not be replaced; None if it may be, or if it does not exist."""
         target = self._target(name)
         if not os.path.lexists(target):
             return None
@@ -287,7 +289,7 @@ class OwnedFolder:
             yield
 
     def read_ledger(self) -> dict[str, dict[str, Any]]:
-        """Return the ledger's entries by name; empty where there is no ledger that proves anything."""
+        """Return the ledger's entries by name; empty if there is no valid ledger."""
         path = self.path / LEDGER
         try:
             if not is_regular(path):
@@ -303,7 +305,7 @@ class OwnedFolder:
             return {}
 
     def _announce(self, digests: dict[str, str]) -> None:
-        """Refuse foreign files, then note that these files may now be the old ones or the new ones."""
+        """Refuse foreign files, then record that these files may now have the old content or the new one."""
         ledger, digests_now = self.read_ledger(), {}
         for name, digest in digests.items():
             target = self._target(name)
@@ -314,13 +316,13 @@ class OwnedFolder:
         self.record(digests_now)
 
     def record(self, digests: dict[str, list[str]]) -> None:
-        """Note what this writer wrote, or that it is gone.
+        """Record in the ledger which files this writer wrote or deleted.
 
         Args:
-            digests: The SHA-256 digests that a file may have now, by its name; none: it was deleted.
+            digests: The SHA-256 digests that a file may have now, by its name; an empty list for a deleted file.
 
         Raises:
-            ForeignFileError: The ledger's name is taken by a file that is no ledger of ours.
+            ForeignFileError: A file that is not a ledger of ours has the ledger's name.
         """
         path = self.path / LEDGER
         files = self.read_ledger()
@@ -344,10 +346,10 @@ class OwnedFolder:
 
 
 def _foreign_in(root: Path, owner: OwnedFolder) -> Path | None:
-    """Return the first file below `root` that neither the owner's ledger nor one further down proves to be ours."""
+    """Return the first file below `root` that neither the owner's ledger nor a ledger below it proves to be ours."""
     if root.is_symlink() or not root.is_dir():
         return root
-    ledgers: dict[Path, dict[str, dict[str, Any]]] = {}  # each is read once: they may list thousands of files
+    ledgers: dict[Path, dict[str, dict[str, Any]]] = {}  # each is read once, as it may list thousands of files
     for path in root.rglob("*"):
         if (path.is_dir() and not path.is_symlink()) or path.name in (LEDGER, LOCK):
             continue

@@ -1,4 +1,4 @@
-"""Paths as people type them on a command line."""
+"""Expanding `~` in paths that users type on a command line."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from pathlib import Path
 
 
 def expand_home(words: Sequence[str]) -> list[str]:
-    """Write the home folder for a `~` at the beginning of a word or of a flag's value: shells leave `--flag=~/x` alone.
+    """Replace a `~` at the beginning of a word or of a flag's value by the home folder.
+
+    Shells replace it only at the beginning of a word, not in `--flag=~/x`.
 
     Args:
         words: The words of a command line, of any command.
 
     Returns:
-        The words; one that names a user who does not exist (`~nobody-here/x`) is left as it is.
+        The words; a word that names a user who does not exist (`~nobody-here/x`) stays as it is.
     """
     return [_expanded(word) for word in words]
 
 
 def _expanded(word: str) -> str:
     flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    if value.startswith("~"):  # else not through `Path`, which takes `a//b` for `a/b`
+    if value.startswith("~"):  # other values do not go through `Path`, which would change `a//b` to `a/b`
         with contextlib.suppress(RuntimeError):
             value = str(Path(value).expanduser())
     return flag + equals + value

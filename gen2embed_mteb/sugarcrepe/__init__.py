@@ -1,1 +1,1 @@
-"""SugarCrepe and SugarCrepe++: which of several captions fits an image."""
+"""Evaluation on SugarCrepe and SugarCrepe++: which of several captions fits an image."""

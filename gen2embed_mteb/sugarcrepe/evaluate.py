@@ -1,7 +1,8 @@
-"""SugarCrepe and SugarCrepe++: does a small change of the caption's meaning move the vector enough?
+"""The evaluation run on SugarCrepe and SugarCrepe++, which test whether vectors reflect small changes of a caption.
 
-Sides as in the official Gen2Embed code: captions are queries with the prefix `Find me an image that matches the given
-caption: `, images are candidates without text. A caption is encoded once, however many comparisons it is part of.
+Sides are those of the official Gen2Embed code: captions are queries with the prefix `Find me an image that matches the
+given caption: `, and images are candidates without text. Each distinct caption is encoded once, even if it occurs in
+several comparisons.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ MAX_SET_BYTES = 256 * 2**20
 def evaluate_captions(
     encoder: Encoder, benchmark: CaptionBenchmark, config: EvaluationConfig
 ) -> CompositionalityResult:
-    """Run a compositionality benchmark and writes its reports into `config.output_dir`.
+    """Run a compositionality benchmark and write its reports into `config.output_dir`.
 
     Args:
         encoder: The model.
@@ -58,14 +59,14 @@ def evaluate_captions(
         config: The run's settings; `data_dir` holds the JSON files, `image_dir` the COCO images that they name.
 
     Returns:
-        The result; look at `too_many_errors`.
+        The result; check its `too_many_errors`.
 
     Raises:
-        DataError: A file is missing or not in the original form, or a field is missing throughout.
-        FileNotFoundError: The images are nowhere.
-        ForeignFileError: The output folder holds files that we did not write, where ours would go.
+        DataError: A file is missing or not in the original form, or all records lack a field.
+        FileNotFoundError: The images cannot be found.
+        ForeignFileError: The output folder holds files with the names of ours that we did not write.
         StoreMismatchError: The output folder belongs to another model, prompt or run.
-        ValueError: A set is unknown, or meta-tasks were asked for.
+        ValueError: A set is unknown, or the settings name meta-tasks.
     """
     start = time.monotonic()
     if config.meta_tasks:
@@ -118,7 +119,7 @@ def set_file(data_dir: Path, benchmark: CaptionBenchmark, name: str) -> Path:
         The file.
 
     Raises:
-        DataError: It is missing.
+        DataError: The file is missing.
     """
     names = dict.fromkeys((benchmark.sets[name], name))
     for folder in (data_dir.expanduser(), data_dir.expanduser() / "data"):
@@ -137,13 +138,13 @@ def read_records(path: Path, benchmark: CaptionBenchmark, limit: int | None = No
     Args:
         path: The file.
         benchmark: The benchmark.
-        limit: Keep this many records, from the first.
+        limit: Keep only this many records from the beginning.
 
     Returns:
-        The records as they are.
+        The records, unchanged.
 
     Raises:
-        DataError: The file is not of that form, too large, or a field is missing from every record.
+        DataError: The file does not have that form or is too large, or every record lacks a field.
     """
     size = require_regular(path).stat().st_size
     if size > MAX_SET_BYTES:
@@ -169,9 +170,9 @@ def record_items(record: Any, benchmark: CaptionBenchmark, limits: RowLimits | N
     """Return the image and the captions of a record as items.
 
     Args:
-        record: What stands in the file.
+        record: The record from the file.
         benchmark: The benchmark.
-        limits: How long a text may be; None: as the defaults say.
+        limits: The limits on the length of a text; None stands for the defaults.
 
     Raises:
         RowFault: The record cannot be used.

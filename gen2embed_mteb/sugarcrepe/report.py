@@ -13,15 +13,15 @@ from gen2embed_mteb.sugarcrepe.scoring import CompositionalityResult
 
 
 def results_json(result: CompositionalityResult, config: EvaluationConfig) -> dict[str, Any]:
-    """Build the content of `results.json`, in the spirit of MMEB's.
+    """Build the content of `results.json`, in a form similar to MMEB's.
 
     Args:
         result: The run's outcome.
         config: Its settings.
 
     Returns:
-        By set and overall `accuracy_itt` (and `accuracy_tot`) in [0, 1] by the official rule, ties being wrong;
-        `…_ties_right` is the same with ties counted as right.
+        `accuracy_itt` (and `accuracy_tot`) in [0, 1], per set and overall, by the official rule, which counts ties as
+        wrong; `…_ties_right` counts ties as right.
     """
     tasks = result.benchmark.tasks
     return {
@@ -47,7 +47,7 @@ def results_json(result: CompositionalityResult, config: EvaluationConfig) -> di
 
 
 def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
-    """Build `results.md`: our figures above the paper's, in percent; ends in a newline."""
+    """Build `results.md`: our figures above the paper's, in percent, with a newline at the end."""
     title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
     note = f"Accuracy in percent, a tie is wrong. {result.num_scored} scored, {len(result.errors)} set aside."
     if config.limit is not None:
@@ -56,7 +56,7 @@ def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
 
 
 def text_table(result: CompositionalityResult) -> str:
-    """Build the table of `results.md` for a terminal, turned so that it is narrow; no newline at the end."""
+    """Build the table of `results.md` for a terminal, with rows and columns exchanged so that it is narrow."""
     turned = [list(column) for column in zip(*_table(result), strict=True)]
     methods = turned[0][2:]
     turned[0] = ["", "ours", *(f"[{number}]" for number in range(1, 1 + len(methods)))]
@@ -65,7 +65,7 @@ def text_table(result: CompositionalityResult) -> str:
 
 
 def _table(result: CompositionalityResult) -> Table:
-    """Return rows are methods, columns are sets, as in the paper's Table VI."""
+    """Build the table with one row per method and one column per set, as in the paper's Table VI."""
     tasks = result.benchmark.tasks
     ours = [percent(score.accuracy(task)) for score in result.scores for task in tasks]
     head = [

@@ -1,11 +1,12 @@
-"""What SugarCrepe and SugarCrepe++ consist of, and how a record, a set and a run are scored.
+"""The sets of SugarCrepe and SugarCrepe++, and the scoring of a record, a set and a run.
 
-SugarCrepe has a caption and a hard negative per image; right when sim(image, caption) > sim(image, negative).
-SugarCrepe++ has two captions and a negative. Image-to-text (ITT): both captions beat the negative. Text only (TOT):
-sim(caption, caption2) beats sim(caption, negative) and sim(caption2, negative).
+SugarCrepe has a caption and a hard negative per image; a record is right if sim(image, caption) > sim(image, negative).
+SugarCrepe++ has two captions and a negative. Image-to-text (ITT): both captions must be more similar to the image than
+the negative. Text only (TOT): sim(caption, caption2) must exceed sim(caption, negative) and sim(caption2, negative).
 
-The official rule is strict here, unlike MMEB's: a tie is wrong. Ties are counted all the same, as a model whose vectors
-collapse shows by them. Averages are over the sets, which count alike. Source: paper, Section IV-A and Table VI.
+Unlike MMEB's, the official rule is strict: a tie counts as wrong. Ties are also reported, since many of them show that
+all vectors of a model are nearly the same. Averages give each set the same weight. Source: paper, Section IV-A and
+Table VI.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class CaptionBenchmark:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The figures reported for a set: `itt`, and `tot` where there are two positives."""
+        """The figures reported for a set: `itt`, and also `tot` if there are two positives."""
         return ("itt", "tot") if len(self.captions) > len(("caption", "negative_caption")) else ("itt",)
 
 
@@ -70,8 +71,8 @@ class SetScore:
 
     Attributes:
         name: The set.
-        hits: By task, one outcome a scored record.
-        ties: By task, one flag a scored record: a positive and the negative come out equal.
+        hits: By task, one outcome per scored record.
+        ties: By task, one flag per scored record: whether a positive and the negative are equally similar.
         num_errors: The number of records that were set aside.
     """
 
@@ -90,7 +91,7 @@ class SetScore:
 
         Args:
             task: `itt` or `tot`.
-            ties_count: Count a record as right where the negative merely ties, to show what ties are worth.
+            ties_count: Whether a tie counts as right, to show how much ties change the figure.
         """
         pairs = list(zip(self.hits[task], self.ties[task], strict=True))
         return sum(hit or (ties_count and tie) for hit, tie in pairs) / len(pairs) if pairs else None
@@ -101,8 +102,8 @@ class CompositionalityResult(RunSummary):
     """The outcome of a run.
 
     Attributes:
-        benchmark: What was run.
-        scores: One score a set, in order.
+        benchmark: The benchmark that was run.
+        scores: One score per set, in order.
     """
 
     benchmark: CaptionBenchmark
@@ -126,11 +127,11 @@ def score_record(image: npt.NDArray[np.float32], captions: npt.NDArray[np.float3
         captions: (2, d) float32 unit rows, caption and negative; or (3, d), two captions and the negative.
 
     Returns:
-        (right, tied) for ITT, and for TOT where there are two captions. Tied: not right, but no caption is beaten by
-        the negative either.
+        (right, tied) for ITT, and for TOT if there are two captions. Tied means: not right, but the negative is not
+        more similar than any caption either.
     """
     negative = captions[-1]
-    # Sums of products, not a matrix product: equal vectors must come out equal wherever they stand.
+    # Sums of products, not a matrix product: equal vectors must give equal similarities at any position.
     margins = [[_dot(image, caption) - _dot(image, negative) for caption in captions[:-1]]]
     if len(captions) > len(("caption", "negative")):
         first, second = captions[0], captions[1]
