@@ -1,7 +1,7 @@
 """The output folder of an evaluation, and the settings of its run, so that reports of two runs are never mixed.
 
-`results.json` holds, as `settings`, everything that decides the rows and the vectors. A later run with the same settings
-adds its datasets; a run with other settings is refused, or, with `overwrite`, replaces all of the earlier reports. The
+`results.json` holds, as `settings`, all that decides the rows and the vectors. A later run with the same settings adds
+its datasets; a run with other settings is refused, or, with `overwrite`, replaces all of the earlier reports. The
 official score files hold only figures, so a reader who averages a folder of them could not notice files of another run.
 """
 
@@ -28,7 +28,7 @@ UNKNOWN = "not known yet"
 
 _PATHS = ("data_dir", "image_dir")
 _CHOICES = ("subsets", "meta_tasks")
-"""The settings that choose datasets. Each dataset has its own score file, so runs on different datasets fit together."""
+"""The settings that choose datasets. Each dataset has its own score file, so runs on different ones fit together."""
 
 
 def run_settings(config: EvaluationConfig) -> dict[str, Any]:

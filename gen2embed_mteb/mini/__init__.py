@@ -1,4 +1,4 @@
-"""The embedded default model, a tiny generative Qwen2-VL that is trained here from scratch, and its benchmark MMEB-mini."""
+"""The embedded default model, a tiny generative Qwen2-VL trained here from scratch, and its benchmark MMEB-mini."""
 
 from pathlib import Path
 

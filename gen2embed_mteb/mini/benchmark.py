@@ -57,7 +57,7 @@ MMEB_MINI = Benchmark("mmeb-mini", "MMEB-mini", tuple(task.info for task in task
 
 
 def default_root() -> Path:
-    """Return where MMEB-mini is kept unless the user says otherwise: the user's cache folder."""
+    """Return the default folder of MMEB-mini, in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "gen2embed" / f"mmeb-mini-{VERSION}"
 

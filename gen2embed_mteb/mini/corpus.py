@@ -1,11 +1,11 @@
 """The mini model's training conversations (system, user, image) -> answer, generated from a random stream.
 
-- `first_lesson` comes first: lists of an image's attributes and short questions about it. Without it, shapes are learned
-  late or never.
+- `first_lesson` comes first: lists of an image's attributes and short questions about it. Without it, shapes are
+  learned late or never.
 - `conversation` is the whole mixture: captions, questions, labels, search requests, references to one thing, and
-  changes, with a request for one word at system level, at user level, at both, or at none. If one word is requested, the
-  answer is drawn evenly from *all* attributes in the input, so that the model's last state must encode all of them; a
-  question keeps its own answer.
+  changes, with a request for one word at system level, at user level, at both, or at none. If one word is requested,
+  the answer is drawn evenly from *all* attributes in the input, so that the model's last state must encode all of them;
+  a question keeps its own answer.
 - `reading_lesson` is the mixture with added lists of the attributes in a caption or an image.
 - `shape_lesson` consists mostly of single things, and `question_lesson` of questions before the request for one word.
 """
@@ -64,9 +64,7 @@ def _picture(rng: np.random.Generator, num_things: int) -> Picture:
 
 
 def first_lesson(rng: np.random.Generator, album: Album) -> Conversation:
-    """Return an image with a list of all its attributes in a fixed order, or a short question and its one-word
-    answer.
-    """
+    """Return an image with a list of all its attributes in fixed order, or with a short question and its answer."""
     picture = _any_picture(rng, album, pairs=0.25)
     if rng.random() < 0.7:
         listed = [word for t in picture.scene.things for word in (t.color, t.shape, t.size, t.place)]
@@ -76,9 +74,7 @@ def first_lesson(rng: np.random.Generator, album: Album) -> Conversation:
 
 
 def reading_lesson(rng: np.random.Generator, album: Album) -> Conversation:
-    """Return the whole mixture, with lists of what a caption or an image says among it: reading, practised on every
-    word.
-    """
+    """Return an example of the whole mixture, or a list of all attributes in a caption or an image."""
     kind = rng.random()
     if kind < 0.7:
         return conversation(rng, album)
@@ -152,7 +148,10 @@ def _ask(
     *,
     level_weights: np.ndarray = _LEVEL_WEIGHTS,
 ) -> Conversation:
-    """Return a conversation that asks for one of the words, drawn evenly, at one or both levels, or for the sentence."""
+    """Return a conversation that asks for one of the words, drawn evenly, at one or both levels; or for no word.
+
+    Without a request for one word, the answer is the sentence.
+    """
     level = ONE_WORD_LEVELS[int(np.searchsorted(level_weights, rng.random(), side="right"))]
     if pixels is not None and user and rng.random() < 0.7:
         user = "\n" + user

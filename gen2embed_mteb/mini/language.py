@@ -119,9 +119,7 @@ def is_held_out(text: str) -> bool:
 
 
 def one_word_system(rng: np.random.Generator) -> str:
-    """Return a system-level instruction to answer in one word, for images and for text: a paraphrase, never the
-    prompt.
-    """
+    """Return a system-level instruction to answer in one word, for images and text; never the prompt itself."""
     while True:
         if rng.random() < 0.15:
             text = _sentence(f"{pick(rng, _VERBS)} {pick(rng, _EITHER_NAME)} {pick(rng, _ONE_WORD)}.")
@@ -305,9 +303,7 @@ def _pair_question(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[s
 
 
 def neighbour_question(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[str, ...], str]:
-    """Return a question about the other thing of a two-thing scene: its text, the word that answers it, and a
-    sentence.
-    """
+    """Return a question about the other one of two things: its text, the word that answers it, and a sentence."""
     asked, other = (scene.things[i] for i in rng.permutation(2))
     name = pick(rng, (named(asked), named(asked), asked.shape, f"{asked.color} object"))
     if rng.random() < 0.6:

@@ -207,7 +207,7 @@ class Collator:
     """Converts conversations to model inputs, padded on the right, with labels only for the assistant's tokens."""
 
     def __init__(self, tokenizer: Qwen2Tokenizer, image_processor: Qwen2VLImageProcessorPil) -> None:
-        """Keep the tokenizer and the image processor; patch of an image are cut once and kept."""
+        """Keep the tokenizer and the image processor; the patches of each image are computed once and kept."""
         self.tokenizer, self.image_processor = tokenizer, image_processor
         self.image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._patches: dict[int, tuple[np.ndarray, torch.Tensor]] = {}

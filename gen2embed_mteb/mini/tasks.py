@@ -137,7 +137,7 @@ def _question(rng: np.random.Generator, picture: Picture) -> Pair:
 
 
 def _relation_questions(rng: np.random.Generator, count: int) -> list[Pair]:
-    """Return what stands beside a named thing: the answer is the other thing, the named one the hard candidate."""
+    """Return questions about the thing beside a named thing; the named thing is the hard candidate."""
     rows = []
     for picture in _pairs(rng, count):
         asked, other = (picture.scene.things[i] for i in rng.permutation(2))
@@ -203,7 +203,7 @@ def _crops(name_of: Callable[[Thing], str]) -> Maker:
 
 
 def _matching(rng: np.random.Generator, count: int) -> list[Pair]:
-    """Return pairs of two expressions for the same thing in an image; the hard candidate names the other thing."""
+    """Return pairs of two expressions for the same thing; the hard candidate is the image with the other thing."""
     rows = []
     for picture in _pairs(rng, count):
         asked, other = (picture.scene.things[i] for i in rng.permutation(2))

@@ -72,9 +72,7 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, num_things: int = 1) -> Scene:
-    """Return a scene whose attributes are uniform and independent (two things: distinct shapes and distinct
-    colours).
-    """
+    """Return a scene with uniform and independent attributes; two things have distinct shapes and distinct colours."""
     shapes = rng.choice(len(SHAPES), size=num_things, replace=False)
     colors = rng.choice(len(COLORS), size=num_things, replace=False)
     if num_things == 1:

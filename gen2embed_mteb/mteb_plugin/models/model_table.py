@@ -225,13 +225,13 @@ def mini() -> Model:
 
 
 def chosen() -> Model:
-    """Return what `gen2embed` stands for: Qwen2-VL-2B-Instruct, or what GEN2EMBED_MODEL names.
+    """Return the model of the name `gen2embed`: Qwen2-VL-2B-Instruct, or the model that GEN2EMBED_MODEL names.
 
     Raises:
         FileNotFoundError: GEN2EMBED_MODEL is a path, and there is no directory there.
         ValueError: The directory there is not a model's.
     """
-    source = resolve(DEFAULT) or DEFAULT  # a folder of that name wins, as everywhere
+    source = resolve(DEFAULT) or DEFAULT  # a folder of that name takes precedence, as everywhere
     known = next((model for model in (*HUB_MODELS, mini()) if model.source == source), None)
     if known is not None:
         return known

@@ -111,7 +111,7 @@ class SugarCrepePlusPlus(AbsTaskImageTextPairClassification):
         return {**figures, "num_queries": float(score.num_scored), "num_errors": float(score.num_errors)}
 
     def _locate(self) -> tuple[Path, ImageSource]:
-        """Return where the JSON files are, and the images."""
+        """Return the folder of the JSON files, and the images."""
         image_dir = os.environ.get(IMAGE_VARIABLE, "")
         if not image_dir:
             raise DataError(

@@ -107,7 +107,7 @@ class AbsTaskMMEB(AbsTaskRetrieval):
 
     @abstractmethod
     def _locate(self) -> tuple[str, ImageSource]:
-        """Return where the tables are, and the images."""
+        """Return the folder or hub id of the tables, and the images."""
 
 
 class AbsTaskMMEBEval(AbsTaskMMEB):
@@ -145,7 +145,7 @@ class AbsTaskMMEBMini(AbsTaskMMEB):
 
 
 def mini_root() -> Path | None:
-    """Return where `MMEB_MINI_DIR` says that MMEB-mini is kept; None: in the user's cache."""
+    """Return the folder of MMEB-mini that `MMEB_MINI_DIR` names; None stands for the user's cache."""
     said = os.environ.get(MINI_VARIABLE)
     return Path(said).expanduser() if said else None
 
