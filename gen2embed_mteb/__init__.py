@@ -1,8 +1,8 @@
-"""Gen2Embed: a generative multimodal model as an embedding model, by prompt alone.
+"""Gen2Embed: a generative multimodal model that serves as an embedding model by a prompt alone.
 
-``Gen2Embed`` is a ``SentenceTransformer``; ``HierarchicalPrompt`` is the two-level prompt it speaks. Both are imported
-on first use (PEP 562): importing this package loads neither torch nor transformers. It does make sure that
-sentence-transformers, whenever it is imported, knows the short names (see ``_gen2embed_hook``).
+``Gen2Embed`` is a ``SentenceTransformer``; ``HierarchicalPrompt`` is its two-level prompt. Both are imported on first
+use (PEP 562), so importing this package loads neither torch nor transformers. It ensures that sentence-transformers
+knows the short names whenever it is imported (see ``_gen2embed_hook``).
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
 """The command line: `gen2embed <command>`. Each command imports what it needs when it runs.
 
-Flags are fields of dataclasses (see `flags`): those of the command that was asked for are added when it is.
+Flags are fields of dataclasses (see `flags`); only the flags of the requested command are added to the parser.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Command(NamedTuple):
 
     Attributes:
         summary: What it does, for the help.
-        add_flags: Adds its flags to a parser; None: it reads its flags itself.
-        run: Runs it on what was parsed, and returns its exit status; None: 0.
-        shared: Whether `torchrun` may start it several times, to share the work.
-        go_on: What to do after it was interrupted.
+        add_flags: Adds its flags to a parser; None if it parses its flags itself.
+        run: Runs it with the parsed arguments, and returns its exit status; None stands for 0.
+        shared: Whether `torchrun` may start several processes of it that share the work.
+        go_on: What the user can do after it was interrupted.
     """
 
     summary: str
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: The words after `gen2embed`; None: those of the command line.
+        argv: The words after `gen2embed`; None takes them from the command line.
 
     Returns:
         The exit status: 0, 1 for a run with too many bad rows, 2 for input that cannot be used.
@@ -77,7 +77,7 @@ def build_parser(*wanted: str) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
     Args:
-        wanted: The commands whose flags are added; the others are listed only, which spares importing what they need.
+        wanted: The commands whose flags are added; the others are only listed, so that their modules are not imported.
     """
     parser = FlagParser(prog="gen2embed", description="A generative LLM as an embedding model, by prompt alone.")
     parser.add_argument("--version", action="version", version=f"gen2embed {__version__}")
@@ -145,7 +145,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _load(options: Any, min_side: int) -> Any:
-    """Return the model; it leaves resizing to bulk encoding, and enlarges alike."""
+    """Return the model; bulk encoding resizes its images, and enlarges them by the same rule."""
     from gen2embed_mteb.embedder.model import Gen2Embed
 
     return Gen2Embed(options.model_name, layout=options.layout, min_side=min_side, **options.arguments())
@@ -242,7 +242,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _mteb(arguments: argparse.Namespace) -> None:
-    """Importing this package has made sure that mteb learns of our models, start-up hook or not."""
+    """Run mteb's command line; importing this package registers our models, even without the start-up hook."""
     from mteb.cli import main as mteb_main
 
     given = sys.argv

@@ -121,7 +121,7 @@ class EvaluationConfig(EncodingConfig, RowLimits):
     )
 
     def __post_init__(self) -> None:
-        """Check every value, so that a run never fails on one hours later.
+        """Check every value, so that a run does not fail hours later.
 
         Raises:
             Gen2EmbedError: A value is out of its range; the message names it and the remedy.
@@ -133,5 +133,5 @@ class EvaluationConfig(EncodingConfig, RowLimits):
 
     @property
     def embedding_dir(self) -> Path:
-        """Where the vectors are kept."""
+        """The folder of the vectors."""
         return Path(self.output_dir) / "embeddings"

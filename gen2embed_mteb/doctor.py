@@ -29,10 +29,10 @@ _OPTIONAL = {
 
 
 def diagnose() -> tuple[bool, str]:
-    """Look at the installation.
+    """Check the installation.
 
     Returns:
-        Whether everything needed is there, and a readable table.
+        Whether all required packages are installed, and a readable table.
     """
     rows: list[list[str]] = [["python", platform.python_version(), ""]]
     healthy = sys.version_info >= (3, 11)

@@ -1,4 +1,4 @@
-"""The errors that a user can mend, by one base class: only these become one line on the terminal.
+"""The errors that a user can fix, with one base class; only these become one line on the terminal.
 
 Every class of ours that reports bad input, a bad setting or an unusable file derives from `Gen2EmbedError`. Any other
 exception, of ours or of a library, is a fault in the program and keeps its traceback.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
+"""The exit status after Ctrl-C, as in shells (128 + SIGINT)."""
 UNUSABLE = 2
 """The exit status for input that cannot be used."""
 
@@ -38,19 +38,19 @@ _PROBE_BYTES = 1 << 20
 
 
 class Gen2EmbedError(ValueError):
-    """Something that the user can mend; the message names the value, the file and the remedy.
+    """An error that the user can fix; the message names the value, the file and the remedy.
 
-    It is a `ValueError`, since that is what Python programs expect of a bad value.
+    It is a `ValueError`, since Python programs expect this error for a bad value.
     """
 
 
 def is_of_the_system(error: BaseException) -> bool:
-    """Say whether an error tells of the machine, not of the file: no descriptor left, no memory, a failing disk.
+    """Return whether an error is caused by the machine, not by a file: no descriptor or memory left, a failing disk.
 
-    Such an error ends the run. It is never reported as a damaged file, since the file may be whole.
+    Such an error ends the run. It is never reported as a damaged file, since the file may be intact.
 
     Args:
-        error: Any exception; the ones it was raised from are looked at, too.
+        error: Any exception; the exceptions that caused it are checked, too.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -64,7 +64,7 @@ def one_line(error: BaseException) -> str:
     r"""Return the message of an error as one line of text that any terminal can print.
 
     Line breaks and control characters become blanks. Lone surrogates, which no encoding can print, become `\udXXX`.
-    The memory address in the `repr` of an object is left out: it differs from run to run.
+    The memory address in the `repr` of an object is removed, since it differs in every run.
 
     Args:
         error: Any exception.
@@ -79,13 +79,14 @@ def _printable(text: str) -> str:
 
 @contextlib.contextmanager
 def full_disk_as_os_error(folder: str | Path) -> Iterator[None]:
-    """Turn what a library raises on a full disk into the `OSError` that it is; safetensors and torch have their own.
+    """Convert the errors that safetensors and torch raise on a full disk to an `OSError`.
 
     Args:
-        folder: Where the library writes; it, or the nearest folder above it that exists, is asked for a megabyte.
+        folder: The folder that the library writes to. To test for space, a megabyte is written there, or in the nearest
+            folder above it that exists.
 
     Raises:
-        OSError: With `ENOSPC`, `EDQUOT` or `EFBIG`, where there is no room. Any other error stays as it is.
+        OSError: The disk is full (`ENOSPC`, `EDQUOT` or `EFBIG`). Any other error stays as it is.
     """
     try:
         yield
@@ -98,9 +99,7 @@ def full_disk_as_os_error(folder: str | Path) -> Iterator[None]:
 
 
 def _full(error: Exception, folder: Path) -> int | None:
-    """Return the number of the error of a full disk; None where the disk has room, and nothing else says that it is
-    full.
-    """
+    """Return the error number if the disk is full, by the message or by a test; otherwise None."""
     said = str(error)
     for number in _NO_SPACE:
         if f"os error {number})" in said or os.strerror(number) in said:
@@ -116,26 +115,26 @@ def _full(error: Exception, folder: Path) -> int | None:
 
 
 def run_command(name: str, run: Callable[[], Any], *, show_tracebacks: bool = False, go_on: str = GO_ON) -> int:
-    """Run a command of the terminal, and turn what the user can mend into one line and an exit status.
+    """Run a command of the terminal, and turn errors that the user can fix into one line and an exit status.
 
-    After Ctrl-C a second one ends the process at once, whatever it is still tidying up.
+    After Ctrl-C, a second Ctrl-C ends the process at once, without any clean-up.
 
     Args:
-        name: The command as it was typed, for the message.
+        name: The command as the user typed it, for the message.
         run: The command; it returns an exit status, or None for 0.
         show_tracebacks: Whether every error keeps its traceback (`--verbose`).
-        go_on: What to do to go on after Ctrl-C, or after a full disk.
+        go_on: How the user can continue after Ctrl-C, or after a full disk.
 
     Returns:
-        What `run` returned; 2 after a `Gen2EmbedError` or an error of the file system, 130 after Ctrl-C.
+        The return value of `run`; 2 after a `Gen2EmbedError` or an error of the file system, 130 after Ctrl-C.
     """
     try:
         return int(run() or 0)
     except KeyboardInterrupt:
         with contextlib.suppress(ValueError):  # in the main thread only
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # Where Ctrl-C fell into a text that a library compiled (every dataclass is one), Python would still kill itself
-        # by SIGINT in the end, whatever status it is asked for; compiling another text takes the note of that away.
+        # If Ctrl-C came while code that a library compiled from text was running (as for every dataclass), Python would
+        # end by SIGINT, whatever exit status is requested; running another compiled text removes this state.
         exec("")  # noqa: S102
         if show_tracebacks:
             raise

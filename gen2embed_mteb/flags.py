@@ -1,12 +1,12 @@
-"""One way from the command line to a dataclass: a field with its help text makes the flag, its check and its help line.
+"""Flags that are defined by fields of dataclasses: one field defines the flag, its check and its help text.
 
-1. `option` states a field: its help text, its default, what values it may have, how its flag is called.
-2. `add_flags` adds the flags of a dataclass to a parser; `from_flags` makes the dataclass of what was parsed.
-3. `check_options` holds an instance to what its fields state; a dataclass calls it in `__post_init__`, so that a value
-   is checked in the same way whether it came from the command line or from Python.
+1. `option` defines a field: its help text, its default, its accepted values, and the name of its flag.
+2. `add_flags` adds the flags of a dataclass to a parser; `from_flags` builds the dataclass from the parsed arguments.
+3. `check_options` checks the values of an instance; a dataclass calls it in `__post_init__`, so that a value is checked
+   in the same way whether it comes from the command line or from Python.
 
-`FlagParser` accepts `--data-dir` for `--data_dir`. transformers' `HfArgumentParser` reads the same fields, which is how
-`gen2embed train` takes them beside all of its training arguments.
+`FlagParser` accepts `--data-dir` for `--data_dir`. transformers' `HfArgumentParser` reads the same fields, so that
+`gen2embed train` can take them together with all training arguments of transformers.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ def option(
     positional: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """State a field of a dataclass.
+    """Define a field of a dataclass.
 
     Args:
         text: The help text.
-        flag: The flag's name without dashes, where it is not the field's; None: the field has no flag.
+        flag: The flag's name without dashes, if it differs from the field's; None if the field has no flag.
         aliases: Other names of the flag, without dashes.
-        choices: The values that it may have; empty: any.
-        least: The least value, of a number.
-        most: The greatest value, of a number.
-        needs: What to pass where the value must not be empty, such as "a folder".
-        opposite: The name of a flag that sets a switch to False again, where one is wanted.
+        choices: The accepted values; empty if any value is accepted.
+        least: The smallest accepted number.
+        most: The largest accepted number.
+        needs: The kind of value to pass, such as "a folder", if the value must not be empty.
+        opposite: The name of a flag that sets a switch to False again, if there is one.
         positional: Whether the value is given without a flag.
-        kwargs: As for `dataclasses.field`: `default`, `default_factory`.
+        kwargs: Arguments of `dataclasses.field`: `default`, `default_factory`.
     """
     stated = {
         "choices": tuple(choices) or None,
@@ -58,7 +58,7 @@ def option(
         "opposite": opposite or None,
         "positional": positional or None,
     }
-    # Only what is stated: `HfArgumentParser` hands all of it to argparse.
+    # Only keys with a value, since `HfArgumentParser` passes all of them to argparse.
     metadata: dict[str, Any] = {"help": text} | {name: value for name, value in stated.items() if value is not None}
     if flag != "":
         metadata["flag"] = flag
@@ -69,16 +69,16 @@ def option(
 
 
 def check_options(config: Any, error: Callable[[str], Exception] = Gen2EmbedError, prefix: str = "") -> None:
-    """Hold every field of a dataclass to what its `option` states.
+    """Check every field of a dataclass against its `option`.
 
     Args:
         config: The instance.
-        error: Makes the exception of a message.
-        prefix: What to put before the name of a field in messages, such as `--`.
+        error: Makes an exception from a message.
+        prefix: The text before the name of a field in messages, such as `--`.
 
     Raises:
-        Gen2EmbedError: A value is not one of its choices, out of its range, not finite or empty; the message names the
-            field, the value and the remedy.
+        Gen2EmbedError: A value is not one of the choices, is out of its range, not finite or empty; the message names
+            the field, the value and the remedy.
     """
     for field in dataclasses.fields(config):
         value, facts = getattr(config, field.name), field.metadata
@@ -99,20 +99,20 @@ def check_options(config: Any, error: Callable[[str], Exception] = Gen2EmbedErro
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Accepts `--data-dir` for `--data_dir`, and refuses abbreviations."""
+    """A parser that accepts `--data-dir` for `--data_dir`, and refuses abbreviations."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Spell flags with underscores before argparse sees them."""
+        """Replace dashes in flags by underscores, then parse as argparse does."""
         given = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args([underscored(word) for word in given], namespace)
 
 
 def underscored(word: str) -> str:
-    """Return a word of a command line with `_` for `-` in the flag's name; its value stays as it is."""
+    """Return a word of a command line with `_` instead of `-` in the flag's name; its value stays as it is."""
     if not word.startswith("--"):
         return word
     flag, equals, value = word.partition("=")
@@ -131,12 +131,12 @@ def add_flags(
     """Add a flag for every field of a dataclass that has one.
 
     Args:
-        parser: Gets the flags.
+        parser: The parser that gets the flags.
         kind: The dataclass.
-        defaults: Other defaults than the fields', by the name of the field; a field named here need not be given.
-        skip: Names of fields that get no flag.
-        valued_switches: Whether a switch takes a value too (`--dora false`), as transformers' do.
-        prefix: What the name of every flag begins with.
+        defaults: Defaults that replace those of the fields, by name; a field named here is not required.
+        skip: The names of fields that get no flag.
+        valued_switches: Whether a switch may also take a value (`--dora false`), as in transformers.
+        prefix: The beginning of the name of every flag.
     """
     defaults = defaults or {}
     hints = get_type_hints(kind)
@@ -153,15 +153,15 @@ def add_flags(
 
 
 def from_flags(kind: Any, parsed: argparse.Namespace, **more: Any) -> Any:
-    """Make a dataclass of what was parsed.
+    """Build a dataclass from parsed arguments.
 
     Args:
         kind: The dataclass.
-        parsed: Of a parser that `add_flags` added the flags of `kind` to.
-        more: Values of fields that are given otherwise; they win.
+        parsed: The arguments from a parser to which `add_flags` added the flags of `kind`.
+        more: Other values of fields; they take precedence.
 
     Returns:
-        An instance; its own checks run.
+        An instance, after its own checks.
     """
     values = dict(more)
     for field in dataclasses.fields(kind):
@@ -217,7 +217,7 @@ def _add_flag(
 
 
 def _default(field: dataclasses.Field[Any], defaults: Mapping[str, Any]) -> tuple[Any, bool]:
-    """Return a flag's default, and whether it must be given."""
+    """Return a flag's default, and whether the flag is required."""
     if field.name in defaults:
         return defaults[field.name], False
     if field.default is not dataclasses.MISSING:
@@ -228,14 +228,14 @@ def _default(field: dataclasses.Field[Any], defaults: Mapping[str, Any]) -> tupl
 
 
 def _ending(facts: Mapping[str, Any], default: Any) -> str:
-    """Return what follows a help text: the choices, and the default where the text does not state one."""
+    """Return the end of a help text: the choices, and the default if the text does not state one."""
     ending = f": {', '.join(filter(None, facts['choices']))}" if facts.get("choices") else ""
     stated = "default:" in facts["help"] or (not default and default != 0) or default is False
     return ending if stated else f"{ending} (default: {default})"
 
 
 def _type_of(hint: Any) -> tuple[Any, int | str]:
-    """Return what makes a value of a word, and how many words there are: 0 for one, "+" or a number."""
+    """Return the function that converts a word to a value, and the number of words: 0 for one, "+" or a number."""
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) in (tuple, list):

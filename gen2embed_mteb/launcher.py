@@ -1,7 +1,7 @@
-"""A process of `torchrun` ends when its launcher is gone; otherwise it would keep its GPU, and write on.
+"""Ending a process of `torchrun` when its launcher has ended; otherwise it would keep its GPU and continue to write.
 
-`torchrun` stops its processes when it is asked to end. Killed outright, by a memory limit or a job manager, it
-cannot: they are left to themselves.
+`torchrun` stops its processes when it is asked to end. If it is killed, by a memory limit or a job manager, it cannot
+stop them, and they would continue.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import time
 from collections.abc import Mapping
 
 ORPHANED = 143
-"""The exit status of a process whose launcher is gone: as if the launcher had ended it (128 + SIGTERM)."""
+"""The exit status of a process whose launcher has ended, as if the launcher had stopped it (128 + SIGTERM)."""
 INTERVAL = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 def end_with_launcher(environment: Mapping[str, str] | None = None) -> bool:
-    """End this process soon after its launcher is gone, where `torchrun` started it; elsewhere do nothing.
+    """End this process soon after its launcher has ended, if `torchrun` started it; otherwise do nothing.
 
-    A process that a shell started stays: `nohup` and a job's script outlive their shells on purpose.
+    A process that a shell started continues: `nohup` and the script of a job outlive their shells on purpose.
 
     Args:
-        environment: By default `os.environ`; `torchrun` and `accelerate launch` set TORCHELASTIC_RUN_ID.
+        environment: The environment variables, by default `os.environ`; `torchrun` and `accelerate launch` set
+            TORCHELASTIC_RUN_ID.
 
     Returns:
         Whether the launcher is watched.
@@ -41,5 +42,5 @@ def _watch(launcher: int) -> None:
     try:
         sys.stderr.write(f"gen2embed: the launcher (process {launcher}) is gone; this process ends\n")
         sys.stderr.flush()
-    finally:  # also where the terminal is gone
+    finally:  # even if the terminal was closed
         os._exit(ORPHANED)

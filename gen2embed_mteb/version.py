@@ -1,3 +1,3 @@
-"""The version, which files on disk state too."""
+"""The version, which is also recorded in files on disk."""
 
 __version__ = "0.1.0"

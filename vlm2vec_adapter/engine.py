@@ -1,9 +1,9 @@
-"""`Gen2Embed` as VLM2Vec's scripts call a model: batches are prepared in their workers, vectors made in their process.
+"""`Gen2Embed` with the methods that VLM2Vec's scripts call on a model.
 
-What a batch of the loader holds is theirs to say (`--per_device_eval_batch_size`); what one call of the model holds is
-ours: each batch is sorted by length, prompt and images included, and cut by `batch_tokens`. Candidates are prepared as
-candidates, queries as queries, whatever the loader's side is called. Vectors are float32 unit rows, made outside of the
-autocast that VLM2Vec puts around some of its calls.
+VLM2Vec's worker processes prepare batches, and its main process computes vectors. VLM2Vec decides the size of a batch
+of its loader (`--per_device_eval_batch_size`). For the model, each batch is sorted by length, prompt and images
+included, and divided by `batch_tokens`. Candidates are prepared as candidates and queries as queries, whatever the
+loader calls the side. Vectors are float32 unit rows, computed outside of the autocast that VLM2Vec uses in some calls.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from gen2embed_mteb.mmeb.row_text import drop_unmatched_markers
 from gen2embed_mteb.names import Side
 
 KEY = "gen2embed"
-"""Under which a batch travels through VLM2Vec's loops, in a dictionary that they take for inputs of a model."""
+"""The key of a batch in the dictionary that VLM2Vec's loops pass as the inputs of a model."""
 
 NUM_HEADER_THREADS = 8
 MAX_SHOWN = 5
 
 
 class Sample(NamedTuple):
-    """One input of VLM2Vec's: its text, markers of images it has not dropped, and its image.
+    """One input of VLM2Vec: its text, without markers of images that it lacks, and its image.
 
-    The image is a path below the image folder, or the encoded image itself; `None` if there is none.
+    The image is a path relative to the image folder, or the bytes of an image file; `None` if there is none.
     """
 
     text: str
@@ -49,10 +49,10 @@ class Sample(NamedTuple):
 
     @classmethod
     def of(cls, text: str, image: str | bytes | None) -> Sample:
-        """Return a sample of MMEB's form: an empty path is no image, and a marker without an image is no marker.
+        """Return a sample in MMEB's form: an empty path means no image, and a marker without an image is removed.
 
         Raises:
-            TypeError: The text is no string, or the image neither a path nor the bytes of a file.
+            TypeError: The text is not a string, or the image is neither a path nor the bytes of a file.
         """
         if image is not None and not isinstance(image, (str, bytes)):
             raise TypeError(f"an image must be a path or the bytes of a file, got {described(image)}")
@@ -60,14 +60,14 @@ class Sample(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One call of the model: which rows of the batch it is for, and what it is given."""
+    """One call of the model: the numbers of its rows in the batch, and its prepared inputs."""
 
     rows: list[int]
     prepared: Prepared
 
 
 class Batch(NamedTuple):
-    """What a worker hands over: the parts that this process is to encode, of a batch of `num_rows`."""
+    """A batch of `num_rows` rows from a worker, with the parts that this process must encode."""
 
     side: Side
     num_rows: int
@@ -75,13 +75,14 @@ class Batch(NamedTuple):
 
 
 class Engine(nn.Module):
-    """A `Gen2Embed` model behind the few methods that VLM2Vec's scripts call.
+    """A `Gen2Embed` model with the few methods that VLM2Vec's scripts call.
 
     Args:
         model: The model.
-        batch_tokens: Tokens a call of the model, padding included; `None`: what suits its device.
-        image_options: The size to which images are brought.
-        share: Which rows of every batch are this process's; the others' vectors are gathered.
+        batch_tokens: The most tokens per call of the model, padding included; `None` stands for a number that suits its
+            device.
+        image_options: How images are resized.
+        share: The rows of every batch that belong to this process; the vectors of others are gathered.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Engine(nn.Module):
         image_options: ImageOptions,
         share: Share | None = None,
     ) -> None:
-        """Keep the parts; the prompt's shared beginning is run once the model is where it stays."""
+        """Keep the arguments; `to` runs the prompt's shared prefix once the model is on its final device."""
         super().__init__()
         self.model = model
         self._batch_tokens = batch_tokens
@@ -101,9 +102,9 @@ class Engine(nn.Module):
         self._encoder = PrefixEncoder(model)
 
     def to(self, device: Any = None, *args: Any, **kwargs: Any) -> Engine:
-        """Move the model; a type that VLM2Vec asks for is not taken: `--gen2embed_dtype` says it.
+        """Move the model to a device; a type that VLM2Vec asks for is ignored, as `--gen2embed_dtype` sets the type.
 
-        The prompt's shared beginning is run here, since workers, which need its length, must not touch the device.
+        The prompt's shared prefix is run here, since workers need its length but must not use the device.
         """
         if device is not None:
             self.model.to(device)
@@ -117,12 +118,12 @@ class Engine(nn.Module):
         """Return the order by length in tokens, longest first, so that a lack of memory shows at once.
 
         Args:
-            side: Of all samples.
+            side: The side of all samples.
             samples: n inputs.
-            images: Where their images lie.
+            images: The source of their images.
 
         Returns:
-            A permutation of `range(n)`; a pure function of the samples' content, whatever order they come in.
+            A permutation of `range(n)`; the resulting order depends only on the samples' content.
 
         Raises:
             ImageError: Images cannot be used; the message names the first ones, before anything was encoded.
@@ -141,16 +142,16 @@ class Engine(nn.Module):
         """Open, render and tokenize this process's rows of a batch; runs in VLM2Vec's workers.
 
         Args:
-            side: Of all samples.
+            side: The side of all samples.
             samples: The batch.
-            images: Where its images lie.
+            images: The source of its images.
 
         Raises:
             ImageError: An image cannot be opened.
             ValueError: An input cannot be made to fit into `--max_len`.
         """
         own = list(range(self._share.rank, len(samples), self._share.world_size))
-        # From their headers: images are opened part by part, as a batch of large ones would not fit into memory.
+        # Sizes come from headers: images are opened part by part, as a whole batch of large ones may not fit in memory.
         found = [self._sizes(samples[row], images) for row in own]
         sizes = []
         for row_sizes in found:
@@ -168,11 +169,11 @@ class Engine(nn.Module):
         return Batch(side, len(samples), parts)
 
     def forward(self, qry: dict[str, Any] | None = None, tgt: dict[str, Any] | None = None) -> dict[str, Any]:
-        """VLM2Vec's call: one side's batch.
+        """Encode the batch of one side; VLM2Vec calls this.
 
         Args:
-            qry: The batch of queries, as `prepare` made it, under `KEY`.
-            tgt: The batch of candidates, likewise.
+            qry: A dictionary with the batch of queries from `prepare` under `KEY`.
+            tgt: The same for candidates.
 
         Returns:
             `qry_reps` and `tgt_reps`, each (n, d) float32 unit rows on the CPU, or `None`.
@@ -183,7 +184,7 @@ class Engine(nn.Module):
         }
 
     def _encode(self, batch: Batch) -> torch.Tensor:
-        # A script's autocast would take float32 weights to bfloat16, and in v1 those of queries only.
+        # A script's autocast would convert float32 weights to bfloat16, and in v1 only for queries.
         with torch.autocast(self.model.device.type, enabled=False):
             made = [(part.rows, self._vectors(batch.side, part)) for part in batch.parts]
         if self._share.world_size > 1:
@@ -215,7 +216,7 @@ class Engine(nn.Module):
         return open_input(_given(images, sample.image), sample.text, [sample.image], self._image_options)
 
     def _sizes(self, sample: Sample, images: ImageSource | None) -> _Sizes | ImageError:
-        """Return the sizes in which a sample's images reach the processor, from their headers."""
+        """Return the sizes of a sample's images when they reach the processor, computed from their headers."""
         if sample.image is None:
             return _Sizes([], 0)
         name = sample.image if isinstance(sample.image, str) else "<bytes>"
@@ -231,7 +232,7 @@ class Engine(nn.Module):
 
 
 class _Sizes(NamedTuple):
-    """The sizes in which a sample's images reach the processor, and the pixels that they take on the way."""
+    """The sizes of a sample's images when they reach the processor, and the pixels that they take in memory."""
 
     final: list[Size]
     num_pixels: int

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def generation_of(script: Path) -> ModuleType:
-    """Return the module that knows a script's generation, `v1` or `v2`.
+    """Return the module for a script's generation, `v1` or `v2`.
 
     Args:
         script: VLM2Vec's `eval.py`, in its checkout.
@@ -42,7 +42,7 @@ def generation_of(script: Path) -> ModuleType:
 
 
 def prepare(script: Path, arguments: Sequence[str]) -> None:
-    """Put this backbone among VLM2Vec's own, in this process, and the command line where a script finds it.
+    """Add this backbone to VLM2Vec's own in this process, and set `sys.argv` for the script.
 
     Args:
         script: VLM2Vec's `eval.py`.
@@ -50,7 +50,7 @@ def prepare(script: Path, arguments: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: There is no such script.
-        ValueError: Options that cannot be used.
+        ValueError: An option cannot be used.
     """
     generation = generation_of(script)
     options, rest = take_options(arguments, os.environ)
@@ -73,21 +73,21 @@ def run(script: Path) -> None:
     """Run a script of VLM2Vec, after `prepare`, as if by `python SCRIPT`.
 
     Raises:
-        OutputMismatchError: The output folder was made by another configuration.
+        OutputMismatchError: Another configuration wrote the output folder.
         ImageError: Images cannot be used.
     """
     runpy.run_path(str(script), run_name="__main__")
 
 
 def _prepare_processes() -> None:
-    """Worker are forked: they find the replaced methods and the model's processor as they are, without a copy."""
+    """Let data loaders fork their workers, which then share the replaced methods and the processor without a copy."""
     if sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) is None:
         multiprocessing.set_start_method("fork")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
 
 
 def _log_to_stderr() -> None:
-    """Our few lines are shown whatever VLM2Vec sets up, by the first process only."""
+    """Show our log messages whatever logging VLM2Vec sets up; only the first process shows all of them."""
     log = logging.getLogger(__package__)
     log.propagate = False
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)

@@ -1,9 +1,9 @@
-"""MMEB-mini on disk in the form that VLM2Vec reads: a trial of either generation without a download.
+"""MMEB-mini on disk in the form that VLM2Vec reads, to try either generation without a download.
 
 | in the folder                 |                                                                      |
 |-------------------------------|----------------------------------------------------------------------|
 | `MMEB-eval`                   | v1: `--dataset_name MMEB-eval --image_dir images`                    |
-| `ziyjiang/MMEB_Test_Instruct` | V2: the name that its code has, which a folder in the way answers to |
+| `ziyjiang/MMEB_Test_Instruct` | V2: its code has this hub id, and a folder of that name is used first |
 | `image.yaml`                  | V2: `--dataset_config image.yaml --data_basedir .`                   |
 | `images`                      | the images of both                                                   |
 
@@ -39,13 +39,13 @@ TABLES = (EVAL_TABLES, EVAL_TABLES_V2)
 
 
 def write(folder: Path) -> None:
-    """Draw MMEB-mini into a folder, unless it is there, and put beside it what VLM2Vec's loaders ask for.
+    """Draw MMEB-mini into a folder, unless it exists, and write the files that VLM2Vec's loaders need.
 
     Args:
-        folder: Made if missing.
+        folder: The folder; it is created if missing.
 
     Raises:
-        ForeignFileError: It holds files that we did not write, where ours would go; nothing was changed.
+        ForeignFileError: It holds files with the names of ours that we did not write; nothing was changed.
     """
     root, content = folder.expanduser(), _content(MMEB_MINI.datasets)
     new = [name for name, data in content.items() if not (root / name).is_file() or (root / name).read_bytes() != data]
@@ -55,14 +55,14 @@ def write(folder: Path) -> None:
 
 
 def write_settings(root: Path, datasets: Sequence[DatasetInfo]) -> None:
-    """Put beside tables and images what VLM2Vec's loaders ask for.
+    """Write, beside tables and images, the files that VLM2Vec's loaders need.
 
     Args:
-        root: Holds V1 tables in `MMEB-eval`, V2 tables in `MMEB-eval-V2`, and `images`.
-        datasets: The tables' datasets.
+        root: The folder with V1 tables in `MMEB-eval`, V2 tables in `MMEB-eval-V2`, and `images`.
+        datasets: The datasets of the tables.
 
     Raises:
-        ForeignFileError: A file that we did not write is in the way.
+        ForeignFileError: A file with the name of ours was not written by us.
     """
     folder = OwnedFolder(root, WRITER)
     for name, data in _content(datasets).items():
@@ -82,7 +82,7 @@ def _content(datasets: Sequence[DatasetInfo]) -> dict[str, bytes]:
 
 
 def _require_link(root: Path) -> None:
-    """Refuse something else in the place of the link."""
+    """Check that the link is ours, or that nothing is at its path."""
     link = root / V2_NAME
     if os.path.lexists(link) and (not link.is_symlink() or link.resolve() != (root / TABLES[1]).resolve()):
         raise ForeignFileError.of(link, f"is no link to {TABLES[1]}")

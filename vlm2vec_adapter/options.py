@@ -1,4 +1,4 @@
-"""Our own options beside VLM2Vec's: `--gen2embed_*` flags or environment variables, taken out before VLM2Vec parses."""
+"""Our own options: `--gen2embed_*` flags or environment variables, which are read and removed before VLM2Vec parses."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vlm2vec_adapter import BACKBONE
 PREFIX = "gen2embed_"
 
 RELEASED = re.compile(r"SaHa-Qwen2-VL-\d+B-Instruct")
-"""How the checkpoints released with the paper are called, on the hub, in its cache and in most copies of it."""
+"""The names of the checkpoints released with the paper, on the hub, in its cache and in most copies."""
 
 
 class UsageError(Gen2EmbedError):
-    """A command line that cannot be used; the message names the flag and the remedy."""
+    """The error for a command line that cannot be used; the message names the flag and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ImageOptions):
-    """What decides the vectors beyond VLM2Vec's own flags; each is `--gen2embed_NAME` or the variable `GEN2EMBED_NAME`.
+    """Settings of vectors besides VLM2Vec's own flags; each is `--gen2embed_NAME` or the variable `GEN2EMBED_NAME`.
 
     Raises:
         UsageError: A value is unknown or out of its range; the message names it and the remedy.
@@ -50,7 +50,7 @@ class Options(ImageOptions):
     revision: str | None = option("revision of the model on the hub", default=None)
 
     def __post_init__(self) -> None:
-        """Check every value, so that a run does not fail on one after the model was loaded."""
+        """Check every value, so that a run does not fail after the model was loaded."""
         from gen2embed_mteb.embedder.prompts import strategy
 
         if self.prompt_mode is not None:
@@ -58,7 +58,7 @@ class Options(ImageOptions):
         check_options(self, UsageError, f"--{PREFIX}")
 
     def layout_for(self, *sources: str | None) -> str:
-        """Return the image layout for a model: as asked, or by its name.
+        """Return the image layout for a model: the requested one, or else the one that its name implies.
 
         Args:
             sources: Hub ids or paths of the model and its adapter.
@@ -76,13 +76,13 @@ def take_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
 
     Args:
         arguments: The words after the script's path; `--flag value`, `--flag=value`, and `-` for `_` in our flags.
-        environment: Where `GEN2EMBED_PROMPT_MODE` and the like are looked up; a flag wins.
+        environment: The environment, with variables such as `GEN2EMBED_PROMPT_MODE`; a flag takes precedence.
 
     Returns:
-        Our options, and the words that are left, in order.
+        Our options, and the remaining words in order.
 
     Raises:
-        UsageError: A flag of ours that does not exist, lacks its value, or has one that is not usable.
+        UsageError: A flag of ours does not exist, lacks its value, or has a value that cannot be used.
     """
     known = {option.name: option for option in fields(Options)}
     given = {name: environment[key] for name in known if environment.get(key := f"GEN2EMBED_{name.upper()}")}
@@ -121,9 +121,7 @@ def _parsed(name: str, text: str) -> str | int | bool:
 
 
 def wants_us(arguments: Sequence[str]) -> bool:
-    """Return whether a command line of VLM2Vec's asks for this backbone, as `--model_backbone gen2embed` or with
-    `=`.
-    """
+    """Return whether a command line of VLM2Vec asks for this backbone, as `--model_backbone gen2embed` or with `=`."""
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag.replace("-", "_") == "__model_backbone" and (value if equals else following) == BACKBONE:
@@ -132,5 +130,5 @@ def wants_us(arguments: Sequence[str]) -> bool:
 
 
 def usage() -> str:
-    """Return our options with their help, one a line."""
+    """Return our options with their help, one per line."""
     return "\n".join(f"  --{PREFIX + option.name:<24} {option.metadata['help']}" for option in fields(Options))

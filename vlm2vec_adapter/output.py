@@ -1,14 +1,16 @@
-"""The output folder and what it was made with: a folder of another configuration is refused, never silently reused.
+"""The output folder and a record of its configuration: a folder of another configuration is refused, never reused.
 
-VLM2Vec takes a file of vectors that is there for one that is right, and unpickles it. So `gen2embed.json` in the folder
-says what its vectors were made with and the SHA-256 of every file of them; every later run is compared with it before
-anything is read.
+VLM2Vec assumes that an existing file of vectors is right, and unpickles it. So `gen2embed.json` in the folder records
+the settings of its vectors and the SHA-256 of every such file; every later run is compared with this record before any
+file is read.
 
-1. The record itself is proved by the folder's ledger (`storage.owned_folder`): a copied or edited one proves nothing.
-2. The record names the files of a run before VLM2Vec writes the first of them. A file of a dataset of the run that the
-   record does not name is another's, and the folder is refused.
-3. A file that the record names, of another digest, is half written or was changed. It is renamed, never deleted, and
-   its dataset is encoded again.
+1. The folder's ledger (`storage.owned_folder`) proves that we wrote the record; a copied or edited record is not valid.
+2. The record names the files of a run before VLM2Vec writes the first of them. A file of one of the run's datasets that
+   the record does not name is foreign, and the folder is refused.
+3. A file that the record names, but with another digest, is incomplete or was changed. It is renamed, never deleted,
+   and its dataset is encoded again.
+
+Cost: files of vectors are read once for their digest.
 """
 
 from __future__ import annotations
@@ -36,15 +38,15 @@ WRITER = "vlm2vec"
 RUN_LOCK = ".gen2embed-run.lock"
 SCORE, INFO = "_score.json", "_info.jsonl"
 PRODUCTS = (*VECTORS, SCORE, INFO, "_pred.txt", "_pred.jsonl")
-"""What VLM2Vec writes for a dataset, behind its name."""
+"""The ends of the names of files that VLM2Vec writes for a dataset."""
 SOURCES = ("model", "adapter")
-"""Settings that say where the weights came from."""
+"""The settings that name the source of the weights."""
 
 _REMEDY = "name another --encode_output_path, or move the files away"
 
 
 class OutputMismatchError(Gen2EmbedError):
-    """The output folder holds what another configuration made."""
+    """The error for an output folder that another configuration wrote."""
 
 
 def check(folder: Path, settings: Mapping[str, Any], datasets: Mapping[str, Mapping[str, Any]]) -> None:
@@ -52,12 +54,12 @@ def check(folder: Path, settings: Mapping[str, Any], datasets: Mapping[str, Mapp
 
     Args:
         folder: `--encode_output_path`.
-        settings: What decides the vectors, by name.
-        datasets: What decides the rows, by dataset; only those that the folder knows are compared.
+        settings: The settings that decide the vectors, by name.
+        datasets: The settings that decide the rows, by dataset; only datasets in the record are compared.
 
     Raises:
-        OutputMismatchError: The folder was made by something else, or holds files of others where VLM2Vec would read
-            or write; names what differs, and the remedy.
+        OutputMismatchError: Another configuration wrote the folder, or it holds foreign files that VLM2Vec would read
+            or replace; the message names the differences and the remedy.
     """
     found = read_record(folder)
     if found is None:
@@ -68,7 +70,7 @@ def check(folder: Path, settings: Mapping[str, Any], datasets: Mapping[str, Mapp
             f"about the vectors there; {_REMEDY}"
         )
     made_with, known, files = (({} if found is None else found[part]) for part in ("settings", "datasets", "files"))
-    # Paths of one model differ; its fingerprint does not. They are told where that differs.
+    # Copies of one model have different paths but the same fingerprint. Paths are reported only if the latter differs.
     differing = _differences(made_with, {name: value for name, value in settings.items() if name not in SOURCES})
     if any(item.startswith("fingerprint") for item in differing):
         differing = _differences(made_with, {name: settings[name] for name in SOURCES if name in settings}) + differing
@@ -102,13 +104,13 @@ def claim(
     datasets: Mapping[str, Mapping[str, Any]],
     model: Mapping[str, Any],
 ) -> None:
-    """Write what a folder's vectors are made with, after `check`; datasets that are there already stay.
+    """Write the record of a folder, after `check`; datasets that are in it already stay.
 
     Args:
-        folder: `--encode_output_path`; made if missing.
+        folder: `--encode_output_path`; it is created if missing.
         settings: As for `check`.
         datasets: As for `check`.
-        model: Facts of the model, for the report.
+        model: Facts about the model, for the report.
 
     Raises:
         OutputMismatchError: As `check`.
@@ -126,19 +128,19 @@ def claim(
 
 
 def note(folder: Path, name: str, entry: FileEntry) -> None:
-    """Keep the digest of a file of vectors in the record.
+    """Write the digest of a file of vectors to the record.
 
     Args:
         folder: `--encode_output_path`, after `claim`.
         name: The file's name.
-        entry: What is noted of it.
+        entry: Its entry in the record.
     """
     record = read_record(folder) or {}
     _write(folder, {**record, "files": {**record.get("files", {}), name: entry}})
 
 
 def noted(folder: Path, name: str) -> FileEntry | None:
-    """Return what the record says of a file of vectors; `None` where it says nothing, or proves nothing."""
+    """Return the entry of a file of vectors in the record; `None` if there is none, or the record is not valid."""
     record = read_record(folder)
     if record is None or not OwnedFolder(folder, WRITER).owns(RECORD):
         return None
@@ -147,7 +149,7 @@ def noted(folder: Path, name: str) -> FileEntry | None:
 
 
 def is_whole(folder: Path, name: str) -> bool:
-    """Say whether a file of vectors is there, of the digest that the record has of it."""
+    """Return whether a file of vectors exists and has the digest in the record."""
     path, entry = folder / name, noted(folder, name)
     return (
         entry is not None
@@ -159,9 +161,9 @@ def is_whole(folder: Path, name: str) -> bool:
 
 
 def set_aside_unfinished(folder: Path, datasets: Iterable[str]) -> None:
-    """Rename files that a killed run left half written: VLM2Vec would take them for whole ones.
+    """Rename files that a killed run left incomplete, since VLM2Vec would use them as complete files.
 
-    A score of such a dataset is renamed with them: V2 takes a score that is there for the dataset's.
+    The score of such a dataset is renamed too, since V2 would report an existing score.
 
     Args:
         folder: `--encode_output_path`, after `check`.
@@ -184,21 +186,21 @@ def set_aside_unfinished(folder: Path, datasets: Iterable[str]) -> None:
 
 
 def _has_every_row(folder: Path, name: str) -> bool:
-    """Return whether V2's facts of the queries, a line each, are as many as their vectors."""
+    """Return whether V2's file of facts about the queries has as many lines as there are query vectors."""
     entry = noted(folder, f"{name}{VECTORS[0]}")
     data = (folder / f"{name}{INFO}").read_bytes()
     return entry is not None and data.count(b"\n") == entry["rows"] and (data.endswith(b"\n") or not data)
 
 
 def mirror(folder: Path, other: Path) -> dict[str, FileEntry]:
-    """Let another folder show the finished datasets of this one: those that v1 does not encode again.
+    """Make the finished datasets of this folder visible in another one, so that v1 does not encode them again.
 
     Args:
         folder: `--encode_output_path`; may be missing.
-        other: An empty folder, for a process whose files nobody reads.
+        other: An empty folder, for a process whose files are not used.
 
     Returns:
-        What is noted of the files that are shown, by name.
+        The entries of the visible files in the record, by name.
     """
     shown: dict[str, FileEntry] = {}
     for query in sorted(folder.glob(f"*{VECTORS[0]}")):
@@ -213,16 +215,16 @@ def mirror(folder: Path, other: Path) -> dict[str, FileEntry]:
 
 
 def lock(folder: Path) -> FileLock:
-    """Keep a second run out of a folder while this one writes there: it would rename files that are half written.
+    """Lock a folder while this run writes to it: a second run would rename files that are incomplete.
 
     Args:
-        folder: `--encode_output_path`; made if missing.
+        folder: `--encode_output_path`; it is created if missing.
 
     Returns:
-        The lock; it is held until it is dropped, at the latest until the process ends.
+        The lock; it is held until the object is deleted or the process ends.
 
     Raises:
-        OutputMismatchError: Another run has it.
+        OutputMismatchError: Another run holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     held = FileLock(folder / RUN_LOCK, timeout=0)
@@ -236,10 +238,10 @@ def lock(folder: Path) -> FileLock:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Read what a folder's vectors were made with.
+    """Read the record of a folder.
 
     Returns:
-        The record, its parts checked by type; `None` where there is none.
+        The record, after checking the types of its parts; `None` if there is none.
 
     Raises:
         OutputMismatchError: The record cannot be read.

@@ -1,8 +1,8 @@
-"""The report on finished runs: the leaderboard's file, and tables with the paper's figures beside.
+"""The report on finished runs: the leaderboard's file, and tables with the paper's figures.
 
-VLM2Vec writes one `{S}_score.json` a dataset: v1 the accuracy alone, V2 hits, nDCG and more at 1, 5 and 10. The
-leaderboard wants V2's form; of v1 it gets what is known, the figures at 1, which are all the accuracy where a row has
-one relevant candidate.
+VLM2Vec writes one `{S}_score.json` per dataset: v1 writes only the accuracy, V2 hits, nDCG and more at 1, 5 and 10. The
+leaderboard requires V2's form. For v1 it gets only the figures at 1, which all equal the accuracy if each row has one
+relevant candidate.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from vlm2vec_adapter.datasets import known_datasets
 from vlm2vec_adapter.output import WRITER, read_record
 
 OTHER_MODALITIES = {"video": "hit@1", "visdoc": "ndcg_linear@5"}
-"""V2's modalities beside images, with the figure that its leaderboard averages."""
+"""V2's other modalities besides images, with the figure that its leaderboard averages."""
 
 MODALITIES = ("image", *OTHER_MODALITIES)
-"""V2's shell scripts give each a folder of its own; a folder without them is of images."""
+"""All modalities. V2's shell scripts give each its own folder; a folder without such subfolders holds images."""
 
 SUFFIX = "_score.json"
 ENTRY, PAGE = "leaderboard.json", "report.md"
@@ -37,13 +37,13 @@ ENTRY, PAGE = "leaderboard.json", "report.md"
 
 @dataclass(frozen=True)
 class Run:
-    """What one output folder holds.
+    """The content of one output folder.
 
     Attributes:
         folder: The folder.
         generation: "v1" or "v2".
-        metrics: In V2's form, by modality and dataset.
-        record: What `output.read_record` found, or nothing.
+        metrics: The figures in V2's form, by modality and dataset.
+        record: The record that `output.read_record` found; empty if there is none.
     """
 
     folder: Path
@@ -53,13 +53,13 @@ class Run:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What the vectors were made with."""
+        """The settings with which the vectors were made."""
         settings: Mapping[str, Any] = self.record.get("settings", {})
         return settings
 
     @property
     def label(self) -> str:
-        """The run in a table."""
+        """The name of the run in tables."""
         name = self.settings.get("adapter") or self.settings.get("model") or self.folder.name
         return f"{self.generation}: {Path(str(name)).name}"
 
@@ -76,7 +76,7 @@ def read_run(folder: Path) -> Run:
         folder: `--encode_output_path`, or the folder above `image`, `video` and `visdoc`.
 
     Raises:
-        ValueError: There are no scores, a file is not one of VLM2Vec's, or the files are of two runs.
+        ValueError: There are no scores, a file was not written by VLM2Vec, or the files belong to two runs.
     """
     found = {name: folder / name for name in MODALITIES if any((folder / name).glob(f"*{SUFFIX}"))}
     found = found or {"image": folder}
@@ -95,14 +95,14 @@ def read_run(folder: Path) -> Run:
 
 
 def leaderboard_json(run: Run, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the entry that the MMEB leaderboard takes.
+    """Return the entry for the MMEB leaderboard.
 
     Args:
         run: The run.
-        metadata: What the run itself does not know, by the leaderboard's names.
+        metadata: Facts that the run does not contain, by the leaderboard's names.
 
     Raises:
-        ValueError: A name that the leaderboard does not have.
+        ValueError: The leaderboard does not have such a name.
     """
     unknown = sorted(set(metadata) - set(LEADERBOARD_METADATA))
     if unknown:
@@ -113,13 +113,13 @@ def leaderboard_json(run: Run, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
-    """Every dataset of MMEB, the averages beside the paper's, then V2's other modalities.
+    """Return tables of the datasets of MMEB, of the averages and the paper's, and of V2's other modalities.
 
     Args:
-        runs: Of either generation; columns of the tables of datasets, rows of the averages.
+        runs: Runs of either generation; each is a column in the tables of datasets, and a row in that of averages.
 
     Returns:
-        As many tables as there is something for, figures in percent.
+        The tables that are not empty, with figures in percent.
     """
     labels = [run.label for run in runs]
     known = known_datasets()
@@ -147,17 +147,17 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
     """Write `leaderboard.json` into every folder, `report.md` into the first.
 
     Args:
-        folders: Of finished runs, of either generation.
-        metadata: For the leaderboard.
+        folders: The folders of finished runs, of either generation.
+        metadata: Facts for the leaderboard.
 
     Returns:
         The tables for a terminal.
 
     Raises:
-        ForeignFileError: A file of that name is there that `report` did not write, or that was changed since.
-        ValueError: A folder without scores, or unknown metadata.
+        ForeignFileError: A file of that name was not written by `report`, or was changed since.
+        ValueError: A folder has no scores, or the metadata has an unknown name.
     """
-    # A folder of `gen2embed evaluate` has an entry of the same form already, of its last run alone.
+    # A folder of `gen2embed evaluate` already has an entry of the same form, but only for its last run.
     owned = [OwnedFolder(folder, EVALUATE if require_one_run(folder) else WRITER) for folder in folders]
     page_folder = OwnedFolder(folders[0], WRITER)
     for folder in owned:
@@ -178,7 +178,7 @@ def write(folders: Sequence[Path], metadata: Mapping[str, str]) -> str:
 
 
 def _notes(run: Run) -> list[str]:
-    """Return what a reader of the averages has to know."""
+    """Return notes that a reader of the averages needs."""
     notes = []
     limit = require_one_run(run.folder).get("settings", {}).get("limit")
     if limit is not None:

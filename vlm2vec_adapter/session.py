@@ -1,7 +1,8 @@
-"""One run of a VLM2Vec script: what it was asked for, the model, and the replacements that both generations share.
+"""One run of a VLM2Vec script: its arguments, the model, and the replacements that both generations share.
 
 Both scripts parse the command line, load a configuration and a processor by the model's name, call `MMEBModel.load`,
-then loop over datasets. The first is listened to; the next three are answered for this backbone; the loop is theirs.
+then loop over datasets. `Session` wraps the argument parser, to read the parsed arguments, and replaces the three
+loaders for this backbone. The loop over datasets stays VLM2Vec's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vlm2vec_adapter.vector_files import FileEntry, VectorFiles
 logger = logging.getLogger(__name__)
 
 IGNORED = {"image_resolution": "--gen2embed_resize", "resize_min_pixels": "", "resize_max_pixels": ""}
-"""VLM2Vec's flags for how its own processors resize, and ours in their place."""
+"""VLM2Vec's flags for resizing by its own processors, and our flag that replaces each."""
 
 
 class Session:
@@ -36,8 +37,8 @@ class Session:
     Args:
         options: Our options.
         generation: "v1" or "v2".
-        share: Which rows of every batch are this process's. V2 shares the rows itself.
-        describe_datasets: What decides the rows of each dataset, from VLM2Vec's `DataArguments`.
+        share: The rows of every batch that belong to this process. V2 shares the rows itself.
+        describe_datasets: Returns the settings that decide the rows of each dataset, from VLM2Vec's `DataArguments`.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Session:
         share: Share,
         describe_datasets: Callable[[Any], Mapping[str, Mapping[str, Any]]],
     ) -> None:
-        """Keep the parts; the rest is known once VLM2Vec has parsed its command line."""
+        """Keep the arguments; the rest is known once VLM2Vec has parsed its command line."""
         self.options = options
         self.generation = generation
         self.share = share
@@ -63,7 +64,7 @@ class Session:
 
     @property
     def engine(self) -> Engine:
-        """The model; there once the script has called `MMEBModel.load`."""
+        """The model; it exists once the script has called `MMEBModel.load`."""
         if self._engine is None:
             raise RuntimeError("VLM2Vec asked for a batch before it called MMEBModel.load")
         return self._engine
@@ -74,10 +75,10 @@ class Session:
         return self._data_args
 
     def images_in(self, root: str | None) -> ImageSource | None:
-        """Return the images below a folder, or in a zip archive; `None` if none was named.
+        """Return the images in a folder or a zip archive; `None` if `root` is `None`.
 
         Raises:
-            FileNotFoundError: There is nothing of that kind.
+            FileNotFoundError: There is no such folder or archive.
         """
         if not root:
             return None
@@ -86,7 +87,7 @@ class Session:
         return self._images[root]
 
     def install(self, model_class: Any) -> None:
-        """Replace what both generations share, in memory.
+        """Replace, in memory, the methods that both generations share.
 
         Args:
             model_class: VLM2Vec's `MMEBModel`.
@@ -101,13 +102,13 @@ class Session:
         torch.distributed.init_process_group = _with_gloo(torch.distributed.init_process_group)
 
     def load(self, model_args: Any) -> Engine:
-        """Return what `MMEBModel.load` does for this backbone.
+        """Load the model and claim the output folder; this replaces `MMEBModel.load` for this backbone.
 
         Args:
             model_args: VLM2Vec's `ModelArguments`.
 
         Raises:
-            OutputMismatchError: The output folder was made by another model.
+            OutputMismatchError: Another model wrote the output folder.
             ValueError: The model or its adapter cannot be used.
         """
         from gen2embed_mteb.embedder.fingerprint import fingerprint
@@ -123,7 +124,7 @@ class Session:
                 adapter=adapter,
                 layout=layout,
                 max_length=self._data_args.max_len,
-                device="cpu",  # the script moves it
+                device="cpu",  # the script moves the model
                 revision=options.revision,
                 min_side=options.min_side,
                 model_kwargs={"dtype": options.dtype} if options.dtype else None,
@@ -157,7 +158,7 @@ class Session:
         return self._engine
 
     def _sources(self, model_args: Any) -> tuple[str, str | None, Any]:
-        """Return the model, its adapter and the layout that VLM2Vec's flags and ours ask for."""
+        """Return the model, its adapter and the layout, from VLM2Vec's flags and ours."""
         name, checkpoint, adapter = model_args.model_name, model_args.checkpoint_path, self.options.adapter
         if checkpoint and (model_args.lora or checkpoint == adapter or (Path(checkpoint) / CONFIG_FILE).is_file()):
             if adapter not in (None, checkpoint):
@@ -170,7 +171,7 @@ class Session:
         return name, adapter, self.options.layout_for(name, adapter)
 
     def _settings(self, model_args: Any) -> dict[str, Any]:
-        """Return what decides the vectors, as far as it is known before the model is loaded."""
+        """Return the settings that decide the vectors, as far as they are known before the model is loaded."""
         name, adapter, layout = self._sources(model_args)
         return {
             "generation": self.generation,
@@ -183,7 +184,7 @@ class Session:
         }
 
     def _parsed(self, model_args: Any, data_args: Any) -> None:
-        """Look at what the script was asked for, before anything is loaded."""
+        """Check the parsed arguments of the script, before anything is loaded."""
         if model_args.model_backbone != BACKBONE:
             raise UsageError(f"--model_backbone is {model_args.model_backbone!r}; this adapter serves {BACKBONE!r}")
         self._model_args, self._data_args = model_args, data_args
@@ -207,8 +208,8 @@ class Session:
             noted, note = partial(output.noted, self._folder), partial(output.note, self._folder)
             VectorFiles(self._folder, noted, note).install()
         elif self.generation == "v1" and self.share.rank > 0:
-            # In v1 every process writes every file. Those of the first count; the others write where nobody looks,
-            # and see there what the first sees, so that all skip the same datasets.
+            # In v1 every process writes every file. Only the files of the first process are used. The others write to
+            # a temporary folder, which shows them the same finished datasets, so that all skip the same ones.
             self._scratch = tempfile.TemporaryDirectory(prefix="gen2embed-")
             entries: dict[str, FileEntry] = output.mirror(self._folder, Path(self._scratch.name))
             VectorFiles(Path(self._scratch.name), entries.get, entries.__setitem__).install()
@@ -226,7 +227,7 @@ class Session:
         parser_class.parse_args_into_dataclasses = parse_args_into_dataclasses
 
     def _answer(self, auto_class: Any, answer: Any) -> None:
-        """Let `from_pretrained` return `answer` to the script, for its own model; the model is loaded as ever."""
+        """Let `from_pretrained` return `answer` when the script asks for its own model; other calls are unchanged."""
         stock = auto_class.from_pretrained.__func__
 
         @wraps(stock)
@@ -241,7 +242,7 @@ class Session:
 
 
 def _with_gloo(stock: Any) -> Any:
-    """V2 asks for nccl whatever the machine has; without a GPU that is gloo."""
+    """Return `init_process_group` with gloo in place of nccl if there is no GPU; V2 always asks for nccl."""
 
     @wraps(stock)
     def init_process_group(backend: Any = None, *args: Any, **kwargs: Any) -> Any:

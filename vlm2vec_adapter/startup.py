@@ -1,12 +1,12 @@
 """Switching plain `python eval.py --model_backbone gen2embed …` on and off.
 
 `enable` puts one `.pth` file into the environment's site-packages, `disable` deletes it; nothing else is changed.
-Python reads such a file whenever it starts. Ours looks at the command line, and only where that mentions this backbone
-is this module imported, which then starts the interpreter over as `python -m vlm2vec_adapter eval.py …`: the same
-process, the same flags. So there is one way to run a script, also under `torchrun`, and a program that is not VLM2Vec's
-evaluation runs as if nothing had been installed.
+Python reads such a file whenever it starts. Ours reads the command line, and imports this module only if the line
+mentions this backbone. This module then replaces the process by `python -m vlm2vec_adapter eval.py …`, with the same
+process id and the same flags. So scripts always run in the same way, also under `torchrun`, and a program that is not
+VLM2Vec's evaluation runs as if this package were not installed.
 
-Standard library only, and little of it: it runs before the program does.
+This module imports only a small part of the standard library, since it runs before the program.
 """
 
 import os
@@ -27,24 +27,24 @@ import sys; exec("if '{BACKBONE}' in ' '.join(sys.orig_argv):\\n try:\\n  import
 """
 
 WITH_VALUE = ("-X", "-W", "--check-hash-based-pycs")
-"""The interpreter's own flags that take the next word."""
+"""The interpreter's own flags whose value is the next word."""
 
 
 def start() -> None:
-    """Start over through the adapter if this is VLM2Vec's evaluation with this backbone; else do nothing."""
+    """Restart through the adapter if this is VLM2Vec's evaluation with this backbone; otherwise do nothing."""
     command = command_for(sys.orig_argv) if os.environ.get(OPT_OUT, "") in ("", "0") else None
     if command is not None:
-        os.execv(sys.executable, [sys.executable, *command])  # noqa: S606  # no shell: the words as they came
+        os.execv(sys.executable, [sys.executable, *command])  # noqa: S606  # no shell: the words are passed unchanged
 
 
 def command_for(words: list[str]) -> list[str] | None:
-    """Return the command line with the adapter in front of the script.
+    """Return the command line with the adapter before the script.
 
     Args:
-        words: A command line as `sys.orig_argv` has it, the interpreter first.
+        words: A command line in the form of `sys.orig_argv`, the interpreter first.
 
     Returns:
-        The words after the interpreter; `None` if it runs something else than a script of VLM2Vec with this backbone.
+        The words after the interpreter; `None` if it does not run a script of VLM2Vec with this backbone.
     """
     place = _place_of_script(words)
     if place is None or not wants_us(words[place + 1 :]):
@@ -56,7 +56,7 @@ def command_for(words: list[str]) -> list[str] | None:
 
 
 def _place_of_script(words: list[str]) -> int | None:
-    """Return where the script stands; `None` under `-c` and `-m`, and where the program is read from elsewhere."""
+    """Return the index of the script; `None` with `-c` or `-m`, or if the program is read from elsewhere."""
     place = 1
     while place < len(words) and words[place].startswith("-"):
         flag = words[place]
@@ -70,12 +70,12 @@ def enable() -> Path:
     """Write the start-up file.
 
     Returns:
-        Where it is.
+        The path of the file.
 
     Raises:
-        ForeignFileError: Another file of that name is there.
+        ForeignFileError: Another file has that name.
         PermissionError: Site-packages cannot be written.
-        ValueError: This package is not installed, so that an interpreter that starts would not find it.
+        ValueError: This package is not installed, so that a starting interpreter would not find it.
     """
     import subprocess
 
@@ -98,13 +98,13 @@ def enable() -> Path:
 
 
 def disable() -> Path | None:
-    """Delete the start-up file, if it is byte for byte the one that `enable` writes.
+    """Delete the start-up file, if its bytes are those that `enable` writes.
 
     Returns:
-        Where it was; `None` if there was none.
+        The path of the deleted file; `None` if there was none.
 
     Raises:
-        ForeignFileError: Another file of that name is there.
+        ForeignFileError: Another file has that name.
     """
     import hashlib
 

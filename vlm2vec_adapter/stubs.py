@@ -1,12 +1,12 @@
-"""Stand-ins for what VLM2Vec imports and this path never runs.
+"""Stubs for modules that VLM2Vec imports but that are never used with this backbone.
 
-VLM2Vec imports at module level whatever any of its backbones and datasets may need: its own copies of modelling code,
-written for other versions of transformers, and packages for video, fused attention and logging. Two rules keep a stub
-from doing harm:
+VLM2Vec imports at module level everything that any of its backbones and datasets may need: its own copies of modelling
+code, written for other versions of transformers, and packages for video, fused attention and logging. Two rules ensure
+that a stub is harmless:
 
-- it is there to be imported, not to be used: calling one, or anything in it, raises and names what is missing;
-- packages are stubbed only if they are absent, only while VLM2Vec's modules are being imported, and only after the
-  libraries around them have made up their minds about what is installed; then the stubs leave `sys.modules` again.
+- a stub can only be imported: calling it, or anything in it, raises an error that names what is missing;
+- packages are stubbed only if they are absent, only while VLM2Vec's modules are imported, and only after other
+  libraries have checked which packages are installed; then the stubs are removed from `sys.modules`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PACKAGES = {
     "torchvision": "video and other backbones",
     "wandb": "logging of training",
 }
-"""Packages that VLM2Vec imports, and what for: none of it happens when images and texts are encoded by Gen2Embed."""
+"""Packages that VLM2Vec imports, and their use; Gen2Embed needs none of them to encode images and texts."""
 
 
 @contextmanager
@@ -49,13 +49,13 @@ def stubbed(vendored: Sequence[str]) -> Iterator[None]:
     """Let VLM2Vec's modules be imported inside the `with`.
 
     Args:
-        vendored: Packages of VLM2Vec's own, modelling code of other backbones; stubbed whether importable or not, and
-            for good.
+        vendored: VLM2Vec's own packages with modelling code of other backbones; they are always stubbed, even if they
+            can be imported, and the stubs stay.
     """
     _settle_availability()
     backbones, packages = _Finder(set(vendored)), _Finder(set(PACKAGES))
     sys.meta_path.insert(0, backbones)
-    sys.meta_path.append(packages)  # last: asked only where a package is absent
+    sys.meta_path.append(packages)  # last, so that it is used only for absent packages
     try:
         yield
     finally:
@@ -71,7 +71,7 @@ def stubbed(vendored: Sequence[str]) -> Iterator[None]:
 
 
 def _settle_availability() -> None:
-    """Make the libraries around look now for what is installed, and remember it, before any stub could be found."""
+    """Let other libraries check now which packages are installed, and remember it, before a stub can be found."""
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import peft  # noqa: F401
@@ -82,12 +82,12 @@ def _settle_availability() -> None:
         if name.startswith("is_") and name.endswith("_available"):
             try:
                 getattr(import_utils, name)()
-            except (TypeError, ImportError):  # asks for an argument, hence about something else
+            except (TypeError, ImportError):  # needs an argument, so it checks something else
                 continue
 
 
 class _Finder(MetaPathFinder):
-    """Finds a stub for certain packages and all that is in them, and remembers which were asked for."""
+    """A finder of stubs for certain packages and their submodules, which remembers the requested ones."""
 
     def __init__(self, names: set[str]) -> None:
         self._names = names
@@ -107,11 +107,11 @@ class _Loader(Loader):
         return _Stub(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run."""
+        """Do nothing, since a stub has no code."""
 
 
 class _Stub(ModuleType):
-    """A module in which every name is found."""
+    """A module in which every name exists."""
 
     __all__: tuple[str, ...] = ()
 
@@ -124,7 +124,7 @@ class _Stub(ModuleType):
 
 
 class _Missing(type):
-    """What is found in a stub: a class, so that it can be inherited from; calling it raises."""
+    """The type of every name in a stub: the name is a class, so that it can be a base class; calling it raises."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):

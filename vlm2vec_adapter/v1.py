@@ -1,8 +1,8 @@
-"""VLM2Vec v1 (branch `v1`): what its scripts do differently, and how rows become inputs there.
+"""VLM2Vec v1 (branch `v1`): the replaced methods that turn rows into inputs.
 
 v1 takes the backbone from the model's configuration, ignores `--model_backbone`, and encodes the distinct inputs of a
-dataset in the order of a set, which depends on PYTHONHASHSEED: here they are sorted by length. It has no notion of
-several processes: here each prepares and encodes its rows of every batch, and they exchange the vectors.
+dataset in the order of a set, which depends on PYTHONHASHSEED; here they are sorted by length. v1 does not support
+several processes; here each process prepares and encodes its rows of every batch, and they exchange the vectors.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ VENDORED = ("src.vlm_backbone",)
 
 
 def describe_datasets(data_args: Any) -> Mapping[str, Mapping[str, Any]]:
-    """Return what decides the rows of each dataset of a run."""
+    """Return the settings that decide the rows of each dataset of a run."""
     source = {"dataset_name": data_args.dataset_name, "dataset_split": data_args.dataset_split}
     return dict.fromkeys(data_args.subset_name or (), source)
 
 
 def install(session: Session) -> None:
-    """Add this backbone to v1's registries, and replace how its datasets hand out rows; `src` must be importable."""
+    """Add this backbone to v1's registries, and replace how its datasets return rows; `src` must be importable."""
     model_utils, model, dataset = (import_module(f"src.{name}") for name in ("model_utils", "model", "dataset"))
     import_module("src.collator")
     model_utils.MODEL2BACKBONE[BACKBONE] = BACKBONE
     model_utils.SUPPORTED_MODELS.add(BACKBONE)
-    model_utils.vlm_image_tokens[BACKBONE] = model_utils.vlm_image_tokens[model_utils.PHI3V]  # as the data has it
+    model_utils.vlm_image_tokens[BACKBONE] = model_utils.vlm_image_tokens[model_utils.PHI3V]  # the marker in the data
     model_utils.process_vlm_inputs_fns[BACKBONE] = _process_batch
     _replace_rows(dataset.EvalDataset, session)
     session.install(model.MMEBModel)
 
 
 def _process_batch(model_inputs: dict[str, Any], processor: Any, max_length: int | None = None) -> dict[str, Any]:
-    """Return what v1's collator calls: the rows of a batch, which bring along how they are prepared."""
+    """Prepare the rows of a batch; v1's collator calls this, and each row knows its dataset."""
     rows = [row for group in model_inputs["text"] for row in group]
     return {KEY: rows[0].prepare(rows)}
 
 
 class _Row:
-    """One row on its way from the dataset to the collator."""
+    """One row, which the dataset passes to the collator."""
 
     __slots__ = ("dataset", "sample")
 
@@ -61,7 +61,7 @@ class _Row:
 
 
 class _Side:
-    """What a dataset of v1 needs to know about its rows."""
+    """The session, the side and the images of a dataset of v1."""
 
     def __init__(self, session: Session, subset: str, text_field: str) -> None:
         self.session = session
@@ -78,7 +78,7 @@ class _Side:
 
 
 def _replace_rows(dataset_class: Any, session: Session) -> None:
-    """`EvalDataset`: sorted, and an item is as many rows as there are processes, so that each has one to encode."""
+    """Sort the rows of `EvalDataset`, and let each of its items hold one row per process, so that each encodes one."""
     stock_init, stock_pairs = dataset_class.__init__, dataset_class.get_paired_data
     width = session.share.world_size
 

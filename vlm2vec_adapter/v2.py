@@ -1,8 +1,8 @@
-"""VLM2Vec V2 (branch `main`): what its scripts do differently, and how rows become inputs there.
+"""VLM2Vec V2 (branch `main`): the replaced methods that turn rows into inputs.
 
-V2 honours `--model_backbone`, composes the texts of MMEB itself from instruction and text, and shares the rows among
-processes in contiguous parts. Its collator knows the side but not the dataset, so the dataset at hand is noted when it
-is opened; the loop handles one after the other.
+V2 uses `--model_backbone`, composes the texts of MMEB itself from instruction and text, and shares the rows among
+processes in contiguous parts. Its collator knows the side but not the dataset, so the present dataset is remembered
+when it is opened; V2's loop handles one dataset after the other.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ VENDORED = ("src.model.vlm_backbone", "src.model.baseline_backbone")
 
 MARKER = "<|image_1|>"
 ROOTS = ("image_root", "video_root", "frame_root", "clip_root", "data_path")
-"""Keys of a dataset's configuration that say where it lies, not what it is."""
+"""The keys of a dataset's configuration that name only its place."""
 
 
 def describe_datasets(data_args: Any) -> Mapping[str, Mapping[str, Any]]:
-    """Return what decides the rows of each dataset of a run."""
+    """Return the settings that decide the rows of each dataset of a run."""
     import yaml
 
     configuration = yaml.safe_load(Path(data_args.dataset_config).read_text(encoding="utf-8"))
@@ -40,13 +40,13 @@ def describe_datasets(data_args: Any) -> Mapping[str, Mapping[str, Any]]:
 
 
 def install(session: Session) -> None:
-    """Add this backbone to V2's registries, and replace its collator's reading of rows; `src` must be importable."""
+    """Add this backbone to V2's registries, and replace how its collator reads rows; `src` must be importable."""
     processor, model = import_module("src.model.processor"), import_module("src.model.model")
     collator = import_module("src.data.collator.eval_collator")
     datasets = import_module("src.data.eval_dataset.base_eval_dataset")
     processor.MODEL2BACKBONE[BACKBONE] = BACKBONE
     processor.SUPPORTED_MODELS.add(BACKBONE)
-    processor.VLM_IMAGE_TOKENS[BACKBONE] = MARKER  # as the data has it
+    processor.VLM_IMAGE_TOKENS[BACKBONE] = MARKER  # the marker in the data
     processor.VLM_VIDEO_TOKENS[BACKBONE] = ""
     rows = _Rows(session)
     rows.replace(datasets, collator.MultimodalEvalDataCollator)
@@ -54,7 +54,7 @@ def install(session: Session) -> None:
 
 
 class _Rows:
-    """The rows of the dataset at hand."""
+    """The rows of the present dataset."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -62,7 +62,7 @@ class _Rows:
         self._candidates_as_queries = False
 
     def replace(self, datasets: Any, collator_class: Any) -> None:
-        """Sort what V2's dataset functions return, and read it in V2's collator."""
+        """Replace V2's dataset functions and its collator, so that rows are sorted and read here."""
         registry = datasets.AutoEvalPairDataset
         stock_instantiate, stock_candidates = registry.instantiate.__func__, datasets.generate_cand_dataset
 
@@ -92,7 +92,7 @@ class _Rows:
         return "query" if kind == "query" or self._candidates_as_queries else "document"
 
     def _sorted(self, dataset: Any, kind: str) -> Any:
-        """Return the dataset, longest rows first; with several processes in each one's contiguous part."""
+        """Return the dataset with the longest rows first; with several processes, first in each one's part."""
         columns = dataset.select_columns([f"{kind}_text", f"{kind}_image"])
         samples = [self._sample(row, kind) for row in columns]
         images = self._session.images_in(self._root)
@@ -115,6 +115,6 @@ class _Rows:
         path = paths[0] if paths else None
         if path is None or self._root is None:
             return Sample.of(text, path)
-        # V2 puts the folder before every path, before the empty one of a row without an image, too.
+        # V2 puts the folder before every path, even before the empty path of a row without an image.
         relative = os.path.relpath(path, self._root)
         return Sample.of(text, None if relative == "." else relative)

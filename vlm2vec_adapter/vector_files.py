@@ -1,11 +1,11 @@
-"""VLM2Vec's files of vectors: digested while VLM2Vec writes them, compared before it unpickles them.
+"""VLM2Vec's files of vectors: a digest is computed while VLM2Vec writes them, and compared before it unpickles them.
 
-VLM2Vec keeps vectors as pickles, `{S}_qry` and `{S}_tgt`, and unpickles whatever lies there: a file that somebody else
-put into the folder could run any code. In this process `pickle.dump` and `pickle.load` are replaced, for such files of
-one folder alone:
+VLM2Vec stores vectors as pickles, `{S}_qry` and `{S}_tgt`, and unpickles any file of that name: a file that another
+person put into the folder could run any code. In this process `pickle.dump` and `pickle.load` are replaced, but only
+for such files in one folder:
 
-1. `dump` notes the SHA-256 of what it writes.
-2. `load` refuses a file whose digest was not noted, before a byte of it is unpickled.
+1. `dump` records the SHA-256 of what it writes.
+2. `load` refuses a file whose digest is not recorded, before any byte of it is unpickled.
 3. `load` builds arrays, texts, numbers and containers of them, and refuses every other class or function.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, TypedDict
 from gen2embed_mteb.errors import Gen2EmbedError
 
 VECTORS = ("_qry", "_tgt")
-"""How the names of VLM2Vec's files of vectors end, in both generations."""
+"""The ends of the names of VLM2Vec's files of vectors, in both generations."""
 
 _MULTIARRAY = {f"numpy.{core}.multiarray" for core in ("core", "_core")}
 _NUMERIC = {f"numpy.{core}.numeric" for core in ("core", "_core")}
@@ -35,11 +35,11 @@ ALLOWED = frozenset(
 
 
 class VectorFileError(Gen2EmbedError):
-    """A file of vectors that this project did not write, or that was changed since; it was not unpickled."""
+    """The error for a file of vectors that we did not write, or that was changed since; it was not unpickled."""
 
 
 class FileEntry(TypedDict):
-    """What is noted of a file: the SHA-256 and the number of its bytes, and how many rows of vectors it holds."""
+    """The record of a file: the SHA-256 and the number of its bytes, and the number of its rows of vectors."""
 
     sha256: str
     size: int
@@ -51,8 +51,8 @@ class VectorFiles:
 
     Args:
         folder: The folder that VLM2Vec writes to.
-        known: Returns what was noted of a file, by its name; `None` if nothing was.
-        note: Keeps what is to be noted of a file.
+        known: Returns the recorded entry of a file, by its name; `None` if there is none.
+        note: Records the entry of a file.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class VectorFiles:
         self._note = note
 
     def install(self) -> None:
-        """Replace `pickle.dump` and `pickle.load` in this process; other files than those of vectors go as ever."""
+        """Replace `pickle.dump` and `pickle.load` in this process; only files of vectors are treated differently."""
         stock_dump, stock_load = pickle.dump, pickle.load
 
         @wraps(stock_dump)
@@ -106,7 +106,7 @@ class VectorFiles:
 
 
 class _Digesting:
-    """A file that is written to, with the digest of what was written."""
+    """An output file that also computes the digest of what is written."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -120,7 +120,7 @@ class _Digesting:
 
 
 class _VectorUnpickler(pickle.Unpickler):
-    """Builds arrays and plain values only."""
+    """An unpickler that builds only arrays and plain values."""
 
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file)

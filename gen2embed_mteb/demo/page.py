@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file with everything inside, pictures included. It opens offline and asks for nothing."""
+"""The demo's report: one HTML file that contains everything, images included, and can be opened offline."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Neighbours:
     """One query and its nearest candidates by one model under one prompt.
 
     Attributes:
-        dataset: Where the row is from.
+        dataset: The dataset of the row.
         text: The query's text.
         image: Its image, if it has one.
         candidates: (text, image, similarity, is the positive), nearest first.
@@ -45,18 +45,18 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the page shows.
+    """The content of the page.
 
     Attributes:
         table: Figures in percent, ours beside the paper's; the first row is the header.
-        scores: By model, P@1 in [0, 1] of every dataset.
+        scores: P@1 in [0, 1] of every dataset, by model.
         photos: The photographs by name.
         similarities: (photo, caption, similarity by model).
-        neighbours: By model, the shown rows.
-        gain: What fine-tuning gained, as a sentence; empty without any.
-        clusters: A page of what was trained on, relative to this one; empty without any.
+        neighbours: The shown rows, by model.
+        gain: A sentence about the gain by fine-tuning; empty without fine-tuning.
+        clusters: The path, relative to this page, of a page about the training data; empty without fine-tuning.
 
-    A model is named by its prompt, and by how it was trained where it was.
+    The name of a model is its prompt, and the kind of training if it was trained.
     """
 
     table: list[list[str]]

@@ -1,7 +1,8 @@
-"""The main job on the embedded default: the same model and data, without a prompt, with the two-level one, fine-tuned.
+"""The demo on the embedded default model: evaluation without a prompt, with the two-level prompt, and fine-tuned.
 
-MMEB-mini is drawn, `gen2embed-mini` evaluated under both prompts, fine-tuned where the caller says how, and evaluated
-again; two real photographs are matched with captions, and a page with pictures is written. Nothing is downloaded.
+MMEB-mini is drawn, and `gen2embed-mini` is evaluated with both prompts. If the caller passes a function for it, the
+model is fine-tuned and evaluated again. Two real photographs are matched with captions, and a page with images is
+written. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ _UNKNOWN: dict[str, Any] = {"fingerprint": UNKNOWN, "overwrite": True}
 PHOTOS = ("china.jpg", "flower.jpg")
 CAPTIONS = ("A red flower on green.", "A gray building under a blue sky.", "A handwritten seven.", "A black square.")
 SHOWN = ("Scenes_t2i", "Pointing", "AttributeQA", "Digits")
-"""Datasets whose first rows the report shows with their nearest candidates."""
+"""The datasets whose first rows the report shows with their nearest candidates."""
 ROWS_SHOWN, NEIGHBOURS = 3, 6
 
 
 class FineTuned(NamedTuple):
-    """What a fine-tuning step leaves.
+    """The result of fine-tuning.
 
     Attributes:
         model: The saved model's folder.
-        clusters: An HTML page that shows what it was trained on, in or below the demo's output folder.
+        clusters: An HTML page about the training data, in or below the demo's output folder.
     """
 
     model: Path
@@ -56,11 +57,12 @@ class FineTuned(NamedTuple):
 
 
 FineTune = Callable[[], Generator[str, None, FineTuned]]
-"""Fine-tunes `gen2embed-mini`, saying how it goes; handed in, as this package stands below the one that trains."""
+"""A function that fine-tunes `gen2embed-mini` and yields messages. The caller passes it, since the package that trains
+depends on this one."""
 
 
 class _Measured(NamedTuple):
-    """One model under one prompt: its scores, (photos, captions) similarities, and the shown rows."""
+    """The results of one model with one prompt: scores, (photos, captions) similarities, and the shown rows."""
 
     result: EvaluationResult
     similarities: np.ndarray
@@ -70,16 +72,16 @@ class _Measured(NamedTuple):
 def run_demo(
     output_dir: Path, data_dir: Path | None = None, limit: int | None = None, fine_tune: FineTune | None = None
 ) -> Iterator[str]:
-    """Run the demo and say how it goes, line by line.
+    """Run the demo, and yield messages line by line.
 
     Args:
-        output_dir: Where results, models and `report.html` are written; what an earlier demo wrote is replaced.
-        data_dir: Where MMEB-mini is kept; `None` is the user's cache folder.
-        limit: Rows a dataset; `None` for all.
-        fine_tune: Runs after the zero-shot evaluations; `None` leaves it out.
+        output_dir: The folder for results, models and `report.html`; files of an earlier demo are replaced.
+        data_dir: The folder of MMEB-mini; `None` stands for the user's cache folder.
+        limit: The number of rows per dataset; `None` for all.
+        fine_tune: A function that runs after the zero-shot evaluations; `None` for no fine-tuning.
 
     Raises:
-        ForeignFileError: The output folder holds files that we did not write, where ours would go.
+        ForeignFileError: The output folder holds files with the names of ours that we did not write.
     """
     started = time.monotonic()
     folder = OwnedFolder(output_dir, WRITER)
@@ -157,7 +159,7 @@ def _measure(model: Gen2Embed, config: EvaluationConfig, photos: dict[str, Image
 
 
 def _table(measured: dict[str, _Measured], averages: dict[str, Averages]) -> list[list[str]]:
-    """Averages, the mini model beside the paper."""
+    """Return the table of averages, of the mini model and of the paper."""
     columns = benchmark.MMEB_MINI.meta_tasks
     rows = [["", *columns, "IND", "OOD", "Overall", "Digits"]]
     for label, one in measured.items():
@@ -181,7 +183,7 @@ def _table(measured: dict[str, _Measured], averages: dict[str, Averages]) -> lis
 
 
 def _gain(before: Averages, after: Averages) -> str:
-    """Difference in points of percent, over the averages that both have."""
+    """Return the differences of the averages that both have, in percentage points."""
     differences = [
         f"{name} {round(100 * (now - then), 1) + 0.0:+.1f}"
         for name, then, now in (
@@ -202,7 +204,7 @@ def load_photos() -> dict[str, Image.Image]:
 
 
 def _photo_similarities(model: Any, images: list[Image.Image]) -> np.ndarray:
-    """(photos, captions) similarities; the photographs are the queries."""
+    """Return the (photos, captions) similarities; the photographs are the queries."""
     photos = model.encode_query([{"image": image} for image in images], show_progress_bar=False)
     captions = model.encode_document([{"text": caption} for caption in CAPTIONS], show_progress_bar=False)
     return np.asarray(model.similarity(photos, captions))

@@ -19,17 +19,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         path: The file; its folder must exist.
         data: The whole content.
     """
-    # A unique temporary name, since two processes may write the same file at the same time.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    put(path, data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -132,7 +132,7 @@ class OwnedFolder:
         with self._locked():
             digest = hashlib.sha256(data).hexdigest()
             if is_regular(target) and target.stat().st_size == len(data) and target.read_bytes() == data:
-                if len(self.read_ledger().get(name, {"sha256": []})["sha256"]) > 1:  # an earlier process was killed before `record`
+                if len(self.read_ledger().get(name, {"sha256": []})["sha256"]) > 1:  # killed before `record`
                     self.record({name: [digest]})
                 return target
             self._announce({name: digest})
