@@ -75,7 +75,7 @@ class Session:
         return self._data_args
 
     def images_in(self, root: str | None) -> ImageSource | None:
-        """Return the images in a folder or a zip archive; `None` if `root` is `None`.
+        """Return the images in a folder or a zip archive; `None` if `root` is `None` or empty.
 
         Raises:
             FileNotFoundError: There is no such folder or archive.

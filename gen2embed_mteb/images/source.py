@@ -92,7 +92,7 @@ class ImageSource:
         )
 
     def facts(self, path: str) -> ImageFacts:
-        """Tell a file's digest and its image's size; the file is read, its pixels are not decoded.
+        """Return the digest of a file and the size of its image; the file is read, but its pixels are not decoded.
 
         Args:
             path: As for `open`.
