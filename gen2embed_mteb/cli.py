@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gen2embed_mteb.errors import GO_ON, Gen2EmbedError, run_command
-from gen2embed_mteb.flags import FlagParser, add_flags, from_flags, option
+from gen2embed_mteb.errors import GO_ON, GO_ON_TRAINING, Gen2EmbedError, run_command
+from gen2embed_mteb.flags import FlagParser, add_flags, check_options, from_flags, option
 from gen2embed_mteb.launcher import end_with_launcher
 from gen2embed_mteb.storage.paths import expand_home
 from gen2embed_mteb.version import __version__
@@ -97,6 +97,10 @@ class EvaluateOptions:
 
     benchmark: str = option("what to evaluate on", default="mmeb", choices=BENCHMARKS)
 
+    def __post_init__(self) -> None:
+        """Check every value."""
+        check_options(self)
+
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     from gen2embed_mteb.config import EvaluationConfig, ModelOptions
@@ -110,10 +114,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from gen2embed_mteb.config import EvaluationConfig, ModelOptions
     from gen2embed_mteb.evaluation.run import is_first_process
     from gen2embed_mteb.evaluation.run_folder import UNKNOWN
-    from gen2embed_mteb.flags import check_options
 
     asked = from_flags(EvaluateOptions, arguments)
-    check_options(asked)
     options = from_flags(ModelOptions, arguments)
     run, check, data_dir, image_dir = _benchmark(asked.benchmark, arguments)
     if not data_dir:
@@ -334,7 +336,7 @@ COMMANDS = {
         None,
         _train,
         shared=True,
-        go_on=f"{GO_ON} with --resume_from_checkpoint true",
+        go_on=GO_ON_TRAINING,
     ),
     "inspect": Command("a page on which a person can judge clusters", _add_inspect, _inspect),
     "export": Command("write a directory that plain SentenceTransformer loads", _add_export, _export),

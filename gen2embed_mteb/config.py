@@ -1,7 +1,7 @@
 """The settings that commands share: the model, how vectors are made, one evaluation run. See `flags` for how they work.
 
-Settings of one command alone are beside it: `trainers.sampling.config`, `trainers.config`, `demo.run`. Those of images
-are `images.resizing.ImageOptions`, the limits of rows `data_files.rows.RowLimits`.
+Settings of one command alone are beside it: `trainers.sampling.config`, `trainers.config`, `demo.config`. Those of
+images are `images.resizing.ImageOptions`, the limits of rows `data_files.rows.RowLimits`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from gen2embed_mteb.data_files.rows import RowLimits
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.images.options import LinkOption
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.names import DEFAULT
 
@@ -22,12 +23,25 @@ LAYOUTS = ("native", "official")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadingOptions:
-    """How a model is loaded, whichever it is."""
+class ModelName:
+    """Which model it is."""
+
+    model_name: str = option("hub id, directory or short name", default=DEFAULT, aliases=["model_name_or_path"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """The prompt of a model, and its revision."""
 
     prompt_mode: str | None = option("strategy (default: hierarchical, or an export's own)", default=None)
-    adapter: str | None = option("LoRA or DoRA adapter: directory or hub id", default=None)
     revision: str | None = option("revision of the model on the hub", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions(PromptOptions):
+    """How a model is loaded, whichever it is."""
+
+    adapter: str | None = option("LoRA or DoRA adapter: directory or hub id", default=None)
     max_length: int | None = option("longest input in tokens", default=None, least=1)
     device: str | None = option("cpu, cuda, cuda:1, …", default=None)
     dtype: str | None = option("float32, bfloat16, float16, auto", default=None)
@@ -49,10 +63,9 @@ class LoadingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(LoadingOptions):
+class ModelOptions(LoadingOptions, ModelName):
     """Which model encodes, and how it is loaded."""
 
-    model_name: str = option("hub id, directory or short name", default=DEFAULT, aliases=["model_name_or_path"])
     layout: str = option("image layout in the prompt", default="native", choices=LAYOUTS)
 
 
@@ -94,7 +107,7 @@ class EncodingConfig(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(EncodingConfig, RowLimits):
+class EvaluationConfig(EncodingConfig, RowLimits, LinkOption):
     """The settings of one evaluation run."""
 
     data_dir: str = option(
@@ -102,7 +115,6 @@ class EvaluationConfig(EncodingConfig, RowLimits):
     )
     output_dir: str = option("default: results/<benchmark>/<model>/<prompt_mode>", needs="a folder")
     image_dir: str = option("folder or .zip archive of the images; default: beside the tables", default="")
-    follow_links: bool = option("follow links in the image folder that lead out of it", default=False)
     split: str = option("split to evaluate", default="test", flag="eval_split")
     subsets: tuple[str, ...] = option("datasets to run (default: all)", default=())
     meta_tasks: tuple[str, ...] = option(

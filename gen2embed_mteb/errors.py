@@ -23,6 +23,7 @@ UNUSABLE = 2
 """The exit status for input that cannot be used."""
 
 GO_ON = "run the same command again"
+GO_ON_TRAINING = f"{GO_ON} with --resume_from_checkpoint true"
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_THE_SYSTEM = frozenset(

@@ -16,7 +16,6 @@ import dataclasses
 import math
 import sys
 import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -87,15 +86,36 @@ def check_options(config: Any, error: Callable[[str], Exception] = Gen2EmbedErro
             raise error(f"{name} is empty; pass {facts['needs']}")
         if facts.get("choices") and value is not None and value not in facts["choices"]:
             raise error(f"{name} is {value!r}; known: {', '.join(filter(None, facts['choices']))}")
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            continue
-        least, most = facts.get("least"), facts.get("most")
-        if not math.isfinite(value):
-            raise error(f"{name} is {value}; pass a finite number")
-        if most is not None and value > most:
-            raise error(f"{name} is {value}; pass {most:,} or {'fewer' if isinstance(value, int) else 'less'}")
-        if least is not None and value < least:
-            raise error(f"{name} is {value}; pass {least} or more")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            check_number(name, value, facts.get("least"), facts.get("most"), error=error)
+
+
+def check_number(
+    name: str,
+    value: float,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    error: Callable[[str], Exception] = Gen2EmbedError,
+) -> None:
+    """Check that a number is finite and in its range.
+
+    Args:
+        name: Its name in messages.
+        value: The number.
+        least: The smallest accepted number.
+        most: The largest accepted number.
+        error: Makes an exception from a message.
+
+    Raises:
+        Gen2EmbedError: It is not; the message names the value and the remedy.
+    """
+    if not math.isfinite(value):
+        raise error(f"{name} is {value}; pass a finite number")
+    if most is not None and value > most:
+        raise error(f"{name} is {value}; pass {most:,} or {'fewer' if isinstance(value, int) else 'less'}")
+    if least is not None and value < least:
+        raise error(f"{name} is {value}; pass {least} or more")
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -163,11 +183,11 @@ def from_flags(kind: Any, parsed: argparse.Namespace, **more: Any) -> Any:
     Returns:
         An instance, after its own checks.
     """
-    values = dict(more)
+    values, hints = dict(more), get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if field.init and field.name not in values and hasattr(parsed, field.name):
             value = getattr(parsed, field.name)
-            is_tuple = get_origin(get_type_hints(kind)[field.name]) is tuple
+            is_tuple = get_origin(hints[field.name]) is tuple
             values[field.name] = tuple(value) if is_tuple else value
     return kind(**values)
 
@@ -189,14 +209,14 @@ def _add_flag(
     elif "_" in names[0]:
         names.insert(1, names[0].replace("_", "-"))
     text = facts["help"] + _ending(facts, default)
-    kind, many = _type_of(hint)
+    kind, many = value_type(hint)
     if facts.get("positional"):
         parser.add_argument(field.name, type=kind, help=text)
     elif kind is bool:
         group = parser.add_mutually_exclusive_group()
         switch: dict[str, Any] = {"dest": field.name, "default": default, "help": text}
         if valued_switches or default is not False:
-            group.add_argument(*names, nargs="?", const=True, type=_switch, **switch)
+            group.add_argument(*names, nargs="?", const=True, type=switch_value, **switch)
         else:
             group.add_argument(*names, action="store_true", **switch)
         for opposite in (facts.get("opposite"), f"no_{field.name}" if default is True else ""):
@@ -212,7 +232,7 @@ def _add_flag(
                     help=f"the opposite of {names[0]}",
                 )
     else:
-        counts: dict[str, Any] = {"nargs": many} if many else {}
+        counts: dict[str, Any] = {"nargs": "+"} if many else {}
         parser.add_argument(*names, dest=field.name, type=kind, default=default, required=required, help=text, **counts)
 
 
@@ -234,20 +254,25 @@ def _ending(facts: Mapping[str, Any], default: Any) -> str:
     return ending if stated else f"{ending} (default: {default})"
 
 
-def _type_of(hint: Any) -> tuple[Any, int | str]:
-    """Return the function that converts a word to a value, and the number of words: 0 for one, "+" or a number."""
+def value_type(hint: Any) -> tuple[Any, bool]:
+    """Return the type of a flag's value, and whether the flag takes several.
+
+    Args:
+        hint: The type of the field: a plain one, one with None, a `Literal`, or a tuple or list.
+    """
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) in (tuple, list):
-        return get_args(hint)[0], "+"
-    if get_origin(hint) is Literal:
-        return str, 0
-    if get_origin(hint) is typing.Annotated:
-        return _type_of(get_args(hint)[0])
-    return hint, 0
+        return get_args(hint)[0], True
+    return (str if get_origin(hint) is Literal else hint), False
 
 
-def _switch(word: str) -> bool:
+def switch_value(word: str) -> bool:
+    """Return whether a word switches something on.
+
+    Raises:
+        argparse.ArgumentTypeError: It says neither.
+    """
     if word.lower() in ("true", "t", "yes", "y", "1"):
         return True
     if word.lower() in ("false", "f", "no", "n", "0"):

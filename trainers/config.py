@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gen2embed_mteb.config import ModelName, PromptOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import option
-from gen2embed_mteb.names import DEFAULT
+from gen2embed_mteb.images.options import LinkOption
 from trainers.recipe import Recipe
 
 BENCHMARKS = ("", "mmeb-mini", "mmeb")
@@ -14,21 +15,17 @@ DTYPES = ("", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Recipe):
+class TrainConfig(Recipe, LinkOption, ModelName, PromptOptions):
     """Which model is trained, on which data; the training arguments are in `SahaTrainingArguments`."""
 
-    model_name: str = option("hub id, directory or short name", default=DEFAULT, aliases=["model_name_or_path"])
     processed_data_path: str = option(
         "folder that `gen2embed sample` wrote, or one of its files", needs="a folder that gen2embed sample wrote"
     )
     data_dir: str = option("the training pairs; default: where they were sampled", default="")
     image_dir: str = option("folder or .zip of their images; default: where they were sampled", default="")
-    follow_links: bool = option("follow links in the image folder that lead out of it", default=False)
     subsets: list[str] = option("subsets to train on; default: all that were sampled", default_factory=list)
     num_hard_negatives: int | None = option("k that the sampling files must have; default: any", default=None)
     mix_subsets: bool = option("whether a batch mixes clusters of several subsets", default=True)
-    prompt_mode: str | None = option("strategy; default: hierarchical, or an export's own", default=None)
-    revision: str | None = option("revision of the model on the hub", default=None)
     max_length: int = option("longest training input in tokens", default=1024, least=1)
     dtype: str = option(
         "type of the frozen weights; default: bfloat16 on a GPU with --bf16, else float32", default="", choices=DTYPES

@@ -17,7 +17,7 @@ from transformers.utils import is_liger_kernel_available
 
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
-from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.flags import check_number, check_options, option
 from gen2embed_mteb.images.resizing import RESIZE_POLICIES, ImageOptions
 
 EFFECTIVE_BATCH = {"saha": 2048, "in-batch": 1024}
@@ -96,10 +96,7 @@ class SahaTrainingArguments(SentenceTransformerTrainingArguments):
     def __post_init__(self) -> None:
         """Check every value; without an accelerator, turn pinned memory off, as `use_cpu` does."""
         for name in _FINITE:
-            if not math.isfinite(value := getattr(self, name)):
-                raise Gen2EmbedError(f"{name} is {value}; pass a finite number")
-            if value < _LEAST.get(name, value):
-                raise Gen2EmbedError(f"{name} is {value}; pass {_LEAST[name]} or more")
+            check_number(name, getattr(self, name), _LEAST.get(name))
         if self.neftune_noise_alpha is not None:
             raise Gen2EmbedError("neftune_noise_alpha is not supported: its noise would be added to image tokens too")
         if self.use_liger_kernel and not is_liger_kernel_available():

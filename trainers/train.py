@@ -10,7 +10,7 @@ import logging
 import sys
 from typing import Any
 
-from gen2embed_mteb.errors import GO_ON, run_command
+from gen2embed_mteb.errors import GO_ON_TRAINING, run_command
 from gen2embed_mteb.launcher import end_with_launcher
 
 
@@ -28,7 +28,7 @@ def main(prog: str) -> None:
 
         return run(prog=prog)
 
-    sys.exit(run_command(prog, run, go_on=f"{GO_ON} with --resume_from_checkpoint true"))
+    sys.exit(run_command(prog, run, go_on=GO_ON_TRAINING))
 
 
 if __name__ == "__main__":

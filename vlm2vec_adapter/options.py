@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from gen2embed_mteb.config import LAYOUTS
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.flags import check_options, option, switch_value, value_type
 from gen2embed_mteb.images.resizing import ImageOptions
 from vlm2vec_adapter import BACKBONE
 
@@ -108,16 +109,15 @@ def take_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
 
 
 def _parsed(name: str, text: str) -> str | int | bool:
-    if name == "exif_orientation":
-        if text.lower() not in ("true", "false", "1", "0"):
-            raise UsageError(f"--{PREFIX}{name} (or GEN2EMBED_{name.upper()}) is {text!r}; pass true or false")
-        return text.lower() in ("true", "1")
-    if name not in ("batch_tokens", "min_side"):
+    kind, _ = value_type(get_type_hints(Options)[name])
+    remedy = {int: "a whole number", bool: "true or false"}.get(kind)
+    if remedy is None:
         return text
     try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"--{PREFIX}{name} (or GEN2EMBED_{name.upper()}) is {text!r}; pass a whole number") from None
+        return switch_value(text) if kind is bool else int(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        flag = f"--{PREFIX}{name} (or GEN2EMBED_{name.upper()})"
+        raise UsageError(f"{flag} is {text!r}; pass {remedy}") from None
 
 
 def wants_us(arguments: Sequence[str]) -> bool:

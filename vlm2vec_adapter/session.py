@@ -83,7 +83,11 @@ class Session:
         if not root:
             return None
         if root not in self._images:
-            self._images[root] = ImageSource(Path(root).expanduser(), follow_links=follows_links())
+            self._images[root] = ImageSource(
+                Path(root).expanduser(),
+                follow_links=follows_links(),
+                exif_orientation=self.options.exif_orientation,
+            )
         return self._images[root]
 
     def install(self, model_class: Any) -> None:
@@ -181,6 +185,7 @@ class Session:
             "max_len": self._data_args.max_len,
             "resize": self.options.resize,
             "min_side": self.options.min_side,
+            **self.options.orientation(),
         }
 
     def _parsed(self, model_args: Any, data_args: Any) -> None:

@@ -79,7 +79,7 @@ def fingerprint(model: Gen2Embed) -> str:
         "truncate_dim": model.truncate_dim,
         "resize": model.image_options.resize,
         "min_side": model.image_options.min_side,
-        **({"exif_orientation": True} if model.image_options.exif_orientation else {}),
+        **model.image_options.orientation(),
         "image_processor": _canonical(image_processor.to_dict()) if image_processor is not None else None,
         "tokenizer": hashlib.blake2b(_tokenizer_settings(model.tokenizer)).hexdigest(),
         "attention": getattr(model[0].model.config, "_attn_implementation", None),

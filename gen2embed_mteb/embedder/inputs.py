@@ -85,17 +85,17 @@ def content_of(
         return sample
     if isinstance(sample, str):
         return Content(sample)
-    if isinstance(sample, dict) and "role" not in sample:
-        # All rows of a table have the same keys; a key that a row does not use holds null.
-        sample = {key: value for key, value in sample.items() if value is not None} or sample
-    if isinstance(sample, (Image.Image, Path)) or _is_stored(sample):
-        sample = {"image": sample}
     if isinstance(sample, list) or (isinstance(sample, dict) and "role" in sample):
         return _conversation(sample, opened)
-    if not isinstance(sample, dict) or not sample.keys() <= INPUT_KEYS | {k for k in sample if sample[k] is None}:
+    given = sample
+    if isinstance(sample, dict):  # all rows of a table have the same keys; one that a row does not use holds null
+        given = {key: value for key, value in sample.items() if value is not None}
+    if isinstance(given, (Image.Image, Path)) or _is_stored(given):
+        given = {"image": given}
+    if not isinstance(given, dict) or not given.keys() <= INPUT_KEYS:
         raise _not_an_input(sample)
-    text, images = text_of(sample.get("text"), '"text"'), _listed(sample)
-    if sample.get("text") is None and not images:
+    text, images = text_of(given.get("text"), '"text"'), _listed(given)
+    if "text" not in given and not images:
         raise Gen2EmbedError(f'nothing to encode in {described(sample)}: give "text", "image" or both')
     return Content(text, tuple(_in_marked_order(text, [opened(image) for image in images])))
 

@@ -130,8 +130,7 @@ def open_bulk_encoder(
         StoreMismatchError: The folder holds embeddings of another model, prompt or image policy.
     """
     identity = {"fingerprint": fingerprint, "resize": config.resize, "min_side": str(config.min_side)}
-    if config.exif_orientation:
-        identity["exif_orientation"] = "True"
+    identity |= {name: str(value) for name, value in config.orientation().items()}
     store = EmbeddingStore(folder, identity, overwrite=config.overwrite)
     return BulkEncoder(
         encoder,

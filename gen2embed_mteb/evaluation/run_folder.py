@@ -40,7 +40,8 @@ def run_settings(config: EvaluationConfig) -> dict[str, Any]:
     limits = (field.name for field in dataclasses.fields(RowLimits))
     names = (*_PATHS, "split", *_CHOICES, "limit", *limits, "follow_links", "resize", "min_side")
     values = {name: getattr(config, name) for name in names}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return listed | config.orientation()
 
 
 def check_reports(config: EvaluationConfig, benchmark: str, datasets: Iterable[str] = ()) -> None:
@@ -126,13 +127,13 @@ def _differences(folder: OwnedFolder, config: EvaluationConfig, benchmark: str) 
     content = json.loads((folder.path / RESULTS).read_bytes())
     found = {**content["settings"], "benchmark": content["benchmark"], "fingerprint": content["fingerprint"]}
     settings = {**run_settings(config), "benchmark": benchmark, "fingerprint": config.fingerprint}
-    compared = [name for name in settings if name not in _CHOICES]
+    compared = [name for name in {**settings, **found} if name not in _CHOICES]  # an option that is off is in neither
     if config.fingerprint == UNKNOWN:
         compared.remove("fingerprint")
     return [
-        f"{name} is {found.get(name)!r} there and {settings[name]!r} now"
+        f"{name} is {found.get(name)!r} there and {settings.get(name)!r} now"
         for name in compared
-        if _comparable(name, found.get(name)) != _comparable(name, settings[name])
+        if _comparable(name, found.get(name)) != _comparable(name, settings.get(name))
     ]
 
 

@@ -15,6 +15,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.decoding import MAX_PIXELS, Size
 from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.options import OrientationOption
 
 MAX_ASPECT_RATIO = 200
 """The aspect ratio above which the Qwen processors raise an error (`smart_resize`)."""
@@ -130,7 +131,7 @@ def resized_size(size: Size, policy: str = "processor") -> Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions:
+class ImageOptions(OrientationOption):
     """The options for resizing and turning an image before the processor, the same in every command and library.
 
     Raises:
@@ -142,9 +143,6 @@ class ImageOptions:
     )
     min_side: int = option(
         "least image side in pixels; smaller images are enlarged; 0: never", default=MIN_SIDE, least=0
-    )
-    exif_orientation: bool = option(
-        "turn images as their EXIF data says; the reference clients leave them as they are", default=False
     )
 
     def __post_init__(self) -> None:

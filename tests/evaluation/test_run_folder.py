@@ -15,6 +15,7 @@ from plain_encoder import PlainEncoder
 from gen2embed_mteb import cli
 from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.config import EvaluationConfig
+from gen2embed_mteb.evaluation.run_folder import check_reports
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.storage.atomic import ForeignFileError
@@ -54,6 +55,20 @@ def test_results_say_what_they_are_of(data: Path, tmp_path: Path) -> None:
     whole = run(data, tmp_path / "whole")["settings"]
     assert (whole["limit"], whole["image_dir"], whole["meta_tasks"]) == (None, "", [])
     assert "Only the first" not in (tmp_path / "whole" / "results.md").read_text()
+
+
+def test_a_run_on_turned_images_is_another_run(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "out", "VOC2007")
+    turned = EvaluationConfig(
+        data_dir=str(data), output_dir=str(tmp_path / "out"), fingerprint="plain", exif_orientation=True
+    )
+    with pytest.raises(StoreMismatchError, match="exif_orientation"):
+        check_reports(turned, "mmeb", ["VOC2007"])
+    found = run(data, tmp_path / "turned", "VOC2007", exif_orientation=True)
+    assert found["settings"]["exif_orientation"] is True
+    lying = EvaluationConfig(data_dir=str(data), output_dir=str(tmp_path / "turned"), fingerprint="plain")
+    with pytest.raises(StoreMismatchError, match="exif_orientation is True there and None now"):
+        check_reports(lying, "mmeb", ["VOC2007"])
 
 
 def test_names_that_no_encoding_has_are_written(data: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Print the lowest versions that pyproject.toml admits, one `name==version` per line: a constraints file for pip.
 
-`make test-lowest` installs them. Packages that ours need, and that pyproject.toml does not name, stay as
-constraints.txt pins them where both can be had.
+`make test-lowest` installs them. Packages that pyproject.toml does not name are as pip chooses them.
 """
 
 import re

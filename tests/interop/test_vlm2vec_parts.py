@@ -59,11 +59,30 @@ def test_our_options_are_taken_out_and_theirs_are_left() -> None:
         (["--gen2embed_batch_tokens", "many"], "'many'; pass a whole number"),
         (["--gen2embed_batch_tokens", "0"], "is 0; pass 1 or more"),
         (["--gen2embed_adapter", "--lora"], "--gen2embed_adapter needs a value"),
+        (["--gen2embed_exif_orientation", "perhaps"], "'perhaps'; pass true or false"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused_by_name(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         take_options(words, {})
+
+
+def test_exif_orientation_reaches_images_by_path_and_the_record_of_the_run(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (70, 40)).save(tmp_path / "a.jpg", exif=exif)
+    model_args = SimpleNamespace(model_name="gen2embed-mini", checkpoint_path=None, lora=False)
+    found = []
+    for words in ([], ["--gen2embed_exif_orientation", "true"]):
+        session = Session(take_options(words, {})[0], "v1", Share(), lambda _: {})
+        session._data_args = SimpleNamespace(max_len=None)
+        images = session.images_in(str(tmp_path))
+        assert images is not None
+        found.append((images.open("a.jpg").size, images.facts("a.jpg").size, session._settings(model_args)))
+    (lying, facts, before), (upright, turned, after) = found
+    assert (lying, facts) == ((70, 40), (70, 40))
+    assert (upright, turned) == ((40, 70), (40, 70))
+    assert after == {**before, "exif_orientation": True}
 
 
 def test_the_backbone_is_recognised_in_every_spelling() -> None:

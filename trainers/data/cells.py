@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-TEXT_AND_IMAGES = ("text", "image", "images")
-STORED_IMAGE = ("bytes", "path")
+from gen2embed_mteb.embedder.inputs import INPUT_KEYS, STORED_IMAGE
 
 
 class Cell(NamedTuple):
@@ -36,9 +35,9 @@ def read_cell(cell: Mapping[str, Any]) -> Cell:
             names it.
     """
     given = {key: value for key, value in cell.items() if value is not None}
-    if given and given.keys() <= set(STORED_IMAGE):
+    if given and given.keys() <= STORED_IMAGE:
         return Cell(None, (dict(given),))
-    if unknown := sorted(str(key) for key in given if key not in TEXT_AND_IMAGES):
+    if unknown := sorted(str(key) for key in given if key not in INPUT_KEYS):
         raise TypeError(
             f'unknown key {", ".join(map(repr, unknown))}; a cell is a text, {{"text", "image"}} (or "images") with '
             'either left out, or an image as {"bytes", "path"}'

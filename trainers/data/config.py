@@ -9,10 +9,11 @@ from typing import Any
 from gen2embed_mteb.data_files.rows import RowLimits
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.images.options import LinkOption, OrientationOption
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(RowLimits):
+class DataConfig(RowLimits, LinkOption, OrientationOption):
     """Says which training pairs are read, and where their images are."""
 
     data_dir: str = option(
@@ -23,14 +24,12 @@ class DataConfig(RowLimits):
     image_dir: str = option(
         "folder or .zip archive that image paths are relative to; default: beside the data", default=""
     )
-    follow_links: bool = option("follow links in the image folder that lead out of it", default=False)
     columns: tuple[str, ...] = option(
         "the query's column and its positive's, in data of two columns (default: anchor or query, and positive)",
         default=(),
     )
     image_columns: tuple[str, ...] = option("which of the two columns hold paths of images", default=())
     limit: int | None = option("rows per subset, from the first (default: all)", default=None, least=1)
-    exif_orientation: bool = option("turn images as their EXIF data says", default=False)
 
     def __post_init__(self) -> None:
         """Check every value.

@@ -84,7 +84,7 @@ class SampleConfig(DataConfig, EncodingConfig):
             "beta": self.beta if self.method == "hn-beta" else None,
             "resize": self.resize,
             "min_side": self.min_side,
-            **({"exif_orientation": True} if self.exif_orientation else {}),
+            **self.orientation(),
         }
 
 

@@ -17,6 +17,7 @@ from gen2embed_mteb.evaluation import pages
 from gen2embed_mteb.evaluation.tables import Table
 from gen2embed_mteb.flags import option
 from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.images.options import LinkOption
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb.readers import TrainRow
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
@@ -54,14 +55,13 @@ _STYLE = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(LinkOption):
     """The settings of a page of clusters."""
 
     file: str = option("SUBSET.parquet or .json that `sample` wrote, or SUBSET_hard_negatives.json", positional=True)
     output: str | None = option("the page; default: SUBSET.html beside the file", default=None)
     data_dir: str = option("the training pairs, if they are not where the file says", default="")
     image_dir: str = option("their images, if they are not where the file says", default="")
-    follow_links: bool = option("follow links in the image folder that lead out of it", default=False)
     num_clusters: int = option("clusters to show at most, at even distances", default=20, least=1)
 
 
