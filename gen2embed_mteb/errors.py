@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C, as in shells (128 + SIGINT)."""
 UNUSABLE = 2
 """The exit status for input that cannot be used."""
+
+REPEAT_SECONDS = 5.0
+"""The time after which Ctrl-C is repeated, if it had no effect."""
 
 GO_ON = "run the same command again"
 GO_ON_TRAINING = f"{GO_ON} with --resume_from_checkpoint true"
@@ -115,6 +119,38 @@ def _full(error: Exception, folder: Path) -> int | None:
     return None
 
 
+@contextlib.contextmanager
+def _repeated_interrupts() -> Iterator[None]:
+    """Repeat Ctrl-C every `REPEAT_SECONDS` until the block is left.
+
+    Python drops an exception that is raised in a destructor or in the callback of a weak reference. If Ctrl-C comes at
+    such a moment, the command would go on as if nobody had interrupted it. Where another part of the program handles
+    one of the two signals, or in a thread, nothing is changed.
+    """
+    free = signal.getsignal(signal.SIGINT) is signal.default_int_handler and hasattr(signal, "setitimer")
+    if not free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
+        yield
+        return
+    owner = os.getpid()
+
+    def interrupt(*_: Any) -> None:
+        if os.getpid() == owner:  # processes that were forked keep the handler
+            signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
 def run_command(name: str, run: Callable[[], Any], *, show_tracebacks: bool = False, go_on: str = GO_ON) -> int:
     """Run a command of the terminal, and turn errors that the user can fix into one line and an exit status.
 
@@ -130,7 +166,8 @@ def run_command(name: str, run: Callable[[], Any], *, show_tracebacks: bool = Fa
         The return value of `run`; 2 after a `Gen2EmbedError` or an error of the file system, 130 after Ctrl-C.
     """
     try:
-        return int(run() or 0)
+        with _repeated_interrupts():
+            return int(run() or 0)
     except KeyboardInterrupt:
         with contextlib.suppress(ValueError):  # in the main thread only
             signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -38,6 +38,35 @@ def test_ctrl_c_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "\ngen2embed x: interrupted; run the same command again to go on\n"
 
 
+def test_ctrl_c_that_python_drops_is_repeated() -> None:
+    """It comes while a destructor runs, where Python prints the exception and goes on."""
+    code = """
+import os, signal, sys, time
+from gen2embed_mteb import errors
+errors.REPEAT_SECONDS = 0.2
+class Interrupted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+def run():
+    Interrupted()
+    print("went on", flush=True)
+    time.sleep(60)
+sys.exit(errors.run_command("x", run))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "went on\n"
+    assert done.returncode == 130
+    assert done.stderr.endswith("x: interrupted; run the same command again to go on\n")
+
+
+def test_handlers_are_as_before_when_the_command_has_ended() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
+    assert run_command("x", lambda: 0) == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)) == before
+
+
 def test_the_command_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     try:

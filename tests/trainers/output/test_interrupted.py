@@ -254,12 +254,16 @@ def test_ctrl_c_is_one_line(begin, tmp_path, module, more, seconds):
     output = tmp_path / "out"
     words = [*begin, "--output_dir", str(output), "--max_steps", "100000", "--save_total_limit", "1", *more]
     process = start([sys.executable, "-m", *module, *words], start_new_session=True)
-    if seconds is None:
-        wait_for(output / "checkpoint-2", process)
-    else:
-        time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    try:
+        if seconds is None:
+            wait_for(output / "checkpoint-2", process)
+        else:
+            time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        if process.poll() is None:  # else it would train on beside the other tests
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert "Traceback" not in said
     assert [line for line in said.splitlines() if "interrupted" in line] == [
