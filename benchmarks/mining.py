@@ -30,7 +30,6 @@ import argparse
 import json
 import logging
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -171,7 +170,7 @@ def run(case: str, with_peer: bool, backend: str, repeats: int) -> dict[str, Any
         started = time.perf_counter()
         clusters = mine_clusters(queries, candidates, positives, K, M, "official", backend=backend)
         times.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = memory("VmHWM")
     products = [bare(queries, candidates, clusters.anchors, clusters.members, clusters.phase) for _ in range(repeats)]
     fastest = min(products, key=lambda product: product["seconds"])
     seconds = min(times)

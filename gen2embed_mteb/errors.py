@@ -25,6 +25,7 @@ UNUSABLE = 2
 
 REPEAT_SECONDS = 5.0
 """The time after which Ctrl-C is repeated, if it had no effect."""
+_RETRY_SECONDS = 0.05
 
 GO_ON = "run the same command again"
 GO_ON_TRAINING = f"{GO_ON} with --resume_from_checkpoint true"
@@ -121,11 +122,15 @@ def _full(error: Exception, folder: Path) -> int | None:
 
 @contextlib.contextmanager
 def _repeated_interrupts() -> Iterator[None]:
-    """Repeat Ctrl-C every `REPEAT_SECONDS` until the block is left.
+    """Repeat Ctrl-C until the block is left.
 
-    Python drops an exception that is raised in a destructor or in the callback of a weak reference. If Ctrl-C comes at
-    such a moment, the command would go on as if nobody had interrupted it. Where another part of the program handles
-    one of the two signals, or in a thread, nothing is changed.
+    Python prints and drops an exception that is raised in a destructor or in the callback of a weak reference. If
+    Ctrl-C comes at such a moment, the command would go on as if nobody had interrupted it. Here it is not printed, and
+    Ctrl-C is repeated at once. If a library drops it in silence, Ctrl-C is repeated after `REPEAT_SECONDS`. Where
+    another part of the program handles one of the two signals, or in a thread, nothing is changed.
+
+    Processes that are forked in the block ignore Ctrl-C, as the terminal sends it to them, too: Python would print a
+    traceback if they were about to start or to end.
     """
     free = signal.getsignal(signal.SIGINT) is signal.default_int_handler and hasattr(signal, "setitimer")
     if not free or threading.current_thread() is not threading.main_thread():
@@ -137,16 +142,27 @@ def _repeated_interrupts() -> Iterator[None]:
     owner = os.getpid()
 
     def interrupt(*_: Any) -> None:
-        if os.getpid() == owner:  # processes that were forked keep the handler
-            signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
+        if os.getpid() != owner:  # a process that was forked, as torch's workers: it ends with this one
+            return
+        signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
         raise KeyboardInterrupt
 
+    hook = sys.unraisablehook
+
+    def unraisable(dropped: sys.UnraisableHookArgs) -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)
+        else:
+            hook(dropped)
+
+    sys.unraisablehook = unraisable
     signal.signal(signal.SIGALRM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 

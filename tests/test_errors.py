@@ -38,19 +38,34 @@ def test_ctrl_c_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "\ngen2embed x: interrupted; run the same command again to go on\n"
 
 
-def test_ctrl_c_that_python_drops_is_repeated() -> None:
-    """It comes while a destructor runs, where Python prints the exception and goes on."""
-    code = """
-import os, signal, sys, time
+@pytest.mark.parametrize("dropped_by", ["a destructor", "the callback of a weak reference", "a library, in silence"])
+def test_ctrl_c_that_is_dropped_is_repeated(dropped_by: str) -> None:
+    """Python prints what is raised in a destructor or a weak reference's callback, and goes on."""
+    code = f"""
+import os, signal, sys, time, weakref
 from gen2embed_mteb import errors
-errors.REPEAT_SECONDS = 0.2
-class Interrupted:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(1000):
-            pass
+silent = {"silence" in dropped_by}
+errors.REPEAT_SECONDS = 0.2 if silent else 1000
+def interrupted(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass
+class Destructor:
+    __del__ = interrupted
+class Watched:
+    pass
 def run():
-    Interrupted()
+    if {dropped_by == "a destructor"}:
+        Destructor()
+    elif not silent:
+        watched = Watched()
+        reference = weakref.ref(watched, interrupted)
+        del watched
+    else:
+        try:
+            interrupted()
+        except BaseException:
+            pass
     print("went on", flush=True)
     time.sleep(60)
 sys.exit(errors.run_command("x", run))
@@ -58,13 +73,47 @@ sys.exit(errors.run_command("x", run))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == "went on\n"
     assert done.returncode == 130
-    assert done.stderr.endswith("x: interrupted; run the same command again to go on\n")
+    assert done.stderr == "\nx: interrupted; run the same command again to go on\n"
+
+
+def test_workers_leave_ctrl_c_to_the_process_that_forked_them() -> None:
+    """Python would print a traceback for a worker that has just started, before any code of its own runs."""
+    code = """
+import multiprocessing, os, signal, sys, time
+from gen2embed_mteb import errors
+def run():
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=time.sleep, args=(60,), daemon=True) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+        os.kill(worker.pid, signal.SIGINT)
+    time.sleep(0.5)
+    print([worker.is_alive() for worker in workers], flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+sys.exit(errors.run_command("x", run))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "[True, True, True, True]\n"
+    assert done.returncode == 130
+    assert done.stderr == "\nx: interrupted; run the same command again to go on\n"
+
+
+def test_other_errors_in_destructors_are_printed() -> None:
+    code = """
+from gen2embed_mteb import errors
+class Faulty:
+    def __del__(self):
+        raise ValueError("a bug")
+errors.run_command("x", Faulty)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ValueError: a bug" in done.stderr
 
 
 def test_handlers_are_as_before_when_the_command_has_ended() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM), sys.unraisablehook
     assert run_command("x", lambda: 0) == 0
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)) == before
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM), sys.unraisablehook) == before
 
 
 def test_the_command_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:

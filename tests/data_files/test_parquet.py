@@ -1,5 +1,6 @@
 """Parquet in bounded memory: rows beyond the limits are found before a Python object is made of them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from gen2embed_mteb.data_files import parquet
 from gen2embed_mteb.data_files.json_lines import JsonLines
 from gen2embed_mteb.data_files.rows import RowFault, RowLimits
 from gen2embed_mteb.data_files.shards import DataError
+
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 def outcomes(path: Path, columns: list[str], **limits: int) -> list[Any]:
@@ -124,8 +127,9 @@ LARGE = {
     ),
 }
 READ = """
-import resource, sys
+import sys
 from pathlib import Path
+from peak_memory import peak_memory
 from gen2embed_mteb.data_files.parquet import read_rows
 from gen2embed_mteb.data_files.rows import RowFault, RowLimits
 from gen2embed_mteb.data_files.json_lines import JsonLines
@@ -133,7 +137,7 @@ path = Path(sys.argv[1])
 lines = "line" in sys.argv[2] or "nested" in sys.argv[2]
 rows = JsonLines(path).rows(["list"]) if lines else read_rows(path, ["list"], RowLimits())
 print(*[row.reason if isinstance(row, RowFault) else "".join(row["list"]) for row in rows], sep="\\n")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_memory() >> 20)
 """
 
 
@@ -144,7 +148,9 @@ def test_large_rows_in_bounded_memory(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "large"
     head = "import os\nimport sys\nfrom pathlib import Path\nimport pyarrow as pa, pyarrow.parquet as pq\n"
     subprocess.run([sys.executable, "-c", f"{head}path = Path(sys.argv[1])\n{make}", str(path)], check=True)
-    done = subprocess.run([sys.executable, "-c", READ, str(path), kind], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
+    command = [sys.executable, "-c", READ, str(path), kind]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     *rows, megabytes = done.stdout.splitlines()
     assert rows == ["a", reason, *(["c"] if "without an end" not in kind else [])]
     assert int(megabytes) < 1200
