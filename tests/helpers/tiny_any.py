@@ -228,6 +228,7 @@ _GLM = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|image|
 _GLM += ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
 _AYA = ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")
 _AYA += ("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "TILE_GLOBAL")
+_CELLS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 _AYA += tuple(f"TILE_{number}" for number in range(1, 5))
 
 MULTIMODAL = {
@@ -257,8 +258,7 @@ MULTIMODAL = {
     "idefics3": Tiny(
         "Idefics3ForConditionalGeneration",
         _idefics3,
-        ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
-        + tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+        ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *_CELLS),
         bos="<|begin_of_text|>",
         images={
             "image_processor_type": "Idefics3ImageProcessor",
