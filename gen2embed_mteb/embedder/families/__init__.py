@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from gen2embed_mteb.embedder.families.family import Family, ImageLayout
+from gen2embed_mteb.embedder.families.generic import generic_family
 from gen2embed_mteb.embedder.families.llava_next import LLAVA_NEXT
 from gen2embed_mteb.embedder.families.qwen import QWEN
 from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
@@ -25,22 +26,12 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (*QWEN, L
 
 
 def family_of(model_type: str) -> Family:
-    """Return the family of a model.
+    """Return the family of a model: the one written by hand, or else a generic one.
 
     Args:
         model_type: `config.model_type` of the loaded model.
-
-    Raises:
-        ValueError: No family has that model type; the message lists the known ones and what a new one needs.
     """
-    if model_type not in FAMILIES:
-        known = ", ".join(f"{family.name} ({family.model_type})" for family in FAMILIES.values())
-        raise Gen2EmbedError(
-            f"unknown model family: model_type {model_type!r}. Known: {known}. A new family needs a native class in "
-            "transformers, a Family record in a file of gen2embed_mteb/embedder/families/ (image marker, LoRA targets, "
-            "positions) and a chat template in gen2embed_mteb/embedder/families/templates/."
-        )
-    return FAMILIES[model_type]
+    return FAMILIES.get(model_type) or generic_family(model_type)
 
 
 def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayout = "native") -> str:

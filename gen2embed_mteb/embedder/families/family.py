@@ -15,11 +15,14 @@ class Family:
     Attributes:
         name: The family's common name.
         model_type: `model_type` in the model's `config.json`.
-        template: File in `templates/` that renders a conversation.
-        image: The marker that the family's own processor writes for one image (`native` layout).
+        template: File in `templates/` that renders a conversation; empty for a generic family, whose models bring
+            their own chat template.
+        image: The marker that the family's own processor writes for one image (`native` layout); empty for a generic
+            family.
         bare_image: The marker that VLM2Vec and the official Gen2Embed write (`official` layout), without the tokens
-            for the start and end of an image.
-        mrope: Whether image tokens get 3-D positions; the official layout gives them 1-D positions instead.
+            for the start and end of an image; empty for a generic family.
+        mrope: Whether image tokens get 3-D positions; the official layout gives them 1-D positions instead. `False`
+            for a generic family, whose model class says it.
         lora_targets: Names of the projections that the paper's adapters train (Sec. IV-A), as this family names them.
         has_video_processor: Whether the processor requires a video processor, which needs torchvision.
         writes_special_tokens: Whether the template writes all special tokens itself. Only then can transformers read
@@ -35,6 +38,11 @@ class Family:
     lora_targets: tuple[str, ...]
     has_video_processor: bool
     writes_special_tokens: bool
+
+    @property
+    def is_generic(self) -> bool:
+        """Whether the prompt is written through the model's own chat template (see `chat_formats`)."""
+        return not self.template
 
     @property
     def processing_kwargs(self) -> dict[str, dict[str, bool]]:
