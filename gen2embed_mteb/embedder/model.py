@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 from gen2embed_mteb.embedder.behind_pooling import run_modules
 from gen2embed_mteb.embedder.families import Family, ImageLayout, chat_template, family_of, prompt_of
+from gen2embed_mteb.embedder.image_tokens import Renderer
 from gen2embed_mteb.embedder.inputs import Content, content_of, rough_length
 from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
@@ -197,8 +198,7 @@ class Gen2Embed(SentenceTransformer):
         if prompt:
             contents = [Content(c.text, c.images, prompt if c.system is None else prompt + c.system) for c in contents]
         if max_length is not None and max_length < 10**9:  # tokenizers without a limit state an astronomical one
-            side = kwargs.get("task")
-            fitter = Fitter(self.processor, lambda content: self._count_rendered(content, side))
+            fitter = self._fitter(kwargs.get("task"))
             contents = [fitter.fit(content, max_length) for content in contents]
         messages = [content.as_messages() for content in contents]
         features: dict[str, Any] = super().preprocess(messages, processing_kwargs=processing, **kwargs)
@@ -222,8 +222,7 @@ class Gen2Embed(SentenceTransformer):
             and prompt merge.
         """
         resized = [[fitted_size(size, self.image_options) for size in sizes] for sizes in image_sizes]
-        fitter = Fitter(self.processor, lambda content: self._count_rendered(content, task))
-        lengths = fitter.count_all(texts, resized)
+        lengths = self._fitter(task).count_all(texts, resized)
         longest = self.max_seq_length
         return lengths if longest is None else [min(length, longest) for length in lengths]
 
@@ -366,21 +365,13 @@ class Gen2Embed(SentenceTransformer):
 
     def _broken_up(self, text: str) -> str:
         """Return the text with a space inside every control token, so that the tokenizer reads it as plain text."""
-        for token in self.processor.tokenizer.all_special_tokens:
+        for token in self.tokenizer.all_special_tokens:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    def _count_rendered(self, content: Content, side: str | None) -> int:
-        """Return the number of tokens in the rendered conversation, where each image counts as its one marker."""
-        tokenizer = self.processor.tokenizer
-        ids = tokenizer.apply_chat_template(
-            content.as_messages(),
-            chat_template=self.processor.chat_template,
-            return_dict=False,
-            **self._family.processing_kwargs["chat_template"],
-            **({} if side is None else {"task": side}),
-        )
-        return len(ids) + int(tokenizer.num_special_tokens_to_add())
+    def _fitter(self, side: str | None) -> Fitter:
+        """Return what counts and cuts the inputs of a side."""
+        return Fitter(Renderer(self[0], self._family.processing_kwargs["chat_template"], side))
 
     def _input_length(self, sample: Any) -> int:
         """Return roughly the number of tokens, the key by which sentence-transformers sorts; images all count alike."""
