@@ -42,7 +42,7 @@ class Fitter:
     def __init__(self, processor: Any, count_rendered: Callable[[Content], int]) -> None:
         """Keep the processor; nothing is computed yet."""
         self._processor, self._count_rendered = processor, count_rendered
-        self._tokenizer = processor.tokenizer
+        self._tokenizer = getattr(processor, "tokenizer", processor)
         self._prompts: dict[tuple[int, str | None], int] = {}
 
     def image_tokens(self, images: tuple[Image.Image, ...]) -> list[int]:

@@ -116,9 +116,12 @@ def _lacks_bos(tokenizer: Any, template: str, chat_format: ChatFormat) -> bool:
 
 def _placeholders(processor: Any) -> tuple[str, ...]:
     """Return the placeholders of images, videos and sounds that the processor replaces, the longest first."""
+    if not takes_images(processor):
+        return ()
     found = {str(value) for name, value in vars(processor).items() if name.endswith("_token") and value}
-    kept = {token for token in found if len(token) > 1 and token not in _MARKS and not token.isspace()}
-    return tuple(sorted(kept, key=lambda token: (-len(token), token))) if takes_images(processor) else ()
+    tokens = processor.tokenizer.added_tokens_encoder  # what is no token of its own may be an ordinary word
+    kept = {token for token in found if len(token) > 1 and token in tokens and token not in _MARKS}
+    return tuple(sorted(kept, key=lambda token: (-len(token), token)))
 
 
 def _control_tokens(tokenizer: Any) -> list[str]:
