@@ -15,7 +15,6 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model_folder.adapter_settings import base_of, check_adapter
 from gen2embed_mteb.embedder.model_folder.settings import (
     check_code,
@@ -178,7 +177,6 @@ def check(source: Source, *, trust_remote_code: bool = False) -> dict[str, Tenso
         The tensors of its weights; an empty dict for an adapter.
 
     Raises:
-        Gen2EmbedError: The family of the model is unknown.
         ModelFolderError: A file asks for something that is refused here, is damaged, or is too large.
     """
     folder = source.folder
@@ -195,8 +193,6 @@ def check(source: Source, *, trust_remote_code: bool = False) -> dict[str, Tenso
     if config is not None:
         check_code(folder / "config.json", config, trust_remote_code)
         check_config(folder / "config.json", config)
-        if isinstance(config.get("model_type"), str):
-            family_of(config["model_type"])  # an unknown family is reported before any fault of its weights
     for name in PROCESSOR_FILES:
         settings = _optional(folder / name)
         if settings is not None:
