@@ -35,6 +35,9 @@ from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions, fitted_size
 
 logger = logging.getLogger(__name__)
 
+NO_LIMIT = 10**9
+"""A length that limits nothing; tokenizers without a limit state an astronomical one."""
+
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
@@ -211,18 +214,42 @@ class Gen2Embed(SentenceTransformer):
         kwargs.pop("max_length", None)
         processing["text"] = {**processing.get("text", {}), "truncation": False}
 
-        contents = [self._content(sample) for sample in inputs]
-        if prompt:
-            contents = [Content(c.text, c.images, prompt if c.system is None else prompt + c.system) for c in contents]
-        if max_length is not None and max_length < 10**9:  # tokenizers without a limit state an astronomical one
-            fitter = self._fitter(kwargs.get("task"))
-            contents = [fitter.fit(content, max_length) for content in contents]
+        contents = self.fitted(inputs, prompt, task=kwargs.get("task"), max_length=max_length)
         messages = [content.as_messages() for content in contents]
         features: dict[str, Any] = super().preprocess(messages, processing_kwargs=processing, **kwargs)
         if self._layout == "official" and "mm_token_type_ids" in features:
             # Image tokens count as text, which gives every token its plain 1-D position.
             features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
         return features
+
+    def fitted(
+        self,
+        inputs: Sequence[Any],
+        prompt: str | None = None,
+        *,
+        task: str | None = None,
+        max_length: int | None = None,
+    ) -> list[Content]:
+        """Open inputs and cut them to a length.
+
+        Args:
+            inputs: What `inputs.content_of` accepts.
+            prompt: A system prompt of the caller that replaces the strategy's.
+            task: "query", "document", or `None`.
+            max_length: Longest input in tokens; `None`: no limit.
+
+        Raises:
+            ImageError: An image cannot be opened, or would have to be enlarged beyond the limit.
+            TypeError: An input is of a type that `content_of` does not accept.
+            ValueError: An input cannot be made to fit into `max_length`.
+        """
+        contents = [self._content(sample) for sample in inputs]
+        if prompt:
+            contents = [Content(c.text, c.images, prompt if c.system is None else prompt + c.system) for c in contents]
+        if max_length is None or max_length >= NO_LIMIT:
+            return contents
+        fitter = self._fitter(task)
+        return [fitter.fit(content, max_length) for content in contents]
 
     def count_tokens(
         self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]], task: str | None = None

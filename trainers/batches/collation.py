@@ -13,8 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gen2embed_mteb.embedder.inputs import Content, content_of
+from gen2embed_mteb.embedder.model import NO_LIMIT
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.images.source import ImageSource
+from trainers.batches.image_rows import ImageRows
 from trainers.data.cells import read_cell
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class CellReader:
         # The model's own setting is not changed: it is saved with the model, and inference takes larger images.
         known = [length for length in (max_length, model.max_seq_length) if length is not None]
         self._limit = {"max_length": min(known)} if known else {}
+        self._image_rows = ImageRows(model[0])
 
     def __call__(self, cells: list[Any], prompt: str | None = None, task: str | None = None) -> dict[str, Any]:
         """Open, render and tokenize n cells.
@@ -62,9 +65,11 @@ class CellReader:
             TypeError: A cell is of a kind that this module's docstring does not name.
             ValueError: A cell is empty, or cannot be shortened to the model's length.
         """
-        contents = [self.content(cell) for cell in cells]
+        contents = self._model.fitted([self.content(cell) for cell in cells], prompt, task=task, **self._limit)
         padding = {"text": {"padding_side": "right"}}
-        return self._model.preprocess(contents, prompt=prompt, task=task, processing_kwargs=padding, **self._limit)
+        features = self._model.preprocess(contents, task=task, processing_kwargs=padding, max_length=NO_LIMIT)
+        self._image_rows.add(features, contents)
+        return features
 
     def content(self, cell: Any) -> Content:
         """Open one cell."""

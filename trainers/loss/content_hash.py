@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sentence_transformers.base.losses.gradcache import _create_minibatch
 from torch import Tensor
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from trainers.batches.image_rows import image_features, minibatch
 
 _FOLD = 1024
 _MIX = 0x2545F4914F6CDD1D
-_IMAGE_KEYS = ("pixel_values", "image_grid_thw", "image_sizes")
 
 
 def content_digests(features: dict[str, Any]) -> Tensor:
@@ -45,11 +44,12 @@ def content_digests(features: dict[str, Any]) -> Tensor:
     rows, _ = mask.nonzero(as_tuple=True)
     moved[rows, (mask.cumsum(dim=1) - 1)[mask]] = tokens[mask] + 1
     parts = [_fold(moved, keys)]
-    for key in _IMAGE_KEYS:
-        if key in features:
-            cuts = [_create_minibatch(features, row, row + 1).get(key) for row in range(len(tokens))]
-            nothing = torch.zeros_like(keys[0])
-            parts.append(torch.stack([nothing if cut is None else _fold(_bits(cut), keys) for cut in cuts]))
+    names = image_features(features)
+    if names:
+        cuts = [minibatch(features, row, row + 1) for row in range(len(tokens))]
+        nothing = torch.zeros_like(keys[0])
+        for name in names:
+            parts.append(torch.stack([_fold(_bits(cut[name]), keys) if name in cut else nothing for cut in cuts]))
     return _fold(torch.stack(parts, dim=1), keys)
 
 

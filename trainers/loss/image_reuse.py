@@ -17,8 +17,8 @@ from transformers.utils import ModelOutput
 
 from trainers.loss.dropout import has_dropout
 
-# What the language model is given: the tokens, and what Qwen3-VL adds to its first layers.
-_KEPT = ("pooler_output", "deepstack_features")
+# What no language model is given: the states before the projection, which are larger than the tokens.
+_NOT_KEPT = ("last_hidden_state", "hidden_states", "attentions")
 
 
 def has_frozen_vision(model: nn.Module) -> bool:
@@ -31,9 +31,9 @@ def has_frozen_vision(model: nn.Module) -> bool:
         True if it has a vision tower, all that is trained lies in its language model, and nothing else draws random
         numbers, which the second pass would have to draw likewise.
     """
-    decoder = getattr(model, "language_model", None)
-    if decoder is None or not hasattr(model, "get_image_features"):
+    if not hasattr(model, "get_image_features"):
         return False
+    decoder = model.get_decoder()
     inside = set(map(id, decoder.modules()))
     others = [module for module in model.modules() if id(module) not in inside]
     trained = any(weight.requires_grad for module in others for weight in module.parameters(recurse=False))
@@ -57,7 +57,7 @@ def reusing_image_features(model: nn.Module, kept: dict[int, Any], number: int, 
             return kept.pop(number)
         output = compute(*args, **kwargs)
         if keep:
-            kept[number] = type(output)(**{name: output[name] for name in _KEPT if name in output})
+            kept[number] = type(output)(**{name: output[name] for name in output if name not in _NOT_KEPT})
         return output
 
     model.get_image_features = reuse

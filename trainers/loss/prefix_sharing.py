@@ -41,8 +41,8 @@ def can_share_prefix(model: nn.Module) -> bool:
         True if it has a decoder of its own, every layer of which keeps all keys. Checkpointed activations are computed
         again without a key/value cache, so a model that trains with gradient checkpointing does not share.
     """
-    decoder = getattr(model, "language_model", None)
-    if decoder is None or not attends_to_all(model.config):
+    decoder = model.get_decoder()
+    if decoder is model or not attends_to_all(model.config):
         return False
     checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
     return not (decoder.training and checkpoints)
@@ -57,7 +57,7 @@ def gains_from_sharing(model: nn.Module) -> bool:
     Returns:
         True if it is on a CPU and its decoder drops nothing.
     """
-    decoder = model.language_model
+    decoder = model.get_decoder()
     drops = decoder.training and has_dropout(decoder.modules(), model.config.get_text_config())
     return next(model.parameters()).device.type == "cpu" and not drops
 
@@ -69,7 +69,7 @@ def sharing_prefix(model: nn.Module) -> Iterator[None]:
     Args:
         model: A model with `can_share_prefix`, whose inputs are not padded on the left.
     """
-    decoder = model.language_model
+    decoder = model.get_decoder()
     run = decoder.forward
 
     def forward(**kwargs: Any) -> ModelOutput:

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses.gradcache import RandContext
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, get_rank, get_world_size
 from torch import Tensor
 
+from trainers.batches.image_rows import ROWS_OF, minibatch
 from trainers.loss.content_hash import content_digests
 from trainers.loss.image_reuse import has_frozen_vision, reusing_image_features
 from trainers.loss.prefix_sharing import can_share_prefix, gains_from_sharing, sharing_prefix
@@ -170,7 +172,17 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         keep = torch.is_grad_enabled() and not with_grad
         column = sentence_feature if isinstance(sentence_feature, _Column) else None
         with column.saving_work(begin, keep=keep) if column is not None else nullcontext():
+            if any(name.startswith(ROWS_OF) for name in sentence_feature):
+                return self._embed_cut(minibatch(sentence_feature, begin, end), with_grad, *args, **kwargs)
             return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
+
+    def _embed_cut(
+        self, features: dict[str, Any], with_grad: bool, copy_random_state: bool, random_state: RandContext | None = None
+    ) -> tuple[Tensor, RandContext | None]:
+        """Embed the features of a mini-batch as the base class does, which would cut them again."""
+        with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
+            state = RandContext(*features.values()) if copy_random_state else None
+            return self.model(features)["sentence_embedding"], state
 
     def _shares_prefix(self, model: torch.nn.Module) -> bool:
         if self.share_prefix is False or not can_share_prefix(model):

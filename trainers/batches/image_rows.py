@@ -1,0 +1,135 @@
+"""Cutting the features of a batch into mini-batches, whatever shape a processor gives its images.
+
+Each row of `input_ids` belongs to one input, but a processor may put the images of all inputs into one tensor: a row per
+image (LLaVA), a row per patch (Qwen2-VL), or a row per tile of an image, of which the number depends on the image's size
+(InternVL). sentence-transformers 6.2 cuts the first two (`gradcache._create_minibatch`) and raises for the third, for
+side features such as LLaVA-OneVision's `batch_num_images`, and where a mini-batch of texts is cut from a batch with
+padded images (Idefics3).
+
+For these families `ImageRows` asks the processor itself: it processes blank images of the same sizes, alone, and counts
+the rows of every feature. Cost: one run of the processor per new combination of sizes (5 to 20 ms), none for the
+families that sentence-transformers can cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from sentence_transformers.base.losses.gradcache import _create_minibatch
+from torch import Tensor
+
+from gen2embed_mteb.embedder.inputs import Content
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.images.decoding import Size
+
+ROWS_OF = "num_rows_of_"
+"""The prefix of the features (n,) int64 that say how many rows of another feature belong to each input."""
+
+_COUNT = "num_images_per_sample"
+_PER_IMAGE = frozenset({"pixel_values", "image_position_ids", "image_sizes"})
+_PER_PATCH = frozenset({"pixel_values", "image_grid_thw"})
+
+
+class ImageRows:
+    """Counts which rows of the image features belong to which input.
+
+    Args:
+        transformer: The first module of the model.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        """Keep the module; nothing is processed yet."""
+        self._transformer = transformer
+        self._per_input: frozenset[str] | None = None
+        self._counted: dict[tuple[Size, ...], dict[str, int]] = {}
+
+    def add(self, features: dict[str, Any], contents: Sequence[Content]) -> None:
+        """Add the numbers of rows to the features, where sentence-transformers cannot cut them.
+
+        Args:
+            features: What `preprocess` returned for n inputs; changed in place.
+            contents: The inputs, with the images as the processor got them.
+
+        Raises:
+            Gen2EmbedError: The rows of a feature cannot be told apart by the sizes of the images.
+        """
+        names = image_features(features)
+        if not names or _is_cut_by_the_library(features, names):
+            return
+        if self._per_input is None:
+            self._per_input = self._find_per_input()
+        counts = [self._count(tuple(image.size for image in content.images)) for content in contents]
+        for name in names:
+            rows = [1 if name in self._per_input else count.get(name, 0) for count in counts]
+            if sum(rows) != len(features[name]):
+                processor = type(self._transformer.processor).__name__
+                raise Gen2EmbedError(
+                    f"{processor} gives {name} {len(features[name])} rows for a batch, but {sum(rows)} for its inputs "
+                    "one by one: this model cannot be fine-tuned on images with a cached loss; train on texts alone"
+                )
+            features[ROWS_OF + name] = torch.tensor(rows, dtype=torch.long)
+
+    def _find_per_input(self) -> frozenset[str]:
+        """Return the features that have one row per input, also for an input without an image."""
+        one = Content("a", (Image.new("RGB", (64, 64)),))
+        features = self._processed([one, Content("a"), Content("a")])
+        return frozenset(name for name in image_features(features) if len(features[name]) == 3)
+
+    def _count(self, sizes: tuple[Size, ...]) -> dict[str, int]:
+        if not sizes:
+            return {}
+        if sizes not in self._counted:
+            features = self._processed([Content("", tuple(Image.new("RGB", size) for size in sizes))])
+            self._counted[sizes] = {name: len(features[name]) for name in image_features(features)}
+        return self._counted[sizes]
+
+    def _processed(self, contents: list[Content]) -> dict[str, Any]:
+        options = {"text": {"truncation": False}}
+        messages = [content.as_messages() for content in contents]
+        return dict(self._transformer.preprocess(messages, processing_kwargs=options))
+
+
+def image_features(features: dict[str, Any]) -> list[str]:
+    """Return the names of the features that hold images: all tensors but those of the tokens, and numbers of rows.
+
+    Args:
+        features: What `preprocess` returned.
+    """
+    tokens = features["input_ids"].shape
+    return [
+        name
+        for name, value in features.items()
+        if isinstance(value, Tensor) and value.shape != tokens and name != _COUNT and not name.startswith(ROWS_OF)
+    ]
+
+
+def _is_cut_by_the_library(features: dict[str, Any], names: list[str]) -> bool:
+    if set(names) == _PER_PATCH:
+        return True
+    return set(names) <= _PER_IMAGE and all(len(features[name]) == int(features[_COUNT].sum()) for name in names)
+
+
+def minibatch(features: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
+    """Return the features of the inputs `begin` to `end`.
+
+    Args:
+        features: The features of n inputs, with the numbers of rows that `ImageRows.add` added, if any.
+        begin: The first input.
+        end: The input behind the last one.
+
+    Returns:
+        New features, without padding that none of the inputs needs; without image features if no input has an image.
+    """
+    counts = {name.removeprefix(ROWS_OF): rows for name, rows in features.items() if name.startswith(ROWS_OF)}
+    others = {
+        name: value for name, value in features.items() if name not in counts and not name.startswith(ROWS_OF)
+    }
+    cut: dict[str, Any] = _create_minibatch(others, begin, end)
+    if counts and int(features[_COUNT][begin:end].sum()):
+        for name, rows in counts.items():
+            first = int(rows[:begin].sum())
+            cut[name] = features[name][first : first + int(rows[begin:end].sum())]
+    return cut
