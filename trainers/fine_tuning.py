@@ -192,9 +192,11 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
     )
     # The adapter's first weights are drawn here, before the trainer sets the seed.
     torch.manual_seed(args.seed)
+    family = family_of(model[0].config.model_type)
     new_adapter(
         model[0].model,
-        config.lora_targets or family_of(model[0].config.model_type).lora_targets,
+        config.lora_targets or family.lora_targets,
+        allow_missing=family.is_generic and not config.lora_targets,
         rank=config.lora_rank,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,

@@ -1,10 +1,10 @@
 """Cutting the features of a batch into mini-batches, whatever shape a processor gives its images.
 
-Each row of `input_ids` belongs to one input, but a processor may put the images of all inputs into one tensor: a row per
-image (LLaVA), a row per patch (Qwen2-VL), or a row per tile of an image, of which the number depends on the image's size
-(InternVL). sentence-transformers 6.2 cuts the first two (`gradcache._create_minibatch`) and raises for the third, for
-side features such as LLaVA-OneVision's `batch_num_images`, and where a mini-batch of texts is cut from a batch with
-padded images (Idefics3).
+Each row of `input_ids` belongs to one input, but a processor may put the images of all inputs into one tensor: a row
+per image (LLaVA), a row per patch (Qwen2-VL), or a row per tile, where the number of tiles depends on the image's size
+(InternVL). sentence-transformers 6.2 cuts the first two (`gradcache._create_minibatch`). It raises an error for the
+third, for side features such as LLaVA-OneVision's `batch_num_images`, and where a mini-batch of texts is cut from a
+batch with padded images (Idefics3).
 
 For these families `ImageRows` asks the processor itself: it processes blank images of the same sizes, alone, and counts
 the rows of every feature. Cost: one run of the processor per new combination of sizes (5 to 20 ms), none for the
@@ -124,9 +124,7 @@ def minibatch(features: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
         New features, without padding that none of the inputs needs; without image features if no input has an image.
     """
     counts = {name.removeprefix(ROWS_OF): rows for name, rows in features.items() if name.startswith(ROWS_OF)}
-    others = {
-        name: value for name, value in features.items() if name not in counts and not name.startswith(ROWS_OF)
-    }
+    others = {name: value for name, value in features.items() if name not in counts and not name.startswith(ROWS_OF)}
     cut: dict[str, Any] = _create_minibatch(others, begin, end)
     if counts and int(features[_COUNT][begin:end].sum()):
         for name, rows in counts.items():

@@ -177,7 +177,11 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
             return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
 
     def _embed_cut(
-        self, features: dict[str, Any], with_grad: bool, copy_random_state: bool, random_state: RandContext | None = None
+        self,
+        features: dict[str, Any],
+        with_grad: bool,
+        copy_random_state: bool,
+        random_state: RandContext | None = None,
     ) -> tuple[Tensor, RandContext | None]:
         """Embed the features of a mini-batch as the base class does, which would cut them again."""
         with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():

@@ -51,9 +51,7 @@ def candidates(image: str) -> list[ChatFormat]:
     systems: list[dict[str, Any]] = [{"system": "parts"}, {"system": "string"}]
     systems += [{"system": "folded", "joiner": joiner} for joiner in JOINERS]
     users: list[dict[str, Any]] = [{"user": "parts"}, {"user": "string", "image": image}]
-    return [
-        ChatFormat(**system, **user, no_thinking=True, pin_date=True) for user, system in product(users, systems)
-    ]
+    return [ChatFormat(**system, **user, no_thinking=True, pin_date=True) for user, system in product(users, systems)]
 
 
 def detect(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,6 @@ from gen2embed_mteb.errors import Gen2EmbedError
 
 if TYPE_CHECKING:
     import torch
-
-LANGUAGE_MODEL = "language_model"
-"""The module in which transformers keeps the decoder. Vision towers have projections of the same names, but the paper's
-adapters, on Qwen2-VL, do not include them; and an adapter there would get no gradient from a batch of text."""
 
 CONFIG_FILE, WEIGHTS_FILE = model_folder.ADAPTER_FILE, model_folder.ADAPTER_WEIGHTS
 
@@ -82,7 +78,7 @@ def set_adapter_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], 
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     expected = get_peft_model_state_dict(model)
-    best = {_renamed(key): value for key, value in state.items()}
+    best = {_renamed(key, expected): value for key, value in state.items()}
     missing, unexpected = sorted(set(expected) - set(best)), sorted(set(best) - set(expected))
     if missing or unexpected:
         raise Gen2EmbedError(
@@ -106,8 +102,12 @@ def new_adapter(
     alpha: int = 64,
     dropout: float = 0.1,
     dora: bool = True,
+    allow_missing: bool = False,
 ) -> None:
     """Attach a new adapter to a base model, in place, and freeze all other weights (paper, Sec. IV-A).
+
+    Only layers of the decoder are adapted. Vision towers have projections of the same names, but the paper's adapters,
+    on Qwen2-VL, do not include them; and an adapter there would get no gradient from a batch of text.
 
     Its weights are float32 whatever the type of the base model's: steps of 5e-5 would be lost in bfloat16.
 
@@ -118,6 +118,7 @@ def new_adapter(
         alpha: The update is scaled by alpha / rank.
         dropout: The dropout on the update's input.
         dora: Whether magnitudes are trained besides directions (DoRA).
+        allow_missing: Whether a target may match no layer, as long as one does: `targets` are those of many families.
 
     Raises:
         ValueError: The model has an adapter already, or a target matches no layer.
@@ -127,28 +128,38 @@ def new_adapter(
 
     if has_adapter(model):
         raise Gen2EmbedError("the model has an adapter already; merge it first: gen2embed export MODEL OUT")
-    pattern = rf"(?:.*\.)?{LANGUAGE_MODEL}\.(?:.*\.)?(?:{{}})"
+    pattern = _in_decoder(model)
     layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    for target in targets:
-        if not any(re.fullmatch(pattern.format(re.escape(target)), name) for name in layers):
-            known = sorted({name.rpartition(".")[2] for name in layers if re.fullmatch(pattern.format(r"[^.]+"), name)})
-            raise Gen2EmbedError(
-                f"adapter target {target!r} matches no layer of {type(model).__name__}'s language model; "
-                f"it has {', '.join(known)}"
-            )
+    found = [
+        target for target in targets if any(re.fullmatch(pattern.format(re.escape(target)), name) for name in layers)
+    ]
+    missing = [target for target in targets if target not in found]
+    if missing and (not found or not allow_missing):
+        known = sorted({name.rpartition(".")[2] for name in layers if re.fullmatch(pattern.format(r"[^.]+"), name)})
+        raise Gen2EmbedError(
+            f"adapter target {missing[0]!r} matches no layer of {type(model).__name__}'s language model; "
+            f"it has {', '.join(known)}"
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         use_dora=dora,
         init_lora_weights="gaussian",
-        target_modules=pattern.format("|".join(map(re.escape, targets))),
+        target_modules=pattern.format("|".join(map(re.escape, found))),
         base_model_name_or_path=model.config.name_or_path,
     )
     inject_adapter_in_model(config, model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _in_decoder(model: torch.nn.Module) -> str:
+    """Return a pattern for the names of the decoder's layers, with `{}` for their last part."""
+    decoder = model.get_decoder()
+    name = next(name for name, module in model.named_modules() if module is decoder)
+    return rf"(?:.*\.)?{re.escape(name)}\.(?:.*\.)?(?:{{}})" if name else r"(?:.*\.)?(?:{})"
 
 
 def save_adapter(model: torch.nn.Module, output_dir: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -268,8 +279,11 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 # no mapping
 
 
-def _renamed(key: str) -> str:
+def _renamed(key: str, expected: Collection[str]) -> str:
+    """Return the key without the wrappers under which the adapter was trained, as far as the model does not have it."""
     for pattern, replacement in _RENAMES:
+        if key in expected:
+            break
         key = re.sub(pattern, replacement, key)
     return key
 
