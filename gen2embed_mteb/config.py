@@ -42,6 +42,7 @@ class LoadingOptions(PromptOptions):
     """How a model is loaded, whichever it is."""
 
     adapter: str | None = option("LoRA or DoRA adapter: directory or hub id", default=None)
+    gguf_file: str | None = option("GGUF file of the model's folder, for a text-only model", default=None)
     max_length: int | None = option("longest input in tokens", default=None, least=1)
     device: str | None = option("cpu, cuda, cuda:1, …", default=None)
     dtype: str | None = option("float32, bfloat16, float16, auto", default=None)
@@ -56,6 +57,7 @@ class LoadingOptions(PromptOptions):
             "prompt_mode": self.prompt_mode,
             "adapter": self.adapter,
             "revision": self.revision,
+            "gguf_file": self.gguf_file,
             "max_length": self.max_length,
             "device": self.device or _device_of_rank(),
             "model_kwargs": {"dtype": self.dtype} if self.dtype else None,

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-from gen2embed_mteb.embedder import families
+from gen2embed_mteb.embedder import chat_formats, families
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.prompts import DEFAULT, strategy
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -24,7 +24,7 @@ from gen2embed_mteb.storage.owned_folder import LEDGER
 INPUTS_VERSION = 1
 """Changes whenever mteb's batches are converted to inputs (`inputs.py`) or images are prepared in another way."""
 
-_DECISIVE = (".safetensors", ".json", ".jinja", ".txt", ".model", ".bin")
+_DECISIVE = (".safetensors", ".json", ".jinja", ".txt", ".model", ".bin", ".gguf")
 
 
 def inputs_digest(layout: str) -> str:
@@ -37,8 +37,9 @@ def inputs_digest(layout: str) -> str:
         8 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for template in sorted((Path(families.__file__).parent / "templates").glob("*.jinja")):
-        digest.update(template.read_bytes())
+    for folder in (Path(families.__file__).parent / "templates", Path(chat_formats.__file__).parent):
+        for template in sorted(folder.glob("*.jinja")):
+            digest.update(template.read_bytes())
     settings = {"prompt": asdict(strategy(DEFAULT)), "layout": layout, "version": INPUTS_VERSION}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:8]
