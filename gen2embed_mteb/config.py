@@ -38,11 +38,29 @@ class PromptOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadingOptions(PromptOptions):
+class ModelArgument:
+    """Which model it is, as the first word behind the command."""
+
+    model: str = option("base model, adapter or export: hub id, directory or short name", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Which file of a model's folder is loaded."""
+
+    gguf_file: str | None = option("GGUF file of the model's folder, for a text-only model", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectPromptOptions(PromptOptions, FileOptions, ModelArgument):
+    """Of which model the prompt is shown, and which prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions(PromptOptions, FileOptions):
     """How a model is loaded, whichever it is."""
 
     adapter: str | None = option("LoRA or DoRA adapter: directory or hub id", default=None)
-    gguf_file: str | None = option("GGUF file of the model's folder, for a text-only model", default=None)
     max_length: int | None = option("longest input in tokens", default=None, least=1)
     device: str | None = option("cpu, cuda, cuda:1, …", default=None)
     dtype: str | None = option("float32, bfloat16, float16, auto", default=None)
