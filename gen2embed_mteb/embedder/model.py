@@ -111,7 +111,9 @@ class Gen2Embed(SentenceTransformer):
             hub: dict[str, Any] = {key: kwargs[key] for key in ("token", "local_files_only") if key in kwargs}
             hub["cache_dir"] = kwargs.get("cache_folder")
             if gguf_file is not None:
-                raise Gen2EmbedError(f"{name} is an exported model, gguf_file={gguf_file!r} is for base models: leave it out")
+                raise Gen2EmbedError(
+                    f"{name} is an exported model, gguf_file={gguf_file!r} is for base models: leave it out"
+                )
             self._check_exported(name)
             if adapter is not None:
                 adapters.load_adapter(self[0].model, adapter, **hub)

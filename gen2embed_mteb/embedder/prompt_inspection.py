@@ -22,7 +22,12 @@ from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strateg
 from gen2embed_mteb.embedder.short_names import resolve
 
 TEXT = "a red circle"
-INPUTS = (("a text", TEXT, 0), ("an image", "", 1), ("an image and a text", TEXT, 1), ("two images and a text", TEXT, 2))
+INPUTS = (
+    ("a text", TEXT, 0),
+    ("an image", "", 1),
+    ("an image and a text", TEXT, 1),
+    ("two images and a text", TEXT, 2),
+)
 """The inputs that are shown: name, text, and number of images."""
 
 

@@ -134,9 +134,7 @@ def _control_tokens(tokenizer: Any) -> list[str]:
     return sorted(kept, key=len, reverse=True)
 
 
-def _fault(
-    processor: Any, template: str, chat_format: ChatFormat, images: bool, tokens: tuple[str, ...]
-) -> str | None:
+def _fault(processor: Any, template: str, chat_format: ChatFormat, images: bool, tokens: tuple[str, ...]) -> str | None:
     """Return why a chat format does not keep control tokens in a text from acting; `None` if it does."""
     tokenizer = getattr(processor, "tokenizer", processor)
     used = [token for token in tokens if token in template or token in tokenizer.all_special_tokens]
