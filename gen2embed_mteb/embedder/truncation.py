@@ -56,7 +56,10 @@ class Fitter:
         return self._images.total([image.size for image in images])
 
     def count_all(self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
-        """Return the number of tokens of many inputs; it may be wrong by a token or two where text and prompt merge.
+        """Return the number of tokens of many inputs, without rendering them.
+
+        A number may be wrong by a token or two where text and prompt merge, and too large where the template removes
+        blanks around the text.
 
         Args:
             texts: n texts.
@@ -169,18 +172,21 @@ class Fitter:
         """Return the images at a lower resolution: at most `wanted` tokens, or at most `room` if that is impossible."""
         tokens = self.image_tokens(images)
         best: tuple[int, tuple[Image.Image, ...]] = (tokens, images)
+        lowest = min(1.0, FLOOR / max(max(image.size) for image in images))
         scale = math.sqrt(max(wanted, 1) / tokens)
-        while max(max(image.size) for image in images) * scale >= FLOOR:
+        while True:
+            scale = max(scale, lowest)
             smaller = tuple(_scaled(image, scale) for image in images)
             best = min(best, (self.image_tokens(smaller), smaller), key=lambda pair: pair[0])
-            if best[0] <= wanted:
+            if best[0] <= wanted or scale == lowest:
                 break
             scale *= 0.9
         if best[0] > room:
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
             raise Gen2EmbedError(
                 f"max_length={max_length} leaves {max(room, 0)} tokens for images of {sizes} pixels, which take "
-                f"{best[0]} even with every image at its floor of {FLOOR} pixels. Raise max_length, or pass fewer images."
+                f"{best[0]} even with every image at its floor of {FLOOR} pixels. "
+                "Raise max_length, or pass fewer images."
             )
         logger.info("images of %d tokens reduced to %d to fit max_length=%d", tokens, best[0], max_length)
         return best[1]
