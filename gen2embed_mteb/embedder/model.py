@@ -17,7 +17,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from gen2embed_mteb.embedder.behind_pooling import run_modules
-from gen2embed_mteb.embedder.families import Family, ImageLayout, chat_template, family_of, prompt_of
+from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
+from gen2embed_mteb.embedder.chat_formats.header import format_of, prompt_of
+from gen2embed_mteb.embedder.chat_formats.probing import takes_images
+from gen2embed_mteb.embedder.families import Family, ImageLayout, chat_template, check_layout, family_of
 from gen2embed_mteb.embedder.image_tokens import Renderer
 from gen2embed_mteb.embedder.inputs import Content, content_of, rough_length
 from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
@@ -60,8 +63,9 @@ class Gen2Embed(SentenceTransformer):
         source: Hub id or directory that the model was loaded from.
 
     Raises:
-        ValueError: The prompt mode, layout, resize policy or model family is unknown, the `backend` is not torch, or
-            the adapter does not fit.
+        ValueError: The prompt mode, layout or resize policy is unknown, the model cannot be used (see
+            `model_folder.supported`), no chat format fits its template, the `backend` is not torch, or the adapter does
+            not fit.
     """
 
     def __init__(
@@ -108,7 +112,7 @@ class Gen2Embed(SentenceTransformer):
             if adapter is not None:
                 adapters.load_adapter(self[0].model, adapter, **hub)
         self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
-        modules.prepare_tokenizer(self.tokenizer)
+        checked_loading.prepare_tokenizer(self.tokenizer)
         # This switches off the tokenizer's warning about long text: `preprocess` cuts text that is too long.
         self.tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         if max_length is not None:
@@ -127,7 +131,6 @@ class Gen2Embed(SentenceTransformer):
 
     def _check_exported(self, name: str) -> None:
         """Check that an exported model pools by last token."""
-        family_of(getattr(getattr(self[0], "config", None), "model_type", type(self[0]).__name__))
         pooling = next((module for module in self if hasattr(module, "pooling_mode")), None)
         mode = getattr(pooling, "pooling_mode", None)
         if mode not in ("lasttoken", ("lasttoken",), ["lasttoken"]):
@@ -139,7 +142,7 @@ class Gen2Embed(SentenceTransformer):
     @property
     def prompt(self) -> HierarchicalPrompt:
         """The two-level prompt in use."""
-        found = prompt_of(self.processor.chat_template or "")
+        found = prompt_of(self.processor.chat_template)
         return found if found is not None else strategy(DEFAULT)
 
     @property
@@ -166,8 +169,22 @@ class Gen2Embed(SentenceTransformer):
         """Whether positions are three-dimensional (M-RoPE)."""
         return self._family.mrope
 
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """How the model's own chat template gets the prompt; `None` for a family with a template written by hand."""
+        return format_of(self.processor.chat_template)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether inputs may have images; a model with a tokenizer alone takes text."""
+        return takes_images(self.processor)
+
     def _set_prompt(self, prompt: HierarchicalPrompt) -> None:
-        self.processor.chat_template = chat_template(self._family, prompt, self._layout)
+        check_layout(self._family, self._layout)
+        if self._family.is_generic:
+            checked_loading.renew_template(self[0], self._family, prompt)
+        else:
+            self.processor.chat_template = chat_template(self._family, prompt, self._layout)
 
     def preprocess(self, inputs: list[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Turn inputs into model features: open them, cut them to `max_seq_length`, render and tokenize them.
@@ -327,7 +344,7 @@ class Gen2Embed(SentenceTransformer):
             return
         if not safe_serialization:
             raise Gen2EmbedError("safe_serialization=False would write pickled weights; leave it out")
-        modules.prepare_tokenizer(self.tokenizer)
+        checked_loading.prepare_tokenizer(self.tokenizer)
         write = partial(super().save, model_name=model_name, create_model_card=create_model_card)
         reason = self._inexpressible()
         if _CHECKPOINT.fullmatch(Path(path).name) and adapters.has_adapter(self[0].model):
@@ -359,6 +376,11 @@ class Gen2Embed(SentenceTransformer):
 
     def _content(self, sample: Any) -> Content:
         content = content_of(sample, self.image_root, self.image_options)
+        if content.images and not self.takes_images:
+            raise Gen2EmbedError(
+                f"{self.source} takes text alone (model type {self[0].config.model_type!r}), and the input has "
+                f"{len(content.images)} image(s): leave them out, or use a multimodal model"
+            )
         if not self._family.writes_special_tokens:
             content = replace(content, text=self._broken_up(content.text))
         return content
@@ -371,7 +393,7 @@ class Gen2Embed(SentenceTransformer):
 
     def _fitter(self, side: str | None) -> Fitter:
         """Return what counts and cuts the inputs of a side."""
-        return Fitter(Renderer(self[0], self._family.processing_kwargs["chat_template"], side))
+        return Fitter(Renderer(self[0], self[0].processing_kwargs["chat_template"], side))
 
     def _input_length(self, sample: Any) -> int:
         """Return roughly the number of tokens, the key by which sentence-transformers sorts; images all count alike."""

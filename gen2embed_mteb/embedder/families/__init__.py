@@ -1,6 +1,8 @@
 """The families of multimodal LLMs: one record per family, and its chat template, which renders the two-level prompt.
 
-To add a family, write a file with its record beside this one, an entry in `FAMILIES`, and a template in `templates/`.
+A model of any other type gets a generic record, and its own chat template carries the prompt (see `chat_formats`). A
+family is written by hand where published figures depend on its template, or for the `official` layout. To add one, write
+a file with its record beside this one, an entry in `FAMILIES`, and a template in `templates/`.
 The template receives the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn
 and the beginning of the assistant turn (see `chat_template`).
 """
@@ -8,11 +10,11 @@ and the beginning of the assistant turn (see `chat_template`).
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+from gen2embed_mteb.embedder.chat_formats.header import prompt_of
 from gen2embed_mteb.embedder.families.family import Family, ImageLayout
 from gen2embed_mteb.embedder.families.generic import generic_family
 from gen2embed_mteb.embedder.families.llava_next import LLAVA_NEXT
@@ -20,7 +22,7 @@ from gen2embed_mteb.embedder.families.qwen import QWEN
 from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
 
-__all__ = ["FAMILIES", "Family", "ImageLayout", "chat_template", "family_of", "prompt_of"]
+__all__ = ["FAMILIES", "Family", "ImageLayout", "chat_template", "check_layout", "family_of", "prompt_of"]
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*QWEN, LLAVA_NEXT)}
 
@@ -47,10 +49,11 @@ def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayou
         layout: `native`, the family's own image marker; `official`, the bare one.
 
     Raises:
-        ValueError: The layout is unknown.
+        Gen2EmbedError: The layout is unknown, or the family is generic.
     """
-    if layout not in ("native", "official"):
-        raise Gen2EmbedError(f"unknown image layout {layout!r}; known: native, official")
+    check_layout(family, layout)
+    if family.is_generic:
+        raise Gen2EmbedError(f"{family.name} has no template of ours: its own carries the prompt (see `chat_formats`)")
     marker = family.image if layout == "native" else family.bare_image
     # JSON strings are Jinja strings as long as non-ASCII characters stay as they are.
     texts = json.dumps(asdict(prompt), ensure_ascii=False)
@@ -58,10 +61,20 @@ def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayou
     return header + _read("content.jinja") + _read(family.template)
 
 
-def prompt_of(template: str) -> HierarchicalPrompt | None:
-    """Read the prompt back from a template that `chat_template` made; `None` for any other template."""
-    first = re.match(r"\{%- set prompt = (\{.*\}) -%\}\n", template or "")
-    return HierarchicalPrompt(**json.loads(first[1])) if first else None
+def check_layout(family: Family, layout: str) -> None:
+    """Refuse an image layout that is unknown, or that a family does not have.
+
+    Raises:
+        Gen2EmbedError: The message names the known layouts, or the families that have this one.
+    """
+    if layout not in ("native", "official"):
+        raise Gen2EmbedError(f"unknown image layout {layout!r}; known: native, official")
+    if layout == "official" and family.is_generic:
+        known = ", ".join(sorted(FAMILIES))
+        raise Gen2EmbedError(
+            f"layout='official' is not for models of type {family.name!r}: it is that of the released checkpoints, of "
+            f"types {known}; leave layout out"
+        )
 
 
 @cache

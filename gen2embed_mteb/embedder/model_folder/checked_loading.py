@@ -8,14 +8,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from sentence_transformers.base.modality import InputFormatter
 from sentence_transformers.sentence_transformer.modules import Transformer
 
-from gen2embed_mteb.embedder.families import chat_template, family_of, prompt_of
+from gen2embed_mteb.embedder.chat_formats.header import own_template, parts_of, prompt_of, template_with_prompt
+from gen2embed_mteb.embedder.chat_formats.probing import chat_format_of, template_of
+from gen2embed_mteb.embedder.families import Family, chat_template, family_of
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.adapters import load_adapter
+from gen2embed_mteb.embedder.model_folder.gguf_files import dense_options, forget_gguf
 from gen2embed_mteb.embedder.model_folder.settings import MODULES, TRANSFORMER
+from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error
 from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError, Tensor
-from gen2embed_mteb.errors import one_line
+from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.errors import Gen2EmbedError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -76,25 +82,73 @@ class CheckedTransformer(Transformer):
     an adapter in the folder.
     """
 
-    def __init__(self, model_name_or_path: str, **options: Any) -> None:
-        """Load the model; the arguments are those of the stock class."""
-        super().__init__(model_name_or_path, **options)
-        tokenizer = self.tokenizer.backend_tokenizer
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        prompt = prompt_of(self.processor.chat_template or "")
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        prompt: HierarchicalPrompt | None = None,
+        config: Any = None,
+        **options: Any,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model_name_or_path: A folder or a hub id.
+            prompt: The prompt of a base model of a generic family: its chat format is found, and its template replaced.
+            config: The configuration of a base model, if it was loaded before.
+            options: The other arguments of the stock class.
+        """
+        self._prompt, self._config, self._reads_processor = prompt, config, False
+        try:
+            super().__init__(model_name_or_path, **options)
+        except Gen2EmbedError:
+            raise
+        except Exception as error:
+            if not self._reads_processor:
+                raise
+            raise processor_error(model_name_or_path, error) from error
+        if self.tokenizer is None or not hasattr(self.tokenizer, "backend_tokenizer"):
+            raise Gen2EmbedError(
+                f"{model_name_or_path}: no tokenizer of the package tokenizers can be made of its files, which is "
+                "needed to cut texts; use a folder with a tokenizer.json"
+            )
+        prepare_tokenizer(self.tokenizer)
+        prompt = prompt_of(self.processor.chat_template)
         if prompt is not None:  # use the template of this version, not the one in the folder
-            self.processor.chat_template = chat_template(family_of(self.config.model_type), prompt)
+            renew_template(self, family_of(self.config.model_type), prompt)
+        del self._prompt, self._config, self._reads_processor
         self.__class__ = Transformer
 
+    def infer_modalities(self, model: Any, processor: Any) -> Any:
+        """Find the chat format first, if a prompt is given; this is called once model and processor are loaded."""
+        self._reads_processor = False
+        if self._prompt is not None:
+            detected = chat_format_of(processor)
+            for reason in detected.reasons:
+                logger.info("chat format: %s", reason)
+            chat_format = detected.chat_format
+            set_template(processor, template_with_prompt(own_template(template_of(processor)), self._prompt, chat_format))
+            self.processing_kwargs = chat_format.processing_kwargs
+            self.input_formatter = InputFormatter(self.config.model_type, "structured", processor)
+        found = super().infer_modalities(model, processor)
+        message = found[0].get("message", {})
+        if (message.get("method"), message.get("method_output_name")) != ("forward", "last_hidden_state"):
+            raise Gen2EmbedError(
+                f"models of type {self.config.model_type!r} give no last hidden state for a conversation (their class "
+                f"{type(model).__name__} gives {message.get('method_output_name')}); use another model"
+            )
+        return found
+
     def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        if self._config is not None:
+            return self._config, False
         source, hub = _source(model_name_or_path, config_kwargs)
         base = _base(source, hub)
         options = {key: value for key, value in config_kwargs.items() if key != "subfolder"}
         if base is not source:
             options["revision"] = base.revision
         config = load_config(base, options)
-        family_of(config.model_type)  # refuses unknown families before the weights are read
+        check_supported(config)  # before the weights are read
         return config, base is not source
 
     def _load_model(
@@ -117,20 +171,63 @@ class CheckedTransformer(Transformer):
         if base is not source:
             model_kwargs["revision"] = base.revision
         model_kwargs.pop("subfolder", None)
-        trusted = bool(model_kwargs.get("trust_remote_code"))
-        tensors = model_folder.check(base, trust_remote_code=trusted)
-        check_size(base, config, tensors, trusted)
+        trusted, gguf_file = bool(model_kwargs.get("trust_remote_code")), model_kwargs.get("gguf_file")
+        tensors = model_folder.check(base, trust_remote_code=trusted, gguf_file=gguf_file)
+        if gguf_file is None:
+            check_size(base, config, tensors, trusted)
+            model_kwargs |= {"use_safetensors": True, "weights_only": True}
+        else:
+            model_kwargs |= dense_options()
         model, found = AutoModel.from_pretrained(
             base.name,
             config=config,
-            **{**model_kwargs, "use_safetensors": True, "weights_only": True},
+            **model_kwargs,
             ignore_mismatched_sizes=True,  # `check_keys` below reports them
             output_loading_info=True,
         )
         check_keys(base, model, found)
+        if gguf_file is not None:
+            forget_gguf(model)
         if base is not source:
             load_adapter(model, str(source.folder))
+        self._reads_processor = True  # what the stock class loads next
         return model
+
+
+def set_template(processor: Any, template: str) -> None:
+    """Give a processor, and its tokenizer, a chat template."""
+    processor.chat_template = template
+    if getattr(processor, "tokenizer", None) is not None and processor.tokenizer.chat_template is not None:
+        processor.tokenizer.chat_template = template
+
+
+def renew_template(transformer: Transformer, family: Family, prompt: HierarchicalPrompt) -> None:
+    """Give a transformer the template of its family with a prompt, in the native layout.
+
+    Args:
+        transformer: The module; in a generic family its template must be one of ours.
+        family: Its family.
+        prompt: The prompt.
+
+    Raises:
+        Gen2EmbedError: The family is generic, and the template is not one that Gen2Embed wrote.
+    """
+    if not family.is_generic:
+        transformer.processor.chat_template = chat_template(family, prompt)
+        return
+    parts = parts_of(transformer.processor.chat_template)
+    if parts is None:
+        raise Gen2EmbedError(
+            f"the chat template of this {family.name} model was not written by Gen2Embed, so that it has no place for "
+            "the prompt; write the folder again: gen2embed export BASE_MODEL OUT"
+        )
+    set_template(transformer.processor, template_with_prompt(parts.own, prompt, parts.chat_format))
+
+
+def prepare_tokenizer(tokenizer: Any) -> None:
+    """Remove the truncation and padding state of earlier calls, which would be saved with the tokenizer."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
 
 
 def load_config(source: model_folder.Source, options: dict[str, Any]) -> Any:

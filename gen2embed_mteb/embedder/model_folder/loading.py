@@ -10,9 +10,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen2embed_mteb.embedder.families import ImageLayout, chat_template, family_of
+from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout, family_of
 from gen2embed_mteb.embedder.model_folder import adapters, compat
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
+from gen2embed_mteb.embedder.model_folder.supported import check_supported
 from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
 from gen2embed_mteb.errors import Gen2EmbedError
 
@@ -27,6 +28,9 @@ PIXELS = {"use_fast": False}
 The newer option `backend="pil"` of transformers means the same, but it is also passed to the video processor, which
 does not support it."""
 
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+"""The files of which a model that takes images has one, besides its tokenizer's."""
+
 
 def modules_for(
     name_or_path: str | Path,
@@ -34,6 +38,7 @@ def modules_for(
     prompt_mode: str | HierarchicalPrompt = DEFAULT,
     layout: ImageLayout = "native",
     adapter: str | Path | None = None,
+    gguf_file: str | None = None,
     token: bool | str | None = None,
     cache_folder: str | None = None,
     revision: str | None = None,
@@ -48,8 +53,9 @@ def modules_for(
     Args:
         name_or_path: Hub id or local directory of a base model, or of an adapter, whose base is then loaded too.
         prompt_mode: The name of a strategy, or a prompt of the caller's own.
-        layout: How images are laid out in the prompt; see `families.chat_template`.
+        layout: How images are laid out in the prompt; `official` only for families written by hand.
         adapter: Hub id or directory of an adapter to attach to the base model.
+        gguf_file: A GGUF file of the folder that holds configuration, tokenizer and weights of a text-only model.
         token: Hub token.
         cache_folder: Where hub files are kept.
         revision: Branch, tag or commit of `name_or_path` on the hub.
@@ -61,8 +67,9 @@ def modules_for(
 
     Raises:
         FileNotFoundError: There is no such folder, and no such model on the hub.
-        ValueError: The prompt mode or the family is unknown, a file is refused (see `checks`), the weights are not
-            those of the architecture, or the keys of the adapter do not fit.
+        ValueError: The prompt mode is unknown, the type of model cannot be used (see `supported`), no chat format fits
+            its template, a file is refused (see `checks`), the weights are not those of the architecture, or the keys
+            of the adapter do not fit.
     """
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
@@ -83,33 +90,37 @@ def modules_for(
         source = base
     elif adapter is not None:
         adapter = adapters.find_adapter(adapter, **hub)
-    model_folder.fetch_weights(source, **hub)
-    model_folder.check(source, trust_remote_code=trust_remote_code)
+    model_folder.fetch_weights(source, **hub, gguf_file=gguf_file)
+    model_folder.check(source, trust_remote_code=trust_remote_code, gguf_file=gguf_file)
 
     compat.install()
     if source.revision is not None and not trust_remote_code:
         hub["local_files_only"] = True  # no file is fetched that was not checked
     shared = {**hub, "revision": source.revision, "trust_remote_code": trust_remote_code}
+    if gguf_file is not None:
+        shared["gguf_file"] = gguf_file
     config = load_config(source, {**shared, **(config_kwargs or {})})
-    family = family_of(config.model_type)  # refuses unknown families before the weights are read
-    template = chat_template(family, prompt, layout)
+    family = family_of(config.model_type)
+    check_layout(family, layout)
+    check_supported(config)  # before the weights are read
+    processor_options: dict[str, Any] = {**shared}
+    if any((source.folder / name).is_file() for name in IMAGE_FILES):
+        processor_options |= PIXELS
+    if not family.is_generic:
+        processor_options["chat_template"] = chat_template(family, prompt, layout)
     with compat.quiet_loading():
         transformer = CheckedTransformer(
             source.name,
+            prompt=prompt if family.is_generic else None,
+            config=config,
             model_kwargs={**shared, **(model_kwargs or {})},
-            processor_kwargs={**shared, **PIXELS, "chat_template": template, **(processor_kwargs or {})},
+            processor_kwargs={**processor_options, **(processor_kwargs or {})},
             config_kwargs={**shared, **(config_kwargs or {})},
             processing_kwargs=family.processing_kwargs,
             unpad_inputs=False,
         )
-    prepare_tokenizer(transformer.tokenizer)
+    transformer.tokenizer.init_kwargs.pop("gguf_file", None)  # it would be saved with the tokenizer
     if adapter is not None:
         adapters.load_adapter(transformer.model, adapter)
     dimension = transformer.get_embedding_dimension()
     return [transformer, Pooling(dimension, pooling_mode="lasttoken"), Normalize()]
-
-
-def prepare_tokenizer(tokenizer: Any) -> None:
-    """Remove the truncation and padding state of earlier calls, which would be saved with the tokenizer."""
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()

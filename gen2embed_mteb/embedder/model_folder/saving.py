@@ -13,6 +13,7 @@ Cost: where an adapter is merged, memory for a second copy of the model.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -173,9 +174,12 @@ def complete_processor_files(source: Any, folder: Path) -> dict[str, bytes]:
     Returns:
         The earlier contents of changed files, by name.
     """
+    image_processor = getattr(source.processor, "image_processor", None)
+    if image_processor is None:  # a tokenizer alone
+        return {}
     path = folder / "sentence_bert_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    pillow = type(source.processor.image_processor).__name__.endswith("Pil")
+    pillow = type(image_processor).__name__.endswith("Pil")
     settings["processor_kwargs"] = {"use_fast": not pillow}
     write_in_scratch(path, json.dumps(settings, indent=4).encode())
 
@@ -183,7 +187,8 @@ def complete_processor_files(source: Any, folder: Path) -> dict[str, bytes]:
     before = path.read_bytes()
     settings = json.loads(before)
     image = settings.get("image_processor", {})
-    if family_of(source.config.model_type).has_video_processor and "video_processor" not in settings:
+    family = family_of(source.config.model_type)
+    if family.has_video_processor and "video_processor" not in settings:
         shared = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "size")
         settings["video_processor"] = {
             **{key: image[key] for key in shared if key in image},
@@ -191,8 +196,19 @@ def complete_processor_files(source: Any, folder: Path) -> dict[str, bytes]:
                 source.config.model_type, "Qwen2VLVideoProcessor"
             ),
         }
+    elif family.is_generic and "video_processor" not in settings and (name := _video_processor(source.processor)):
+        settings["video_processor"] = {"video_processor_type": name}
     write_in_scratch(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
     return {path.name: before}
+
+
+def _video_processor(processor: Any) -> str:
+    """Return the class of the part for videos that is left out without torchvision; an empty text if there is none."""
+    import transformers
+
+    name = type(processor).__name__.removesuffix("Processor") + "VideoProcessor"
+    wanted = "video_processor" in inspect.signature(type(processor).__init__).parameters
+    return name if wanted and name in dir(transformers) else ""
 
 
 def check_written(folder: Path, modules: list[nn.Module], model: nn.Module) -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.families import FAMILIES, family_of
 from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError
 
@@ -63,6 +65,8 @@ _FORBIDDEN = {
     "use_pretrained_backbone": "it fetches weights",
     "backbone": "it fetches weights",
 }
+# Keys with the number of layers or experts, and keys of the same words with the width of one (which the weights bound).
+_COUNTS, _SIZES = re.compile("layer|depth|block|expert"), re.compile("size|dim|width|interval|multiple|index")
 _TEXT_MODELS = ("llama", "mistral", "qwen2")
 _VISION_MODELS = ("clip_vision_model", "siglip_vision_model")
 
@@ -111,7 +115,7 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
                 raise refuse(path, f"{key} is {value!r}; known: {', '.join(DTYPES)}", "correct that key")
         elif key == "num_labels":
             _check_number(path, key, value, MAX_LABELS)
-        elif isinstance(value, (int, float)) and re.search("layer|depth|block|expert", key):
+        elif isinstance(value, (int, float)) and _COUNTS.search(key) and not _SIZES.search(key):
             _check_number(path, key, value, MAX_LAYERS)
         elif isinstance(value, list) and len(value) > MAX_ENTRIES:
             raise refuse(path, f"{key} has {len(value)} entries; at most {MAX_ENTRIES} are read", "correct that key")
@@ -147,9 +151,8 @@ def check_processor(path: Path, settings: dict[str, Any]) -> None:
             continue
         if key in ("init_inputs", "gguf_file", "tokenizer_object"):
             raise refuse(path, f"{key} is refused", "remove that key")
-        known = _CLASSES.get(key)
-        if known is not None and not (isinstance(value, str) and re.fullmatch(known, value)):
-            raise refuse(path, f"{key} {str(value)[:80]!r} is not a class of a known family", "use another model")
+        if key in _CLASSES and not _is_class(key, value):
+            raise refuse(path, f"{key} {str(value)[:80]!r} is not a class of transformers", "use another model")
         if key in ("min_pixels", "shortest_edge"):
             _check_number(path, key, value, MAX_LEAST_PIXELS)
         if key in ("patch_size", "merge_size", "temporal_patch_size", "num_additional_image_tokens"):
@@ -160,14 +163,31 @@ def check_processor(path: Path, settings: dict[str, Any]) -> None:
             raise refuse(path, f"{key} names files elsewhere", "remove that key")
 
 
-_FAMILY = r"(?:Qwen2VL|Qwen2_5_VL|Qwen3VL|LlavaNext)"
 _CLASSES = {
-    "processor_class": rf"{_FAMILY}Processor",
-    "image_processor_type": rf"{_FAMILY}ImageProcessor(?:Fast|Pil)?",
-    "feature_extractor_type": rf"{_FAMILY}(?:ImageProcessor|FeatureExtractor)(?:Fast)?",
-    "video_processor_type": rf"{_FAMILY}VideoProcessor",
-    "tokenizer_class": r"(?:Qwen2|Llama|CodeLlama|PreTrained|GPT2)Tokenizer(?:Fast)?|TokenizersBackend",
+    "processor_class": r"\w+Processor",
+    "image_processor_type": r"(\w+ImageProcessor)(?:Fast|Pil)?",
+    "feature_extractor_type": r"(\w+)(?:ImageProcessor|FeatureExtractor)(?:Fast)?",
+    "video_processor_type": r"\w+VideoProcessor",
+    "tokenizer_class": r"(\w+Tokenizer)(?:Fast)?|TokenizersBackend",
 }
+"""The names of classes, by key; without the endings of other versions, a name must be one of transformers."""
+
+
+def _is_class(key: str, value: Any) -> bool:
+    """Return whether a file of a processor may name this class: one that transformers itself has."""
+    import transformers
+
+    found = re.fullmatch(_CLASSES[key], value) if isinstance(value, str) else None
+    if found is None or value.startswith(("Auto", "Timm")):  # they load what else the folder names
+        return False
+    stem = found[1] if found.re.groups and found[1] else value
+    names = _public_names(transformers)
+    return stem in names or f"{stem}ImageProcessor" in names or f"{stem}FeatureExtractor" in names
+
+
+@cache
+def _public_names(module: Any) -> frozenset[str]:
+    return frozenset(dir(module))
 
 
 def check_modules(path: Path, modules: Any) -> list[tuple[str, str]]:
@@ -231,8 +251,12 @@ def check_transformer(path: Path, settings: dict[str, Any], model_type: str | No
             elsewhere.
     """
     processing = settings.get("processing_kwargs")
-    families = FAMILIES.values() if model_type is None else [family_of(model_type)]
-    if not any(processing == family.processing_kwargs for family in families):
+    known = [family.processing_kwargs for family in FAMILIES.values()]
+    if model_type is not None:
+        known = [family_of(model_type).processing_kwargs]
+    if model_type is None or family_of(model_type).is_generic:
+        known += [ChatFormat(sanitize=sanitize).processing_kwargs for sanitize in (True, False)]
+    if processing not in known:
         raise refuse(path, f"processing_kwargs {str(processing)[:120]} are not those that export writes")
     _check_values(path, settings, _TRANSFORMER_VALUES)
 

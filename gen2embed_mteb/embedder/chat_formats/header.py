@@ -1,0 +1,127 @@
+"""The template that carries the prompt: a header with the prompt and the chat format, then the model's own template.
+
+1. The first two lines hold the prompt and the format as JSON, so that an exported model can be read back.
+2. `header.jinja` follows: it builds the conversation anew, with the prompt in it.
+3. The model's own template follows, unchanged, after a line that marks its beginning.
+
+The template needs nothing of this package: stock processors render it, with `task` ("query", "document" or undefined)
+as a variable.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
+from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.errors import Gen2EmbedError
+
+# transformers compiles templates with `trim_blocks`: the line break after this comment is dropped, and none of the
+# template's own. A comment that ends in `-#}` would drop those too.
+_BEGINNING = "{#- The model's own chat template follows, unchanged. #}\n"
+_GENERIC = re.compile(r"\{%- set gen2embed_prompt = (\{.*\}) -%\}\n\{%- set gen2embed_format = (\{.*\}) -%\}\n")
+_HAND_WRITTEN = re.compile(r"\{%- set prompt = (\{.*\}) -%\}\n")
+
+
+class PromptedTemplate(NamedTuple):
+    """The three parts of a template that `template_with_prompt` made."""
+
+    own: str
+    prompt: HierarchicalPrompt
+    chat_format: ChatFormat
+
+
+def template_with_prompt(template: str, prompt: HierarchicalPrompt, chat_format: ChatFormat) -> str:
+    """Return a chat template that renders a prompt through a model's own template.
+
+    Args:
+        template: The model's own chat template.
+        prompt: The prompt's texts.
+        chat_format: How the template wants its conversation (see `detection.detect`).
+    """
+    return (
+        # JSON strings are Jinja strings as long as non-ASCII characters stay as they are.
+        f"{{%- set gen2embed_prompt = {json.dumps(asdict(prompt), ensure_ascii=False)} -%}}\n"
+        f"{{%- set gen2embed_format = {chat_format.to_json()} -%}}\n{open_template(template)}"
+    )
+
+
+def open_template(template: str) -> str:
+    """Return the same without its first two lines: prompt and chat format are then variables (see `variables_of`).
+
+    Such a template is compiled once, and renders any number of prompts and formats.
+    """
+    return f"{_header()}{_BEGINNING}{template}"
+
+
+def variables_of(prompt: HierarchicalPrompt, chat_format: ChatFormat) -> dict[str, Any]:
+    """Return the variables that `open_template` reads."""
+    return {"gen2embed_prompt": asdict(prompt), "gen2embed_format": asdict(chat_format)}
+
+
+def parts_of(template: str | None) -> PromptedTemplate | None:
+    """Take a template apart that `template_with_prompt` made; return `None` for any other template.
+
+    Raises:
+        Gen2EmbedError: Its prompt or its chat format cannot be read, or its own template is not found.
+    """
+    found = _GENERIC.match(template or "")
+    if template is None or found is None:
+        return None
+    _, beginning, own = template.partition(_BEGINNING)
+    if not beginning:
+        raise Gen2EmbedError(
+            "the chat template has a prompt of gen2embed, but not the line after which the model's own template "
+            f"begins ({_BEGINNING.strip()}); export the model again"
+        )
+    return PromptedTemplate(own, _prompt(found[1]), ChatFormat.from_json(found[2]))
+
+
+def prompt_of(template: str | None) -> HierarchicalPrompt | None:
+    """Read the prompt back from a template of ours, generic or written by hand; return `None` for any other template.
+
+    Raises:
+        Gen2EmbedError: The template is ours, but its prompt cannot be read.
+    """
+    found = _GENERIC.match(template or "") or _HAND_WRITTEN.match(template or "")
+    return _prompt(found[1]) if found else None
+
+
+def format_of(template: str | None) -> ChatFormat | None:
+    """Read the chat format back from a template that `template_with_prompt` made; `None` for any other template.
+
+    Raises:
+        Gen2EmbedError: The format cannot be read.
+    """
+    found = _GENERIC.match(template or "")
+    return ChatFormat.from_json(found[2]) if found else None
+
+
+def own_template(template: str) -> str:
+    """Return a model's own template: the one below our header, or else the template as it is."""
+    parts = parts_of(template)
+    return template if parts is None else parts.own
+
+
+def _prompt(text: str) -> HierarchicalPrompt:
+    names = {field.name for field in fields(HierarchicalPrompt)}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Gen2EmbedError(f"prompt {text[:80]!r}: not JSON ({error}); export the model again") from error
+    if set(found) != names or not all(isinstance(value, str) for value in found.values()):
+        raise Gen2EmbedError(
+            f"prompt {text[:80]!r}: not the six texts {', '.join(sorted(names))}; it is of another version of "
+            "gen2embed: update gen2embed, or export the model again"
+        )
+    return HierarchicalPrompt(**found)
+
+
+@cache
+def _header() -> str:
+    return (Path(__file__).parent / "header.jinja").read_text(encoding="utf-8")

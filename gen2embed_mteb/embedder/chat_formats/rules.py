@@ -1,0 +1,134 @@
+"""The rules that a rendered prompt must keep, and the conversations on which they are checked.
+
+Every text of the prompt and of the user is a word that occurs nowhere else (a sentinel), so that a rendering tells where
+the template put it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.names import Side
+
+SYSTEM, REPRESENT = "zqsystemqz", "zqrepresentqz"
+FIRST, SECOND, THIRD = "zqfirstqz", "zqsecondqz", "zqthirdqz"
+PROMPT = HierarchicalPrompt(SYSTEM, SYSTEM, f"\n{REPRESENT}", f"\n{REPRESENT}", "", "")
+NO_PROMPT = HierarchicalPrompt("", "", "", "", "", "")
+SIDES: tuple[Side, ...] = ("query", "document")
+
+# What printing a Python list of parts, or one of its parts, leaves in a text.
+_REPR = re.compile(r"\[\{|'type': ?'|'text': ?'")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """An input: its pieces of text, which MMEB's marks separate, and the number of its images."""
+
+    name: str
+    pieces: tuple[str, ...]
+    images: int
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as `Content.as_messages` writes it."""
+        text = self.pieces[0] if self.pieces else ""
+        for number, piece in enumerate(self.pieces[1:], start=1):
+            text += f"<|image_{number}|>{piece}"
+        parts: list[dict[str, Any]] = [{"type": "image"}] * self.images
+        return [{"role": "user", "content": parts + ([{"type": "text", "text": text}] if text else [])}]
+
+
+TEXT = Conversation("a text", (FIRST,), 0)
+MARKED = Conversation("a text with two marked images", (FIRST, SECOND, THIRD), 2)
+CONVERSATIONS = (
+    TEXT,
+    Conversation("a text that ends in a line break", (f"{FIRST}\n",), 0),
+    Conversation("an image", (), 1),
+    Conversation("an image and a text", (FIRST,), 1),
+    Conversation("two images and a text", (FIRST,), 2),
+    MARKED,
+)
+
+Renderings = dict[tuple[Conversation, Side], str]
+
+
+def broken_rules(rendered: Renderings, unprompted: dict[Side, str]) -> list[str]:
+    """Return what is wrong with the renderings of one chat format, in plain words; an empty list if nothing is.
+
+    Args:
+        rendered: The renderings of the conversations under `PROMPT`.
+        unprompted: Those of `TEXT` under `NO_PROMPT`.
+    """
+    ending = ending_of(rendered)
+    faults = []
+    marker = placeholder(rendered)
+    for (conversation, side), text in rendered.items():
+        where = f"({side}, {conversation.name})"
+        faults += [f"{fault} {where}" for fault in _faults(conversation, side, text, ending, marker)]
+    for side, text in unprompted.items():
+        if text.count(FIRST) != 1 or not text.endswith(ending.lstrip()):
+            faults.append(f"without a prompt, the user's text is not there once, or the ending is another ({side})")
+    return list(dict.fromkeys(faults))
+
+
+def ending_of(rendered: Renderings) -> str:
+    """Return what stands behind the representation prompt of a text-only query; an empty text if that is missing."""
+    text = rendered[TEXT, "query"]
+    return text.rpartition(REPRESENT)[2] if REPRESENT in text else ""
+
+
+def placeholder(rendered: Renderings) -> str:
+    """Return what the template writes for an image: what a second image adds; an empty text if there are no images."""
+    queries = {c.name: text for (c, side), text in rendered.items() if side == "query"}
+    one, two = queries.get("an image and a text", ""), queries.get("two images and a text", "")
+    start = 0
+    while start < min(len(one), len(two)) and one[start] == two[start]:
+        start += 1
+    added = two[start : start + len(two) - len(one)]
+    # The second marker may begin within what both have in common; both then have the same letters, turned around.
+    return added if len(two) > len(one) and two[: start + len(added)] + one[start:] == two else ""
+
+
+def keeps_marks(rendered: Renderings) -> bool:
+    """Return whether images stand where the text marks them."""
+    if (MARKED, "query") not in rendered:
+        return True
+    text, marker = rendered[MARKED, "query"], placeholder(rendered).strip()
+    between = text[text.find(FIRST) : text.find(SECOND)], text[text.find(SECOND) : text.find(THIRD)]
+    return bool(marker) and all(marker in piece for piece in between)
+
+
+def _faults(conversation: Conversation, side: Side, text: str, ending: str, marker: str) -> list[str]:
+    faults = []
+    if _REPR.search(text):
+        faults.append("a Python list is printed")
+    if text.count(SYSTEM) != 1:
+        faults.append(f"the system text is there {text.count(SYSTEM)} times")
+    pieces = [piece.strip() for piece in conversation.pieces]
+    if any(text.count(piece) != 1 for piece in pieces):
+        faults.append("the user's text is not there once")
+    wanted = [SYSTEM, *pieces, *([REPRESENT] if side == "query" else [])]
+    places = [text.find(word) for word in wanted]
+    if text.count(REPRESENT) != (side == "query"):
+        faults.append(f"the representation prompt is there {text.count(REPRESENT)} times")
+    elif places != sorted(places):
+        faults.append("system text, user's text and representation prompt are not in this order")
+    elif side == "query" and pieces and text[places[-2] + len(pieces[-1]) : places[-1]].strip():
+        faults.append("something stands between the user's text and the representation prompt")
+    if conversation.images and (not marker.strip() or text.count(marker.strip()) != conversation.images):
+        faults.append(f"there are not {conversation.images} placeholders of images")
+    faults += _ending_faults(text, ending)
+    return faults
+
+
+def _ending_faults(text: str, ending: str) -> list[str]:
+    if not ending.strip():
+        return ["nothing stands behind the user's turn that begins the answer"]
+    if not text.endswith(ending.lstrip()):
+        return ["the ending is another"]
+    if ending.count("<think>") > ending.count("</think>"):
+        return ["the answer begins with an open <think>"]
+    return []
