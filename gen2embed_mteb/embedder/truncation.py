@@ -46,6 +46,7 @@ class Fitter:
         self._renderer, self._tokenizer = renderer, renderer.tokenizer
         self._images = ImageTokens(renderer)
         self._prompts: dict[tuple[int, str | None], int] = {}
+        self._surroundings: dict[tuple[bool, int], int] = {}
 
     def image_tokens(self, images: Sequence[Image.Image]) -> int:
         """Return the number of tokens that the images of one input become.
@@ -66,11 +67,29 @@ class Fitter:
             image_sizes: For each text, the sizes of its images.
         """
         bare = self._plain([_MARKERS.sub("", text) for text in texts])["input_ids"] if texts else []
-        blank = Image.new("RGB", PROBES[0])
         return [
-            len(ids) + tokens + self._prompt_tokens(Content("", (blank,) * len(sizes)))
+            len(ids) + tokens + self._around(bool(ids), len(sizes))
             for ids, sizes, tokens in zip(bare, image_sizes, self._images.totals(image_sizes), strict=True)
         ]
+
+    def _around(self, has_text: bool, num_images: int) -> int:
+        """Return the number of tokens that stand around the text and the images of an input."""
+        case = (has_text, num_images)
+        if case not in self._surroundings:
+            content = Content("", (Image.new("RGB", PROBES[0]),) * num_images)
+            try:
+                around = self._prompt_tokens(content)
+                if has_text:
+                    one = replace(content, text="a")
+                    beside = self.count(one) - self.image_tokens(one.images) - self._text_tokens("a")
+                    # Some templates write something beside a text only. A token or two are those that merge.
+                    around = beside if abs(beside - around) > 2 else around
+            except Gen2EmbedError:  # so many images are refused, which is reported when the input is prepared
+                if num_images == 0:
+                    raise
+                around = self._around(has_text, 0)
+            self._surroundings[case] = around
+        return self._surroundings[case]
 
     def count(self, content: Content) -> int:
         """Return the number of tokens that reach the model for this input.
