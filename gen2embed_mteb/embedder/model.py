@@ -21,6 +21,7 @@ from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import format_of, prompt_of
 from gen2embed_mteb.embedder.chat_formats.probing import takes_images
 from gen2embed_mteb.embedder.families import Family, ImageLayout, chat_template, check_layout, family_of
+from gen2embed_mteb.embedder.image_tokens import Renderer
 from gen2embed_mteb.embedder.inputs import Content, content_of, rough_length
 from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
@@ -221,8 +222,7 @@ class Gen2Embed(SentenceTransformer):
         if prompt:
             contents = [Content(c.text, c.images, prompt if c.system is None else prompt + c.system) for c in contents]
         if max_length is not None and max_length < 10**9:  # tokenizers without a limit state an astronomical one
-            side = kwargs.get("task")
-            fitter = Fitter(self.processor, lambda content: self._count_rendered(content, side))
+            fitter = self._fitter(kwargs.get("task"))
             contents = [fitter.fit(content, max_length) for content in contents]
         messages = [content.as_messages() for content in contents]
         features: dict[str, Any] = super().preprocess(messages, processing_kwargs=processing, **kwargs)
@@ -246,8 +246,7 @@ class Gen2Embed(SentenceTransformer):
             and prompt merge.
         """
         resized = [[fitted_size(size, self.image_options) for size in sizes] for sizes in image_sizes]
-        fitter = Fitter(self.processor, lambda content: self._count_rendered(content, task))
-        lengths = fitter.count_all(texts, resized)
+        lengths = self._fitter(task).count_all(texts, resized)
         longest = self.max_seq_length
         return lengths if longest is None else [min(length, longest) for length in lengths]
 
@@ -399,17 +398,9 @@ class Gen2Embed(SentenceTransformer):
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    def _count_rendered(self, content: Content, side: str | None) -> int:
-        """Return the number of tokens in the rendered conversation, where each image counts as its one marker."""
-        tokenizer = self.tokenizer
-        ids = tokenizer.apply_chat_template(
-            content.as_messages(),
-            chat_template=self.processor.chat_template,
-            return_dict=False,
-            **self[0].processing_kwargs["chat_template"],
-            **({} if side is None else {"task": side}),
-        )
-        return len(ids) + int(tokenizer.num_special_tokens_to_add())
+    def _fitter(self, side: str | None) -> Fitter:
+        """Return what counts and cuts the inputs of a side."""
+        return Fitter(Renderer(self[0], self[0].processing_kwargs["chat_template"], side))
 
     def _input_length(self, sample: Any) -> int:
         """Return roughly the number of tokens, the key by which sentence-transformers sorts; images all count alike."""

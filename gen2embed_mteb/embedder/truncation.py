@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from PIL import Image
 
+from gen2embed_mteb.embedder.image_tokens import PROBES, ImageTokens, Renderer
 from gen2embed_mteb.embedder.inputs import Content
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.decoding import Size
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 _MARKERS = re.compile(r"(<\|image_[1-9]\|>)")
 _SLACK = 8
+FLOOR = 28
+"""Images are not reduced further when their longer side has this many pixels: families that enlarge small images (Gemma
+4, SmolVLM) make hardly fewer tokens of them, and nothing can be seen on smaller ones."""
 _TEXT_SHARE = 4  # when images must be reduced, one quarter of the tokens beside the prompt is kept for text
 
 
@@ -34,72 +38,69 @@ class Fitter:
     """Cuts inputs to a number of tokens.
 
     Args:
-        processor: The model's processor, for tokens and image sizes.
-        count_rendered: Returns the number of tokens of a rendered conversation, where each image counts as its one
-            marker token.
+        renderer: Renders conversations with the model's processor, for the side of the inputs.
     """
 
-    def __init__(self, processor: Any, count_rendered: Callable[[Content], int]) -> None:
-        """Keep the processor; nothing is computed yet."""
-        self._processor, self._count_rendered = processor, count_rendered
-        self._tokenizer = getattr(processor, "tokenizer", processor)
+    def __init__(self, renderer: Renderer) -> None:
+        """Keep the renderer; nothing is computed yet."""
+        self._renderer, self._tokenizer = renderer, renderer.tokenizer
+        self._images = ImageTokens(renderer)
         self._prompts: dict[tuple[int, str | None], int] = {}
+        self._surroundings: dict[tuple[bool, int], int] = {}
 
-    def image_tokens(self, images: tuple[Image.Image, ...]) -> list[int]:
-        """Return the number of tokens that each image becomes."""
-        return self.image_tokens_of_sizes([image.size for image in images])
-
-    def image_tokens_of_sizes(self, sizes: Sequence[Size]) -> list[int]:
-        """Return the number of tokens that images of these (width, height) in pixels become.
+    def image_tokens(self, images: Sequence[Image.Image]) -> int:
+        """Return the number of tokens that the images of one input become.
 
         Raises:
-            ValueError: The processor refuses one of them: Qwen's processors do so if the sides differ by more than
-                200 to 1.
+            Gen2EmbedError: The processor cannot take these images; see `ImageTokens.total`.
         """
-        if not sizes:
-            return []
-        swapped = [(height, width) for width, height in sizes]
-        try:
-            return list(self._processor._get_num_multimodal_tokens(image_sizes=swapped).num_image_tokens)
-        except ValueError as error:
-            shown = ", ".join(f"{width}x{height}" for width, height in sizes[:5])
-            raise Gen2EmbedError(
-                f"the model's processor refuses images of {shown} pixels ({error}); min_side=28 enlarges them"
-            ) from error
+        return self._images.total([image.size for image in images])
 
     def count_all(self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
-        """Return the number of tokens of many inputs; it may be wrong by a token or two where text and prompt merge.
+        """Return the number of tokens of many inputs, without rendering them.
+
+        A number may be wrong by a token or two where text and prompt merge, and too large where the template removes
+        blanks around the text.
 
         Args:
             texts: n texts.
             image_sizes: For each text, the sizes of its images.
         """
         bare = self._plain([_MARKERS.sub("", text) for text in texts])["input_ids"] if texts else []
-        blank = Image.new("RGB", (1, 1))
-        tokens_of = dict(self._distinct_sizes(image_sizes))
         return [
-            len(ids) + sum(tokens_of[size] for size in sizes) + self._prompt_tokens(Content("", (blank,) * len(sizes)))
-            for ids, sizes in zip(bare, image_sizes, strict=True)
+            len(ids) + tokens + self._around(bool(ids), len(sizes))
+            for ids, sizes, tokens in zip(bare, image_sizes, self._images.totals(image_sizes), strict=True)
         ]
 
-    def _distinct_sizes(self, image_sizes: Sequence[Sequence[Size]]) -> Iterable[tuple[Size, int]]:
-        sizes = list(dict.fromkeys(size for row in image_sizes for size in row))
-        try:
-            return zip(sizes, self.image_tokens_of_sizes(sizes), strict=True)
-        except Gen2EmbedError:
-            return [(size, self._tokens_or_none(size)) for size in sizes]
-
-    def _tokens_or_none(self, size: Size) -> int:
-        """Return the number of tokens of one image; 0 if the processor refuses it, which `prepare` reports later."""
-        try:
-            return self.image_tokens_of_sizes([size])[0]
-        except Gen2EmbedError:
-            return 0
+    def _around(self, has_text: bool, num_images: int) -> int:
+        """Return the number of tokens that stand around the text and the images of an input."""
+        case = (has_text, num_images)
+        if case not in self._surroundings:
+            content = Content("", (Image.new("RGB", PROBES[0]),) * num_images)
+            try:
+                around = self._prompt_tokens(content)
+                if has_text:
+                    one = replace(content, text="a")
+                    beside = self.count(one) - self.image_tokens(one.images) - self._text_tokens("a")
+                    # Some templates write something beside a text only. A token or two are those that merge.
+                    around = beside if abs(beside - around) > 2 else around
+            except Gen2EmbedError:  # so many images are refused, which is reported when the input is prepared
+                if num_images == 0:
+                    raise
+                around = self._around(has_text, 0)
+            self._surroundings[case] = around
+        return self._surroundings[case]
 
     def count(self, content: Content) -> int:
-        """Return the number of tokens that reach the model for this input."""
+        """Return the number of tokens that reach the model for this input.
+
+        Raises:
+            Gen2EmbedError: The processor cannot take these images.
+        """
         tokens = self.image_tokens(content.images)
-        return self._count_rendered(content) - len(tokens) + sum(tokens)
+        if content.images and not self._images.exact:
+            return len(self._renderer.real(content))
+        return len(self._renderer.rendered(content)) + self._images.added - len(content.images) + tokens
 
     def fit(self, content: Content, max_length: int) -> Content:
         """Cut the text, and reduce the images if they alone are too large, until `count` is at most `max_length`.
@@ -109,7 +110,7 @@ class Fitter:
         """
         # No token is shorter than a byte, and Unicode normalisation turns one byte into at most three: most inputs can
         # be seen to fit without being tokenized. The slack is for the prompt, whose tokens change next to the text.
-        bound = 3 * len(content.text.encode(errors="replace")) + sum(self.image_tokens(content.images)) + _SLACK
+        bound = 3 * len(content.text.encode(errors="replace")) + self.image_tokens(content.images) + _SLACK
         if bound + self._prompt_tokens(content) <= max_length or self.count(content) <= max_length:
             return content
         room = max_length - self._prompt_tokens(content)
@@ -119,11 +120,11 @@ class Fitter:
                 "Raise max_length."
             )
         images = content.images
-        if sum(self.image_tokens(images)) > room:
+        if self.image_tokens(images) > room:
             text = self._text_tokens(content.text)
             images = self._reduced(images, room - min(text, room // _TEXT_SHARE), room, max_length)
         content = replace(content, images=images)
-        best = self._longest(content, room - sum(self.image_tokens(images)), max_length)
+        best = self._longest(content, room - self.image_tokens(images), max_length)
         return self._without_text(content, max_length) if best is None else best
 
     def _longest(self, content: Content, num_tokens: int, max_length: int) -> Content | None:
@@ -157,7 +158,8 @@ class Fitter:
     def _prompt_tokens(self, content: Content) -> int:
         case = (len(content.images), content.system)
         if case not in self._prompts:
-            self._prompts[case] = self._count_rendered(replace(content, text="")) - len(content.images)
+            bare = replace(content, text="")
+            self._prompts[case] = self.count(bare) - self.image_tokens(bare.images)
         return self._prompts[case]
 
     def _text_tokens(self, text: str) -> int:
@@ -187,20 +189,23 @@ class Fitter:
         self, images: tuple[Image.Image, ...], wanted: int, room: int, max_length: int
     ) -> tuple[Image.Image, ...]:
         """Return the images at a lower resolution: at most `wanted` tokens, or at most `room` if that is impossible."""
-        tokens = sum(self.image_tokens(images))
+        tokens = self.image_tokens(images)
         best: tuple[int, tuple[Image.Image, ...]] = (tokens, images)
+        lowest = min(1.0, FLOOR / max(max(image.size) for image in images))
         scale = math.sqrt(max(wanted, 1) / tokens)
-        while min(min(image.size) for image in images) * scale >= 1:
+        while True:
+            scale = max(scale, lowest)
             smaller = tuple(_scaled(image, scale) for image in images)
-            best = min(best, (sum(self.image_tokens(smaller)), smaller), key=lambda pair: pair[0])
-            if best[0] <= wanted:
+            best = min(best, (self.image_tokens(smaller), smaller), key=lambda pair: pair[0])
+            if best[0] <= wanted or scale == lowest:
                 break
             scale *= 0.9
         if best[0] > room:
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
             raise Gen2EmbedError(
                 f"max_length={max_length} leaves {max(room, 0)} tokens for images of {sizes} pixels, which take "
-                f"{best[0]} even at the lowest resolution. Raise max_length, or pass fewer or smaller images."
+                f"{best[0]} even with every image at its floor of {FLOOR} pixels. "
+                "Raise max_length, or pass fewer images."
             )
         logger.info("images of %d tokens reduced to %d to fit max_length=%d", tokens, best[0], max_length)
         return best[1]
