@@ -25,6 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny_dir(family)`: the directory of a tiny random model of a family, in the hub's layout."""
     import torch
+    from tiny_any import ANY, write_any
     from tiny_models import write_tiny
 
     torch.set_num_threads(1)
@@ -32,7 +33,8 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def directory(family: str) -> Path:
         if family not in written:
-            written[family] = write_tiny(family, tmp_path_factory.mktemp(family))
+            write = write_any if family in ANY else write_tiny
+            written[family] = write(family, tmp_path_factory.mktemp(family))
         return written[family]
 
     return directory

@@ -1,37 +1,57 @@
 """A cache of the prompt prefix that all inputs of a side share; the model runs only the tokens that follow it.
 
 Under the two-level prompt every input of a side begins with the same system turn, which is longer than most labels,
-answers and captions. A decoder's token depends only on the tokens before it, so the keys and values of that prefix are
+answers and captions. A decoder's token depends only on the tokens before it, so what the layers keep of that prefix is
 the same for all inputs:
 
-1. The longest common prefix of two rendered inputs is run through the model once, and its key/value cache is kept.
+1. The longest common prefix of two rendered inputs is run through the model once, and its cache is kept.
 2. A batch is laid out without padding on the left; the part of the prefix that all its rows share is cut off.
 3. The remaining tokens run at their true positions on top of the cache. Last-token pooling, the modules behind it, and
    L2 normalisation in float32 follow.
 
-Cost: one forward pass over the prefix per side, and memory for the keys and values of its tokens. The vectors are those
-of the full forward pass up to rounding (1e-5 in float32 is tested for every family).
+Every kind of layer that transformers caches will do: full attention, sliding windows, and recurrent states. A cache of
+full attention can be cut to a shorter prefix; for the others, one is kept per length.
+
+Cost: one forward pass over the prefix per side, and memory for what the layers keep of it. The vectors are those of the
+full forward pass up to rounding (1e-5 in float32 is tested for every family). A family that was not written by hand is
+checked on a few inputs when a side is first used; if its vectors differ, every input runs in full, with a warning.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch.nn import functional
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from gen2embed_mteb.embedder.behind_pooling import finish, require_known_modules
+from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.names import Side
 
 if TYPE_CHECKING:
     from gen2embed_mteb.embedder.model import Gen2Embed
 
-IMAGE_FEATURES = ("pixel_values", "image_grid_thw", "image_sizes")
+logger = logging.getLogger(__name__)
+
+_OF_TEXT = frozenset({"input_ids", "attention_mask", "position_ids"})
+# What sentence-transformers 6.2 puts beside the features, for itself; it never passes them to the model either.
+_BOOKKEEPING = frozenset({"modality", "num_images_per_sample", "num_videos_per_sample", "prompt_length", "task"})
+_BOOKKEEPING |= {"special_tokens_mask", "offset_mapping", "overflow_to_sample_mapping", "query_expansion_positions"}
+_MOST_LENGTHS = 16
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""The largest difference of two unit vectors that counts as rounding: wrong caches differ by 0.009 or more. In half
+precision rounding alone reaches that, so only gross faults are found there (`_COARSE`)."""
+_COARSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,8 @@ class Prepared:
         position_ids: (n, length) int64, or (3, n, length) for M-RoPE.
         last: (n,) int64, the index of each row's last token in `input_ids`.
         num_shared: How many tokens of the cached prefix stand before `input_ids`.
-        images: The image features, by name.
+        others: All other features that the model takes, by name: those of images, and (n, shared + length) integers
+            per token, such as the types of tokens.
     """
 
     input_ids: torch.Tensor
@@ -52,15 +73,22 @@ class Prepared:
     position_ids: torch.Tensor
     last: torch.Tensor
     num_shared: int
-    images: dict[str, torch.Tensor]
+    others: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The p tokens that all inputs of a side begin with, and their keys and values: (1, heads, p, d) per layer."""
+    """The p tokens that all inputs of a side begin with.
+
+    Attributes:
+        token_ids: (p,) int64.
+        others: Integers per token that the model takes, by name: (1, p).
+        caches: What the layers keep of the first tokens, by their number.
+    """
 
     token_ids: torch.Tensor
-    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    others: dict[str, torch.Tensor]
+    caches: dict[int, DynamicCache] = field(default_factory=dict)
 
 
 class PrefixEncoder:
@@ -81,7 +109,7 @@ class PrefixEncoder:
         """
         require_known_modules(model)
         self._model = model
-        self._reuse_prefix = reuse_prefix and attends_to_all(model[0].model.config)
+        self._reuse_prefix = reuse_prefix
         self._prefixes: dict[Side, _Prefix] = {}
 
     @property
@@ -112,42 +140,43 @@ class PrefixEncoder:
             ImageError: An image cannot be opened.
             ValueError: An input cannot be made to fit into the model's maximal length.
         """
+        if self._reuse_prefix:
+            self._prefix(side)  # may find that the prefix cannot be reused
+        return self._prepare(side, inputs, reuse=self._reuse_prefix)
+
+    def _prepare(self, side: Side, inputs: list[dict[str, Any]], *, reuse: bool) -> Prepared:
         features = self._preprocess(side, inputs)
-        images = {name: features[name] for name in IMAGE_FEATURES if name in features}
         mask = features["attention_mask"].bool()
         lengths = mask.sum(dim=1)
         width = torch.arange(int(lengths.max()))
+        # Some processors pad on the left whatever the tokenizer says; here every row begins at column 0.
         columns = (mask.int().argmax(dim=1, keepdim=True) + width).clamp(max=mask.shape[1] - 1)
         aligned = (width < lengths[:, None]).long()
         input_ids = features["input_ids"].gather(1, columns)
-        positions = self._positions(features, columns, input_ids, aligned, images)
-        shared = self._num_shared(side, input_ids, int(lengths.min()))
+        others = self._others(features, columns, aligned)
+        positions = self._positions(input_ids, aligned, others)
+        shared = self._num_shared(side, input_ids, int(lengths.min())) if reuse else 0
         return Prepared(
             input_ids=input_ids[:, shared:],
             attention_mask=None if bool(aligned.all()) else aligned,
             position_ids=positions[..., shared:],
             last=lengths - 1 - shared,
             num_shared=shared,
-            images=images,
+            others={name: value for name, value in others.items() if self._takes(name)},
         )
 
     @torch.inference_mode()
     def encode_prepared(self, side: Side, batch: Prepared) -> npt.NDArray[np.float32]:
         """Run a prepared batch, and return (n, d) float32 unit rows."""
-        device, cache = self._model.device, None
-        if batch.num_shared:
-            rows = len(batch.input_ids)
-            cache = DynamicCache(
-                tuple(part[:, :, : batch.num_shared].expand(rows, -1, -1, -1) for part in layer)
-                for layer in self._prefixes[side].layers
-            )
+        device = self._model.device
+        cache = self._repeated(side, batch.num_shared, len(batch.input_ids)) if batch.num_shared else None
         output = self._model[0].model(
             input_ids=batch.input_ids.to(device),
             attention_mask=None if batch.attention_mask is None else batch.attention_mask.to(device),
             position_ids=batch.position_ids.to(device),
             past_key_values=cache,
             use_cache=cache is not None,
-            **{name: feature.to(device) for name, feature in batch.images.items()},
+            **{name: feature.to(device) for name, feature in batch.others.items()},
         )
         states = output.last_hidden_state
         vectors = states[torch.arange(len(states), device=device), batch.last.to(device)]
@@ -166,69 +195,139 @@ class PrefixEncoder:
         """Preprocess inputs as `encode_query` and `encode_document` do, with the side's system prompt in `prompts`."""
         return self._model.preprocess(inputs, prompt=self._model.side_prompt(side), task=side)
 
+    def _takes(self, name: str) -> bool:
+        """Return whether the model's forward pass takes a feature of this name."""
+        taken = self._model[0].model_forward_params  # `None` where it takes any keyword
+        return taken is None or name in taken
+
+    def _others(
+        self, features: dict[str, Any], columns: torch.Tensor, aligned: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return all features but those of the text; integers per token are laid out as the tokens are."""
+        others = {}
+        for name, value in features.items():
+            if name in _OF_TEXT | _BOOKKEEPING or not isinstance(value, torch.Tensor):
+                continue
+            per_token = value.shape == features["input_ids"].shape and not value.is_floating_point()
+            others[name] = value.gather(1, columns) * aligned if per_token else value
+        return others
+
     def _positions(
-        self,
-        features: dict[str, torch.Tensor],
-        columns: torch.Tensor,
-        input_ids: torch.Tensor,
-        mask: torch.Tensor,
-        images: dict[str, torch.Tensor],
+        self, input_ids: torch.Tensor, aligned: torch.Tensor, others: dict[str, torch.Tensor]
     ) -> torch.Tensor:
+        """Return (n, length) positions, or (3, n, length) where the model has three-dimensional ones."""
         plain = torch.arange(input_ids.shape[1]).expand(len(input_ids), -1)
-        if not self._model.uses_mrope:
+        compute = getattr(self._model[0].model, "get_rope_index", None)
+        if compute is None:
             return plain
-        if not images:
+        if all(value.shape == input_ids.shape for value in others.values()):  # no row has an image
             return plain.expand(3, -1, -1)
-        positions, _ = self._model[0].model.get_rope_index(
-            input_ids,
-            mm_token_type_ids=features["mm_token_type_ids"].gather(1, columns) * mask,
-            image_grid_thw=features["image_grid_thw"],
-            attention_mask=mask,
-        )
+        known = {"input_ids": input_ids, "attention_mask": aligned, **others}
+        wanted = inspect.signature(compute).parameters.keys() & known.keys()
+        positions, _ = compute(**{name: known[name] for name in wanted})
         return torch.as_tensor(positions)
 
     def _num_shared(self, side: Side, input_ids: torch.Tensor, shortest: int) -> int:
         """Return how many tokens of the side's prefix all rows begin with.
 
-        This may be fewer than the whole prefix, since the beginning of a text may merge with the prompt's last token.
+        This may be fewer than the whole prefix, since the beginning of a text may merge with the prompt's last token,
+        and none at all where a template puts images first.
         """
-        if not self._reuse_prefix:
-            return 0
         prefix = self._prefix(side).token_ids
         # At least the last token of every row must run.
         width = min(len(prefix), shortest - 1)
         equal = (input_ids[:, :width] == prefix[:width]).all(dim=0)
         return int(equal.int().cumprod(dim=0).sum())
 
-    @torch.inference_mode()
     def _prefix(self, side: Side) -> _Prefix:
         if side not in self._prefixes:
-            one, other = (self._preprocess(side, [{"text": text}])["input_ids"][0] for text in ("a", "b"))
-            width = min(len(one), len(other))
-            length = int((one[:width] == other[:width]).int().cumprod(dim=0).sum())
-            token_ids = one[:length]
-            layers: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
-            if length:
-                positions = torch.arange(length, device=self._model.device)[None]
-                cache = DynamicCache()
-                self._model[0].model(
-                    input_ids=token_ids[None].to(self._model.device),
-                    position_ids=positions.expand(3, 1, -1) if self._model.uses_mrope else positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                layers = tuple((layer.keys, layer.values) for layer in cache.layers)
-            self._prefixes[side] = _Prefix(token_ids, layers)
+            one, other = (self._preprocess(side, [{"text": text}]) for text in ("a", "b"))
+            ids = [features["input_ids"][0] for features in (one, other)]
+            width = min(map(len, ids))
+            length = int((ids[0][:width] == ids[1][:width]).int().cumprod(dim=0).sum())
+            everything = torch.arange(len(ids[0]))[None]
+            others = self._others(one, everything, torch.ones_like(everything))
+            others = {name: value[:, :length] for name, value in others.items() if self._takes(name)}
+            self._prefixes[side] = _Prefix(ids[0][:length], others)
+            if length and family_of(self._model[0].config.model_type).is_generic:
+                self._check(side)
         return self._prefixes[side]
 
+    def _check(self, side: Side) -> None:
+        """Compare vectors with and without the prefix, and of a batch with those of single inputs.
 
-def attends_to_all(config: Any) -> bool:
-    """Return whether every decoder layer of this configuration attends to all tokens.
+        If they differ, the prefix is not reused, and a warning says which of the two failed.
+        """
+        inputs: list[dict[str, Any]] = [{"text": "a"}, {"text": "What is the name of the place in this picture?"}]
+        if hasattr(self._model.processor, "image_processor"):
+            noise = Image.effect_noise((64, 64), 80).convert("RGB")
+            inputs += [{"image": noise}, {"text": "What is it?", "image": noise}]
+        full = [self._prepare(side, [sample], reuse=False) for sample in inputs]
+        single = np.concatenate([self.encode_prepared(side, batch) for batch in full])
+        limit = _TOLERANCE.get(self._model.dtype, _COARSE)
+        for name, reuse in (("in a batch of texts and images", False), ("with the cached prompt prefix", True)):
+            batches = [inputs, *([sample] for sample in inputs)] if reuse else [inputs]
+            for batch in batches:
+                rows = [inputs.index(sample) for sample in batch]
+                vectors = self.encode_prepared(side, self._prepare(side, batch, reuse=reuse))
+                difference = float(np.abs(vectors - single[rows]).max())
+                if not difference <= limit:  # NaN is a failure, too
+                    self._reuse_prefix = False
+                    logger.warning(
+                        "%s: the vectors of %s %s differ from those of single inputs by %.2g; every input now runs in "
+                        "full, without the cached prefix%s",
+                        self._model.source,
+                        "queries" if side == "query" else "documents",
+                        name,
+                        difference,
+                        "" if reuse else ". Vectors depend on the batch: use batches of one input",
+                    )
+                    return
 
-    A layer with a sliding window drops the keys of a prefix, so that the prefix cannot be reused.
-    """
-    config = config.get_text_config()
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        return set(types) == {"full_attention"}
-    return getattr(config, "sliding_window", None) is None
+    def _repeated(self, side: Side, length: int, rows: int) -> DynamicCache:
+        """Return the cache of the first tokens of the side's prefix, for each of `rows` rows."""
+        kept = self._cache(side, length)
+        cache = copy.copy(kept)
+        cache.layers = [self._repeated_layer(layer, length, rows) for layer in kept.layers]
+        return cache
+
+    def _repeated_layer(self, kept: Any, length: int, rows: int) -> Any:
+        if type(kept) is DynamicLayer:  # views suffice: it never writes into its tensors
+            layer = copy.copy(kept)
+            layer.keys = kept.keys[:, :, :length].expand(rows, -1, -1, -1)
+            layer.values = kept.values[:, :, :length].expand(rows, -1, -1, -1)
+            return layer
+        layer = copy.deepcopy(kept)
+        layer.reorder_cache(torch.zeros(rows, dtype=torch.long, device=self._model.device))
+        return layer
+
+    @torch.inference_mode()
+    def _cache(self, side: Side, length: int) -> DynamicCache:
+        """Return what the layers keep of the first `length` tokens of the side's prefix.
+
+        Where all layers attend to all tokens it is the cache of the whole prefix, which can be cut.
+        """
+        prefix = self._prefixes[side]
+        whole = len(prefix.token_ids)
+        for wanted in (whole, length):
+            if wanted not in prefix.caches:
+                if len(prefix.caches) == _MOST_LENGTHS:
+                    del prefix.caches[next(kept for kept in prefix.caches if kept != whole)]
+                prefix.caches[wanted] = self._run(prefix, wanted)
+            if all(type(layer) is DynamicLayer for layer in prefix.caches[wanted].layers):
+                break
+        return prefix.caches[wanted]
+
+    def _run(self, prefix: _Prefix, length: int) -> DynamicCache:
+        """Run the first `length` tokens of a prefix, and return what the layers keep of them."""
+        model, device = self._model[0].model, self._model.device
+        positions = torch.arange(length, device=device)[None]
+        cache = DynamicCache(config=model.config)
+        model(
+            input_ids=prefix.token_ids[None, :length].to(device),
+            position_ids=positions.expand(3, 1, -1) if hasattr(model, "get_rope_index") else positions,
+            past_key_values=cache,
+            use_cache=True,
+            **{name: value[:, :length].to(device) for name, value in prefix.others.items()},
+        )
+        return cache

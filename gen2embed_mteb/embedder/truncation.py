@@ -46,6 +46,7 @@ class Fitter:
         self._renderer, self._tokenizer = renderer, renderer.tokenizer
         self._images = ImageTokens(renderer)
         self._prompts: dict[tuple[int, str | None], int] = {}
+        self._surroundings: dict[tuple[bool, int], int] = {}
 
     def image_tokens(self, images: Sequence[Image.Image]) -> int:
         """Return the number of tokens that the images of one input become.
@@ -56,18 +57,39 @@ class Fitter:
         return self._images.total([image.size for image in images])
 
     def count_all(self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
-        """Return the number of tokens of many inputs; it may be wrong by a token or two where text and prompt merge.
+        """Return the number of tokens of many inputs, without rendering them.
+
+        A number may be wrong by a token or two where text and prompt merge, and too large where the template removes
+        blanks around the text.
 
         Args:
             texts: n texts.
             image_sizes: For each text, the sizes of its images.
         """
         bare = self._plain([_MARKERS.sub("", text) for text in texts])["input_ids"] if texts else []
-        blank = Image.new("RGB", PROBES[0])
         return [
-            len(ids) + tokens + self._prompt_tokens(Content("", (blank,) * len(sizes)))
+            len(ids) + tokens + self._around(bool(ids), len(sizes))
             for ids, sizes, tokens in zip(bare, image_sizes, self._images.totals(image_sizes), strict=True)
         ]
+
+    def _around(self, has_text: bool, num_images: int) -> int:
+        """Return the number of tokens that stand around the text and the images of an input."""
+        case = (has_text, num_images)
+        if case not in self._surroundings:
+            content = Content("", (Image.new("RGB", PROBES[0]),) * num_images)
+            try:
+                around = self._prompt_tokens(content)
+                if has_text:
+                    one = replace(content, text="a")
+                    beside = self.count(one) - self.image_tokens(one.images) - self._text_tokens("a")
+                    # Some templates write something beside a text only. A token or two are those that merge.
+                    around = beside if abs(beside - around) > 2 else around
+            except Gen2EmbedError:  # so many images are refused, which is reported when the input is prepared
+                if num_images == 0:
+                    raise
+                around = self._around(has_text, 0)
+            self._surroundings[case] = around
+        return self._surroundings[case]
 
     def count(self, content: Content) -> int:
         """Return the number of tokens that reach the model for this input.
@@ -169,18 +191,21 @@ class Fitter:
         """Return the images at a lower resolution: at most `wanted` tokens, or at most `room` if that is impossible."""
         tokens = self.image_tokens(images)
         best: tuple[int, tuple[Image.Image, ...]] = (tokens, images)
+        lowest = min(1.0, FLOOR / max(max(image.size) for image in images))
         scale = math.sqrt(max(wanted, 1) / tokens)
-        while max(max(image.size) for image in images) * scale >= FLOOR:
+        while True:
+            scale = max(scale, lowest)
             smaller = tuple(_scaled(image, scale) for image in images)
             best = min(best, (self.image_tokens(smaller), smaller), key=lambda pair: pair[0])
-            if best[0] <= wanted:
+            if best[0] <= wanted or scale == lowest:
                 break
             scale *= 0.9
         if best[0] > room:
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
             raise Gen2EmbedError(
                 f"max_length={max_length} leaves {max(room, 0)} tokens for images of {sizes} pixels, which take "
-                f"{best[0]} even with every image at its floor of {FLOOR} pixels. Raise max_length, or pass fewer images."
+                f"{best[0]} even with every image at its floor of {FLOOR} pixels. "
+                "Raise max_length, or pass fewer images."
             )
         logger.info("images of %d tokens reduced to %d to fit max_length=%d", tokens, best[0], max_length)
         return best[1]

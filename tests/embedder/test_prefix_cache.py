@@ -87,10 +87,14 @@ def test_reuse_can_be_switched_off(tiny: Any) -> None:
     assert np.abs(full.encode_query([{"text": "a"}]) - model.encode_query([{"text": "a"}])).max() < 1e-6
 
 
-def test_a_sliding_window_rules_reuse_out(tiny_dir: Any) -> None:
+def test_a_window_shorter_than_the_prefix(tiny_dir: Any, inputs: list[dict[str, Any]]) -> None:
+    """Mistral layers keep the last tokens of the prefix only; all rows go on from the very same length."""
     model = Gen2Embed(tiny_dir("llava_next"), device="cpu")
     model[0].model.config.text_config.sliding_window = 16
-    assert PrefixEncoder(model).prepare("query", [{"text": "a"}]).num_shared == 0
+    encoder = PrefixEncoder(model)
+    assert encoder.prepare("query", inputs[:1]).num_shared > 16
+    for batch in (inputs, inputs[:1], inputs[2:3]):
+        assert np.abs(encoder.encode_query(batch) - model.encode_query(batch)).max() < 1e-5
 
 
 def test_truncated_vectors_are_units_again(tiny_dir: Any) -> None:

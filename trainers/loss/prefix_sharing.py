@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
-from gen2embed_mteb.embedder.prefix_cache import attends_to_all
 from trainers.loss.dropout import has_dropout
 
 _SHORTEST = 8
@@ -60,6 +59,19 @@ def gains_from_sharing(model: nn.Module) -> bool:
     decoder = model.get_decoder()
     drops = decoder.training and has_dropout(decoder.modules(), model.config.get_text_config())
     return next(model.parameters()).device.type == "cpu" and not drops
+
+
+def attends_to_all(config: Any) -> bool:
+    """Return whether every decoder layer of this configuration attends to all tokens.
+
+    A layer with a sliding window drops keys, and a recurrent one keeps a state in place of keys, so that neither can be
+    cut back to a shorter prefix.
+    """
+    config = config.get_text_config()
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        return set(types) == {"full_attention"}
+    return getattr(config, "sliding_window", None) is None
 
 
 @contextmanager

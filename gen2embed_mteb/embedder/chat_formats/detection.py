@@ -34,6 +34,9 @@ from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.names import Side
 
+DETECTION_VERSION = 1
+"""Changes whenever the same template is given another format than before."""
+
 
 class Detected(NamedTuple):
     """A chat format, and why it is this one, in plain sentences."""

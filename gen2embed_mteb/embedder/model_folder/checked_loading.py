@@ -16,6 +16,7 @@ from gen2embed_mteb.embedder.chat_formats.probing import chat_format_of, templat
 from gen2embed_mteb.embedder.families import Family, chat_template, family_of
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.adapters import load_adapter
+from gen2embed_mteb.embedder.model_folder.gguf_files import dense_options, forget_gguf
 from gen2embed_mteb.embedder.model_folder.settings import MODULES, TRANSFORMER
 from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error
 from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError, Tensor
@@ -81,15 +82,23 @@ class CheckedTransformer(Transformer):
     an adapter in the folder.
     """
 
-    def __init__(self, model_name_or_path: str, *, prompt: HierarchicalPrompt | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        prompt: HierarchicalPrompt | None = None,
+        config: Any = None,
+        **options: Any,
+    ) -> None:
         """Load the model.
 
         Args:
             model_name_or_path: A folder or a hub id.
             prompt: The prompt of a base model of a generic family: its chat format is found, and its template replaced.
+            config: The configuration of a base model, if it was loaded before.
             options: The other arguments of the stock class.
         """
-        self._prompt, self._reads_processor = prompt, False
+        self._prompt, self._config, self._reads_processor = prompt, config, False
         try:
             super().__init__(model_name_or_path, **options)
         except Gen2EmbedError:
@@ -107,7 +116,7 @@ class CheckedTransformer(Transformer):
         prompt = prompt_of(self.processor.chat_template)
         if prompt is not None:  # use the template of this version, not the one in the folder
             renew_template(self, family_of(self.config.model_type), prompt)
-        del self._prompt, self._reads_processor
+        del self._prompt, self._config, self._reads_processor
         self.__class__ = Transformer
 
     def infer_modalities(self, model: Any, processor: Any) -> Any:
@@ -133,6 +142,8 @@ class CheckedTransformer(Transformer):
         return found
 
     def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        if self._config is not None:
+            return self._config, False
         source, hub = _source(model_name_or_path, config_kwargs)
         base = _base(source, hub)
         options = {key: value for key, value in config_kwargs.items() if key != "subfolder"}
@@ -162,17 +173,23 @@ class CheckedTransformer(Transformer):
         if base is not source:
             model_kwargs["revision"] = base.revision
         model_kwargs.pop("subfolder", None)
-        trusted = bool(model_kwargs.get("trust_remote_code"))
-        tensors = model_folder.check(base, trust_remote_code=trusted)
-        check_size(base, config, tensors, trusted)
+        trusted, gguf_file = bool(model_kwargs.get("trust_remote_code")), model_kwargs.get("gguf_file")
+        tensors = model_folder.check(base, trust_remote_code=trusted, gguf_file=gguf_file)
+        if gguf_file is None:
+            check_size(base, config, tensors, trusted)
+            model_kwargs |= {"use_safetensors": True, "weights_only": True}
+        else:
+            model_kwargs |= dense_options()
         model, found = AutoModel.from_pretrained(
             base.name,
             config=config,
-            **{**model_kwargs, "use_safetensors": True, "weights_only": True},
+            **model_kwargs,
             ignore_mismatched_sizes=True,  # `check_keys` below reports them
             output_loading_info=True,
         )
         check_keys(base, model, found)
+        if gguf_file is not None:
+            forget_gguf(model)
         if base is not source:
             load_adapter(model, str(source.folder))
         self._reads_processor = True  # what the stock class loads next

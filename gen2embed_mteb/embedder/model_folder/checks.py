@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen2embed_mteb.embedder.model_folder.adapter_settings import base_of, check_adapter
+from gen2embed_mteb.embedder.model_folder.gguf_files import check_gguf
 from gen2embed_mteb.embedder.model_folder.settings import (
     check_code,
     check_config,
@@ -138,8 +139,15 @@ def find(
     return Source(text, Path(folder), commit)
 
 
-def fetch_weights(source: Source, *, token: bool | str | None, cache_dir: str | None, local_files_only: bool) -> None:
-    """Fetch the weights of a hub model or adapter, safetensors only; do nothing for a folder of the user.
+def fetch_weights(
+    source: Source,
+    *,
+    token: bool | str | None,
+    cache_dir: str | None,
+    local_files_only: bool,
+    gguf_file: str | None = None,
+) -> None:
+    """Fetch the weights of a hub model or adapter, safetensors or one GGUF file; do nothing for a folder of the user.
 
     Raises:
         FileNotFoundError: The weights cannot be fetched.
@@ -152,6 +160,8 @@ def fetch_weights(source: Source, *, token: bool | str | None, cache_dir: str | 
     names = [path.name for path in weight_files(source.folder, _read(index))] if index.is_file() else [WEIGHTS_FILE]
     if (source.folder / ADAPTER_FILE).is_file():
         names = [ADAPTER_WEIGHTS]
+    if gguf_file is not None:
+        names = [gguf_file]
     try:
         snapshot_download(
             source.name,
@@ -165,16 +175,20 @@ def fetch_weights(source: Source, *, token: bool | str | None, cache_dir: str | 
         raise FileNotFoundError(f"{source.name}: its weights cannot be had from the hub: {error}") from error
 
 
-def check(source: Source, *, trust_remote_code: bool = False) -> dict[str, Tensor]:
+def check(
+    source: Source, *, trust_remote_code: bool = False, gguf_file: str | None = None, with_weights: bool = True
+) -> dict[str, Tensor]:
     """Check every file of a model that libraries will read.
 
     Args:
         source: The model, with its weights fetched. It may be an adapter with files of the processor and of
             sentence-transformers.
         trust_remote_code: Whether the caller lets Python code of the folder run.
+        gguf_file: The file with configuration, tokenizer and weights, if they are in a GGUF file.
+        with_weights: False leaves out the weights, which need not be there then.
 
     Returns:
-        The tensors of its weights; an empty dict for an adapter.
+        The tensors of its weights; an empty dict for an adapter and a GGUF file, and without weights.
 
     Raises:
         ModelFolderError: A file asks for something that is refused here, is damaged, or is too large.
@@ -184,7 +198,9 @@ def check(source: Source, *, trust_remote_code: bool = False) -> dict[str, Tenso
     if (folder / MODULES_FILE).is_file():
         check_modules(folder / MODULES_FILE, _read(folder / MODULES_FILE))
     config, adapter = _optional(folder / "config.json"), _optional(folder / ADAPTER_FILE)
-    if config is None and adapter is None:
+    if gguf_file is not None:
+        check_gguf(folder, gguf_file)
+    elif config is None and adapter is None:
         raise ModelFolderError(
             f"{folder}: no config.json, so it is not a model's folder; pass the folder that has that file"
         )
@@ -198,6 +214,12 @@ def check(source: Source, *, trust_remote_code: bool = False) -> dict[str, Tenso
         if settings is not None:
             check_code(folder / name, settings, trust_remote_code)
             check_processor(folder / name, settings)
+    if gguf_file is not None:
+        return {}
+    if not with_weights:
+        if (folder / MODULES_FILE).is_file():
+            _check_sentence_transformers(folder, config)
+        return {}
     if adapter is not None:
         check_adapter_folder(folder)
     elif not (folder / MODULES_FILE).is_file():

@@ -38,6 +38,7 @@ def modules_for(
     prompt_mode: str | HierarchicalPrompt = DEFAULT,
     layout: ImageLayout = "native",
     adapter: str | Path | None = None,
+    gguf_file: str | None = None,
     token: bool | str | None = None,
     cache_folder: str | None = None,
     revision: str | None = None,
@@ -54,6 +55,7 @@ def modules_for(
         prompt_mode: The name of a strategy, or a prompt of the caller's own.
         layout: How images are laid out in the prompt; `official` only for families written by hand.
         adapter: Hub id or directory of an adapter to attach to the base model.
+        gguf_file: A GGUF file of the folder that holds configuration, tokenizer and weights of a text-only model.
         token: Hub token.
         cache_folder: Where hub files are kept.
         revision: Branch, tag or commit of `name_or_path` on the hub.
@@ -88,33 +90,46 @@ def modules_for(
         source = base
     elif adapter is not None:
         adapter = adapters.find_adapter(adapter, **hub)
-    model_folder.fetch_weights(source, **hub)
-    model_folder.check(source, trust_remote_code=trust_remote_code)
+    model_folder.fetch_weights(source, **hub, gguf_file=gguf_file)
+    model_folder.check(source, trust_remote_code=trust_remote_code, gguf_file=gguf_file)
 
     compat.install()
     if source.revision is not None and not trust_remote_code:
         hub["local_files_only"] = True  # no file is fetched that was not checked
     shared = {**hub, "revision": source.revision, "trust_remote_code": trust_remote_code}
+    if gguf_file is not None:
+        shared["gguf_file"] = gguf_file
     config = load_config(source, {**shared, **(config_kwargs or {})})
     family = family_of(config.model_type)
     check_layout(family, layout)
     check_supported(config)  # before the weights are read
-    processor_options: dict[str, Any] = {**shared}
-    if any((source.folder / name).is_file() for name in IMAGE_FILES):
-        processor_options |= PIXELS
+    options = processor_options(source, shared)
     if not family.is_generic:
-        processor_options["chat_template"] = chat_template(family, prompt, layout)
+        options["chat_template"] = chat_template(family, prompt, layout)
     with compat.quiet_loading():
         transformer = CheckedTransformer(
             source.name,
             prompt=prompt if family.is_generic else None,
+            config=config,
             model_kwargs={**shared, **(model_kwargs or {})},
-            processor_kwargs={**processor_options, **(processor_kwargs or {})},
+            processor_kwargs={**options, **(processor_kwargs or {})},
             config_kwargs={**shared, **(config_kwargs or {})},
             processing_kwargs=family.processing_kwargs,
             unpad_inputs=False,
         )
+    transformer.tokenizer.init_kwargs.pop("gguf_file", None)  # it would be saved with the tokenizer
     if adapter is not None:
         adapters.load_adapter(transformer.model, adapter)
     dimension = transformer.get_embedding_dimension()
     return [transformer, Pooling(dimension, pooling_mode="lasttoken"), Normalize()]
+
+
+def processor_options(source: model_folder.Source, shared: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of `AutoProcessor.from_pretrained`: with images, that Pillow resizes them.
+
+    Args:
+        source: The model.
+        shared: The options that all loaders of transformers get.
+    """
+    images = any((source.folder / name).is_file() for name in IMAGE_FILES)
+    return {**shared, **PIXELS} if images else dict(shared)

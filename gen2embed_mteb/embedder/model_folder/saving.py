@@ -183,8 +183,6 @@ def complete_processor_files(source: Any, folder: Path) -> dict[str, bytes]:
     settings["processor_kwargs"] = {"use_fast": not pillow}
     write_in_scratch(path, json.dumps(settings, indent=4).encode())
 
-    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
-
     path = folder / "processor_config.json"
     before = path.read_bytes()
     settings = json.loads(before)
@@ -198,17 +196,19 @@ def complete_processor_files(source: Any, folder: Path) -> dict[str, bytes]:
                 source.config.model_type, "Qwen2VLVideoProcessor"
             ),
         }
-    elif family.is_generic and "video_processor" not in settings and _wants_video_processor(source.processor):
-        name = VIDEO_PROCESSOR_MAPPING_NAMES.get(source.config.model_type)
-        if name is not None:
-            settings["video_processor"] = {"video_processor_type": name}
+    elif family.is_generic and "video_processor" not in settings and (name := _video_processor(source.processor)):
+        settings["video_processor"] = {"video_processor_type": name}
     write_in_scratch(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
     return {path.name: before}
 
 
-def _wants_video_processor(processor: Any) -> bool:
-    """Return whether the class of a processor has a part for videos, which is left out without torchvision."""
-    return "video_processor" in inspect.signature(type(processor).__init__).parameters
+def _video_processor(processor: Any) -> str:
+    """Return the class of the part for videos that is left out without torchvision; an empty text if there is none."""
+    import transformers
+
+    name = type(processor).__name__.removesuffix("Processor") + "VideoProcessor"
+    wanted = "video_processor" in inspect.signature(type(processor).__init__).parameters
+    return name if wanted and name in dir(transformers) else ""
 
 
 def check_written(folder: Path, modules: list[nn.Module], model: nn.Module) -> None:

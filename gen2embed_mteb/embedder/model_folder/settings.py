@@ -151,7 +151,7 @@ def check_processor(path: Path, settings: dict[str, Any]) -> None:
             continue
         if key in ("init_inputs", "gguf_file", "tokenizer_object"):
             raise refuse(path, f"{key} is refused", "remove that key")
-        if key in _CLASS_KEYS and not (isinstance(value, str) and value in _classes()[key]):
+        if key in _CLASSES and not _is_class(key, value):
             raise refuse(path, f"{key} {str(value)[:80]!r} is not a class of transformers", "use another model")
         if key in ("min_pixels", "shortest_edge"):
             _check_number(path, key, value, MAX_LEAST_PIXELS)
@@ -163,42 +163,31 @@ def check_processor(path: Path, settings: dict[str, Any]) -> None:
             raise refuse(path, f"{key} names files elsewhere", "remove that key")
 
 
-_CLASS_KEYS = (
-    *("processor_class", "image_processor_type", "feature_extractor_type"),
-    *("video_processor_type", "tokenizer_class"),
-)
+_CLASSES = {
+    "processor_class": r"\w+Processor",
+    "image_processor_type": r"(\w+ImageProcessor)(?:Fast|Pil)?",
+    "feature_extractor_type": r"(\w+)(?:ImageProcessor|FeatureExtractor)(?:Fast)?",
+    "video_processor_type": r"\w+VideoProcessor",
+    "tokenizer_class": r"(\w+Tokenizer)(?:Fast)?|TokenizersBackend",
+}
+"""The names of classes, by key; without the endings of other versions, a name must be one of transformers."""
+
+
+def _is_class(key: str, value: Any) -> bool:
+    """Return whether a file of a processor may name this class: one that transformers itself has."""
+    import transformers
+
+    found = re.fullmatch(_CLASSES[key], value) if isinstance(value, str) else None
+    if found is None or value.startswith(("Auto", "Timm")):  # they load what else the folder names
+        return False
+    stem = found[1] if found.re.groups and found[1] else value
+    names = _public_names(transformers)
+    return stem in names or f"{stem}ImageProcessor" in names or f"{stem}FeatureExtractor" in names
 
 
 @cache
-def _classes() -> dict[str, frozenset[str]]:
-    """Return the classes of transformers that files of a processor may name, by key: all that its own tables have."""
-    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
-    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
-
-    def named(table: Any) -> set[str]:
-        found: set[str] = set()
-        for value in table.values():
-            parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
-            found.update(part for part in parts if isinstance(part, str))
-        return found
-
-    def also(names: set[str], *endings: str) -> frozenset[str]:
-        stems = {re.sub("(Fast|Pil)$", "", name) for name in names}
-        return frozenset(names | {stem + ending for stem in stems for ending in ("", *endings)})
-
-    images = named(IMAGE_PROCESSOR_MAPPING_NAMES)
-    extractors = {re.sub("ImageProcessor(Fast|Pil)?$", "FeatureExtractor", name) for name in images}
-    generic = {"PreTrainedTokenizer", "TokenizersBackend", "LlamaTokenizer", "CodeLlamaTokenizer", "GPT2Tokenizer"}
-    return {
-        "processor_class": frozenset(named(PROCESSOR_MAPPING_NAMES)),
-        "image_processor_type": also(images, "Fast", "Pil"),
-        "feature_extractor_type": also(images | extractors | named(FEATURE_EXTRACTOR_MAPPING_NAMES), "Fast"),
-        "video_processor_type": frozenset(named(VIDEO_PROCESSOR_MAPPING_NAMES)),
-        "tokenizer_class": also(named(TOKENIZER_MAPPING_NAMES) | generic, "Fast"),
-    }
+def _public_names(module: Any) -> frozenset[str]:
+    return frozenset(dir(module))
 
 
 def check_modules(path: Path, modules: Any) -> list[tuple[str, str]]:
