@@ -268,27 +268,40 @@ def _inspect(arguments: argparse.Namespace) -> None:
     print(f"Written to {page}")
 
 
+def _add_inspect_prompt(parser: argparse.ArgumentParser) -> None:
+    from gen2embed_mteb.config import InspectPromptOptions
+
+    add_flags(parser, InspectPromptOptions)
+
+
+def _inspect_prompt(arguments: argparse.Namespace) -> None:
+    from gen2embed_mteb.config import InspectPromptOptions
+    from gen2embed_mteb.embedder.prompt_inspection import inspect_prompt
+
+    print(inspect_prompt(**vars(from_flags(InspectPromptOptions, arguments))))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What `export` reads and writes."""
+    """What `export` writes."""
 
-    model: str = option("base model, adapter or export: hub id, directory or short name", positional=True)
     output: str = option("directory to write; must be empty or absent", positional=True)
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    from gen2embed_mteb.config import LoadingOptions
+    from gen2embed_mteb.config import LoadingOptions, ModelArgument
 
+    add_flags(parser, ModelArgument)
     add_flags(parser, ExportOptions)
     add_flags(parser, LoadingOptions)
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from gen2embed_mteb.config import LoadingOptions
+    from gen2embed_mteb.config import LoadingOptions, ModelArgument
     from gen2embed_mteb.embedder.export import export
 
-    asked = from_flags(ExportOptions, arguments)
-    output = export(asked.model, asked.output, **from_flags(LoadingOptions, arguments).arguments())
+    model, output = from_flags(ModelArgument, arguments).model, from_flags(ExportOptions, arguments).output
+    output = export(model, output, **from_flags(LoadingOptions, arguments).arguments())
     print(f'Written to {output}. Load it with SentenceTransformer("{output}").')
 
 
@@ -339,6 +352,11 @@ COMMANDS = {
         go_on=GO_ON_TRAINING,
     ),
     "inspect": Command("a page on which a person can judge clusters", _add_inspect, _inspect),
+    "inspect-prompt": Command(
+        "what a model will read, and how its chat format was found; loads no weights",
+        _add_inspect_prompt,
+        _inspect_prompt,
+    ),
     "export": Command("write a directory that plain SentenceTransformer loads", _add_export, _export),
     "mteb": Command("mteb's own command line, with the models and tasks of Gen2Embed in it", None, _mteb),
     "doctor": Command("what is installed, what is missing, which extra mends it", lambda _: None, _doctor),

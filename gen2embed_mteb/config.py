@@ -38,7 +38,26 @@ class PromptOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadingOptions(PromptOptions):
+class ModelArgument:
+    """Which model it is, as the first word behind the command."""
+
+    model: str = option("base model, adapter or export: hub id, directory or short name", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Which file of a model's folder is loaded."""
+
+    gguf_file: str | None = option("GGUF file of the model's folder, for a text-only model", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectPromptOptions(PromptOptions, FileOptions, ModelArgument):
+    """Of which model the prompt is shown, and which prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions(PromptOptions, FileOptions):
     """How a model is loaded, whichever it is."""
 
     adapter: str | None = option("LoRA or DoRA adapter: directory or hub id", default=None)
@@ -56,6 +75,7 @@ class LoadingOptions(PromptOptions):
             "prompt_mode": self.prompt_mode,
             "adapter": self.adapter,
             "revision": self.revision,
+            "gguf_file": self.gguf_file,
             "max_length": self.max_length,
             "device": self.device or _device_of_rank(),
             "model_kwargs": {"dtype": self.dtype} if self.dtype else None,

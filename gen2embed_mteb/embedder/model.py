@@ -49,6 +49,7 @@ class Gen2Embed(SentenceTransformer):
         adapter: A LoRA or DoRA adapter (hub id or directory) for the base model.
         layout: `native`, images as the family's processor lays them out; `official`, bare image tokens with 1-D
             positions, as the released checkpoints were trained.
+        gguf_file: The GGUF file of the folder to load, for a text-only model; needs the package gguf.
         max_length: Longest input in tokens; longer text is cut, larger images are reduced. `None`: the limit of the
             tokenizer.
         image_root: Folder that image paths are relative to and may not leave; `None` takes paths as they are.
@@ -75,6 +76,7 @@ class Gen2Embed(SentenceTransformer):
         prompt_mode: str | HierarchicalPrompt | None = None,
         adapter: str | Path | None = None,
         layout: ImageLayout = "native",
+        gguf_file: str | None = None,
         max_length: int | None = None,
         image_root: str | Path | None = None,
         resize: str = "processor",
@@ -95,6 +97,7 @@ class Gen2Embed(SentenceTransformer):
             "prompt_mode": prompt_mode or DEFAULT,
             "adapter": adapter,
             "layout": layout,
+            "gguf_file": gguf_file,
         }
         self._is_base = False
         self._layout: ImageLayout = layout
@@ -108,6 +111,10 @@ class Gen2Embed(SentenceTransformer):
         if not self._is_base:
             hub: dict[str, Any] = {key: kwargs[key] for key in ("token", "local_files_only") if key in kwargs}
             hub["cache_dir"] = kwargs.get("cache_folder")
+            if gguf_file is not None:
+                raise Gen2EmbedError(
+                    f"{name} is an exported model, gguf_file={gguf_file!r} is for base models: leave it out"
+                )
             self._check_exported(name)
             if adapter is not None:
                 adapters.load_adapter(self[0].model, adapter, **hub)

@@ -34,6 +34,9 @@ from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.names import Side
 
+DETECTION_VERSION = 1
+"""Changes whenever the same template is given another format than before."""
+
 
 class Detected(NamedTuple):
     """A chat format, and why it is this one, in plain sentences."""
@@ -51,9 +54,7 @@ def candidates(image: str) -> list[ChatFormat]:
     systems: list[dict[str, Any]] = [{"system": "parts"}, {"system": "string"}]
     systems += [{"system": "folded", "joiner": joiner} for joiner in JOINERS]
     users: list[dict[str, Any]] = [{"user": "parts"}, {"user": "string", "image": image}]
-    return [
-        ChatFormat(**system, **user, no_thinking=True, pin_date=True) for user, system in product(users, systems)
-    ]
+    return [ChatFormat(**system, **user, no_thinking=True, pin_date=True) for user, system in product(users, systems)]
 
 
 def detect(

@@ -26,6 +26,8 @@ from gen2embed_mteb.embedder.chat_formats.rules import NO_PROMPT, PROMPT, TEXT
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 
 _MARKS = tuple(f"<|image_{number}|>" for number in range(1, 10))
+_OF_TEXT = tuple(f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask"))
+"""The names of the tokens that stand for no image, video or sound."""
 _MOST_TRIED = 64
 """How many control tokens the text of the trial holds at most; some tokenizers have thousands of unused ones."""
 
@@ -118,7 +120,8 @@ def _placeholders(processor: Any) -> tuple[str, ...]:
     """Return the placeholders of images, videos and sounds that the processor replaces, the longest first."""
     if not takes_images(processor):
         return ()
-    found = {str(value) for name, value in vars(processor).items() if name.endswith("_token") and value}
+    named = {**vars(processor), **processor.tokenizer.special_tokens_map}
+    found = {str(value) for name, value in named.items() if name.endswith("_token") and name not in _OF_TEXT and value}
     tokens = processor.tokenizer.added_tokens_encoder  # what is no token of its own may be an ordinary word
     kept = {token for token in found if len(token) > 1 and token in tokens and token not in _MARKS}
     return tuple(sorted(kept, key=lambda token: (-len(token), token)))
@@ -131,9 +134,7 @@ def _control_tokens(tokenizer: Any) -> list[str]:
     return sorted(kept, key=len, reverse=True)
 
 
-def _fault(
-    processor: Any, template: str, chat_format: ChatFormat, images: bool, tokens: tuple[str, ...]
-) -> str | None:
+def _fault(processor: Any, template: str, chat_format: ChatFormat, images: bool, tokens: tuple[str, ...]) -> str | None:
     """Return why a chat format does not keep control tokens in a text from acting; `None` if it does."""
     tokenizer = getattr(processor, "tokenizer", processor)
     used = [token for token in tokens if token in template or token in tokenizer.all_special_tokens]

@@ -1,7 +1,7 @@
 """The rules that a rendered prompt must keep, and the conversations on which they are checked.
 
-Every text of the prompt and of the user is a word that occurs nowhere else (a sentinel), so that a rendering tells where
-the template put it.
+Every text of the prompt and of the user is a word that occurs nowhere else (a sentinel), so that a rendering tells
+where the template put it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The families of multimodal LLMs: one record per family, and its chat template, which renders the two-level prompt.
 
 A model of any other type gets a generic record, and its own chat template carries the prompt (see `chat_formats`). A
-family is written by hand where published figures depend on its template, or for the `official` layout. To add one, write
-a file with its record beside this one, an entry in `FAMILIES`, and a template in `templates/`.
-The template receives the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn
+family is written by hand where published figures depend on its template, or for the `official` layout. To add one,
+write a file with its record beside this one, an entry in `FAMILIES`, and a template in `templates/`. The template gets the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn
 and the beginning of the assistant turn (see `chat_template`).
 """
 

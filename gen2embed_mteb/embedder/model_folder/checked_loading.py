@@ -127,7 +127,9 @@ class CheckedTransformer(Transformer):
             for reason in detected.reasons:
                 logger.info("chat format: %s", reason)
             chat_format = detected.chat_format
-            set_template(processor, template_with_prompt(own_template(template_of(processor)), self._prompt, chat_format))
+            set_template(
+                processor, template_with_prompt(own_template(template_of(processor)), self._prompt, chat_format)
+            )
             self.processing_kwargs = chat_format.processing_kwargs
             self.input_formatter = InputFormatter(self.config.model_type, "structured", processor)
         found = super().infer_modalities(model, processor)

@@ -176,7 +176,7 @@ def fetch_weights(
 
 
 def check(
-    source: Source, *, trust_remote_code: bool = False, gguf_file: str | None = None
+    source: Source, *, trust_remote_code: bool = False, gguf_file: str | None = None, with_weights: bool = True
 ) -> dict[str, Tensor]:
     """Check every file of a model that libraries will read.
 
@@ -185,9 +185,10 @@ def check(
             sentence-transformers.
         trust_remote_code: Whether the caller lets Python code of the folder run.
         gguf_file: The file with configuration, tokenizer and weights, if they are in a GGUF file.
+        with_weights: False leaves out the weights, which need not be there then.
 
     Returns:
-        The tensors of its weights; an empty dict for an adapter and a GGUF file.
+        The tensors of its weights; an empty dict for an adapter and a GGUF file, and without weights.
 
     Raises:
         ModelFolderError: A file asks for something that is refused here, is damaged, or is too large.
@@ -214,6 +215,10 @@ def check(
             check_code(folder / name, settings, trust_remote_code)
             check_processor(folder / name, settings)
     if gguf_file is not None:
+        return {}
+    if not with_weights:
+        if (folder / MODULES_FILE).is_file():
+            _check_sentence_transformers(folder, config)
         return {}
     if adapter is not None:
         check_adapter_folder(folder)

@@ -103,18 +103,16 @@ def modules_for(
     family = family_of(config.model_type)
     check_layout(family, layout)
     check_supported(config)  # before the weights are read
-    processor_options: dict[str, Any] = {**shared}
-    if any((source.folder / name).is_file() for name in IMAGE_FILES):
-        processor_options |= PIXELS
+    options = processor_options(source, shared)
     if not family.is_generic:
-        processor_options["chat_template"] = chat_template(family, prompt, layout)
+        options["chat_template"] = chat_template(family, prompt, layout)
     with compat.quiet_loading():
         transformer = CheckedTransformer(
             source.name,
             prompt=prompt if family.is_generic else None,
             config=config,
             model_kwargs={**shared, **(model_kwargs or {})},
-            processor_kwargs={**processor_options, **(processor_kwargs or {})},
+            processor_kwargs={**options, **(processor_kwargs or {})},
             config_kwargs={**shared, **(config_kwargs or {})},
             processing_kwargs=family.processing_kwargs,
             unpad_inputs=False,
@@ -124,3 +122,14 @@ def modules_for(
         adapters.load_adapter(transformer.model, adapter)
     dimension = transformer.get_embedding_dimension()
     return [transformer, Pooling(dimension, pooling_mode="lasttoken"), Normalize()]
+
+
+def processor_options(source: model_folder.Source, shared: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of `AutoProcessor.from_pretrained`: with images, that Pillow resizes them.
+
+    Args:
+        source: The model.
+        shared: The options that all loaders of transformers get.
+    """
+    images = any((source.folder / name).is_file() for name in IMAGE_FILES)
+    return {**shared, **PIXELS} if images else dict(shared)

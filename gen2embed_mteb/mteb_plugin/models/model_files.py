@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
+from gen2embed_mteb.embedder.model_folder.loading import IMAGE_FILES
 from gen2embed_mteb.errors import Gen2EmbedError
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -19,7 +20,7 @@ def facts_of(directory: Path) -> dict[str, Any]:
 
     Returns:
         Fields of `model_table.Model`: number of parameters (without the output layer), bytes per parameter, longest
-        input, dimensions; for an adapter only its base model.
+        input, dimensions, whether it takes images; for an adapter only its base model.
 
     Raises:
         ValueError: The directory is not a model's; the message names it and the remedy.
@@ -41,6 +42,7 @@ def facts_of(directory: Path) -> dict[str, Any]:
             "parameter_bytes": max((_BYTES[tensors[name].dtype] for name in sizes), default=4),
             "max_tokens": text.get("max_position_embeddings"),
             "dimensions": text.get("hidden_size"),
+            "takes_images": any((directory / name).is_file() for name in IMAGE_FILES),
         }
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise Gen2EmbedError(

@@ -80,7 +80,7 @@ def as_meta(model: Model) -> Gen2EmbedMeta:
         use_instructions=True,
         training_datasets=None if model.training_datasets is None else set(model.training_datasets),
         adapted_from=model.adapted_from,
-        modalities=["text", "image"],
+        modalities=["text", "image"] if model.takes_images else ["text"],
         model_type=["dense"],
         citation=CITATION if model.has_article else None,
     )
@@ -97,11 +97,12 @@ def meta_of(model: Gen2Embed) -> Gen2EmbedMeta:
     row = replace(
         row,
         layout=model.layout,
+        takes_images=model.takes_images,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         max_tokens=model.max_seq_length,
         dimensions=model.get_embedding_dimension(),
     )
-    revision = f"{fingerprint(model)[:32]}-{inputs_digest(model.layout)}"
+    revision = f"{fingerprint(model)[:32]}-{inputs_digest(model.layout, generic=model.chat_format is not None)}"
     return as_meta(row).model_copy(update={"revision": revision})
 
 

@@ -64,6 +64,7 @@ class Model:
         license: The licence, by mteb's name or by its address.
         adapted_from: The model from which it was made.
         layout: How images are laid out in the prompt.
+        takes_images: Whether inputs may have images.
         training_datasets: The tasks of mteb on whose data it was trained; None if its makers do not say.
         training_code: The address of the code that trained it.
         training_data: The address of the data on which it was trained.
@@ -82,6 +83,7 @@ class Model:
     license: str | None = None
     adapted_from: str | None = None
     layout: str = "native"
+    takes_images: bool = True
     training_datasets: frozenset[str] | None = None
     training_code: str | None = None
     training_data: str | None = None

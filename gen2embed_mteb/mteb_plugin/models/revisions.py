@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from gen2embed_mteb.embedder import families
+from gen2embed_mteb.embedder.chat_formats.detection import DETECTION_VERSION
+from gen2embed_mteb.embedder.chat_formats.header import open_template
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.prompts import DEFAULT, strategy
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -24,14 +26,16 @@ from gen2embed_mteb.storage.owned_folder import LEDGER
 INPUTS_VERSION = 1
 """Changes whenever mteb's batches are converted to inputs (`inputs.py`) or images are prepared in another way."""
 
-_DECISIVE = (".safetensors", ".json", ".jinja", ".txt", ".model", ".bin")
+_DECISIVE = (".safetensors", ".json", ".jinja", ".txt", ".model", ".bin", ".gguf")
 
 
-def inputs_digest(layout: str) -> str:
+def inputs_digest(layout: str, *, generic: bool = False) -> str:
     """Return a digest of everything besides the weights that decides vectors.
 
     Args:
         layout: How images are laid out in the prompt.
+        generic: Whether the model's own chat template carries the prompt: the header before it, and the version of the
+            rules by which its chat format is found, are then part of the digest. The template itself is among the files.
 
     Returns:
         8 hexadecimal digits.
@@ -40,6 +44,8 @@ def inputs_digest(layout: str) -> str:
     for template in sorted((Path(families.__file__).parent / "templates").glob("*.jinja")):
         digest.update(template.read_bytes())
     settings = {"prompt": asdict(strategy(DEFAULT)), "layout": layout, "version": INPUTS_VERSION}
+    if generic:
+        settings |= {"header": open_template(""), "detection": DETECTION_VERSION}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:8]
 
@@ -98,11 +104,24 @@ def revision_of(source: str, layout: str, commit: str | None = None) -> str | No
     Args:
         source: Hub id or directory of its weights.
         layout: How images are laid out in the prompt.
-        commit: The commit on the hub, if it is known.
+        commit: The commit on the hub, if it is known. Without it a hub model counts as one of a generic family, since
+            its type is not known before it is fetched.
 
     Returns:
         `WEIGHTS-INPUTS`; None if the weights cannot be identified, and so cannot be loaded either.
     """
     directory = Path(source)
     weights = directory_digest(directory) if directory.is_dir() else commit or hub_commit(source)
-    return None if weights is None else f"{weights}-{inputs_digest(layout)}"
+    generic = _is_generic(directory) if directory.is_dir() else commit is None
+    return None if weights is None else f"{weights}-{inputs_digest(layout, generic=generic)}"
+
+
+def _is_generic(directory: Path) -> bool:
+    """Return whether the model in a directory is of a family that was not written by hand."""
+    path = directory / "config.json"
+    if not path.is_file():
+        named = model_folder.base_of_adapter(model_folder.Source(str(directory), directory, None))
+        base = Path(named[0]).expanduser() if named is not None else directory
+        path = base / "config.json"
+    config = model_folder.read_settings(path) if path.is_file() else {}
+    return families.family_of(str(config.get("model_type"))).is_generic

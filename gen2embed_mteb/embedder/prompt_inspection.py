@@ -1,0 +1,100 @@
+"""What a model will read: its prompt as text, for each kind of input, and how the chat format was found.
+
+Cost: the processor is loaded, a second or less; no weights are read or fetched (except with a GGUF file, which holds
+everything).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gen2embed_mteb.embedder.chat_formats.detection import render, unprompted_text
+from gen2embed_mteb.embedder.chat_formats.header import own_template, prompt_of, template_with_prompt
+from gen2embed_mteb.embedder.chat_formats.probing import chat_format_of, takes_images, template_of
+from gen2embed_mteb.embedder.families import chat_template, family_of
+from gen2embed_mteb.embedder.model_folder import checks as model_folder
+from gen2embed_mteb.embedder.model_folder import compat
+from gen2embed_mteb.embedder.model_folder.checked_loading import load_config
+from gen2embed_mteb.embedder.model_folder.loading import processor_options
+from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error
+from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.short_names import resolve
+
+TEXT = "a red circle"
+INPUTS = (
+    ("a text", TEXT, 0),
+    ("an image", "", 1),
+    ("an image and a text", TEXT, 1),
+    ("two images and a text", TEXT, 2),
+)
+"""The inputs that are shown: name, text, and number of images."""
+
+
+def inspect_prompt(
+    model: str | Path,
+    *,
+    prompt_mode: str | HierarchicalPrompt | None = None,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+) -> str:
+    """Return what a model will read, as a readable text.
+
+    Args:
+        model: Hub id, directory or short name of a base model, an adapter or an exported model.
+        prompt_mode: The name of a strategy, or a prompt of the caller's own; `None` as in `Gen2Embed`.
+        revision: Branch, tag or commit on the hub.
+        gguf_file: The GGUF file of the folder to read.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        Gen2EmbedError: A file is refused, the type of model cannot be used, or no chat format fits its template.
+    """
+    name = resolve(model) or model_folder.as_given(model)
+    hub: dict[str, Any] = {"token": None, "cache_dir": None, "local_files_only": Path(name).is_dir()}
+    source = model_folder.find(name, **hub, revision=revision)
+    source = model_folder.find_base(source, **hub) or source
+    if gguf_file is not None:
+        model_folder.fetch_weights(source, **hub, gguf_file=gguf_file)
+    model_folder.check(source, gguf_file=gguf_file, with_weights=False)
+    compat.install()
+    shared = {**hub, "revision": source.revision, **({"gguf_file": gguf_file} if gguf_file else {})}
+    config = load_config(source, shared)
+    check_supported(config)
+    processor = _processor(source, shared)
+    family = family_of(config.model_type)
+    found = prompt_of(processor.chat_template)
+    prompt = strategy(prompt_mode) if prompt_mode is not None else found or strategy(DEFAULT)
+    lines = [
+        f"model: {name} (type {config.model_type}, {'images and text' if takes_images(processor) else 'text alone'})",
+        f"prompt: {prompt.name}",
+    ]
+    tokens = getattr(processor, "tokenizer", processor).special_tokens_map
+    if family.is_generic:
+        detected = chat_format_of(processor)
+        own = own_template(template_of(processor))
+        template = template_with_prompt(own, prompt, detected.chat_format)
+        lines += [f"chat format: {detected.chat_format.to_json()}", *(f"- {reason}" for reason in detected.reasons)]
+        said = unprompted_text(own, detected.chat_format, tokens)
+        lines.append(f"under the strategy none the template says by itself: {repr(said) if said else 'nothing'}")
+    else:
+        template = chat_template(family, prompt)
+        lines.append(f"chat format: the template of {family.name}, written by hand")
+    for side in ("query", "document"):
+        for kind, text, images in INPUTS:
+            if images and not takes_images(processor):
+                continue
+            parts = [{"type": "image"}] * images + ([{"type": "text", "text": text}] if text else [])
+            rendered = render(template, [{"role": "user", "content": parts}], side, tokens)
+            lines += ["", f"{side}, {kind}:", *(f"    {line}" for line in rendered.split("\n"))]
+    return "\n".join(lines)
+
+
+def _processor(source: model_folder.Source, shared: dict[str, Any]) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        with compat.quiet_loading():
+            return AutoProcessor.from_pretrained(source.name, **processor_options(source, shared))
+    except Exception as error:  # whatever it raises follows from the files, or from a missing package
+        raise processor_error(source.name, error) from error
