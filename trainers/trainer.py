@@ -33,6 +33,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerControl
 from transformers.trainer_utils import TrainOutput
 
+from gen2embed_mteb.embedder.chat_formats.probing import takes_images
+from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.model_folder.adapters import has_adapter, reload_adapter, save_adapter
 from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
@@ -43,6 +45,7 @@ from gen2embed_mteb.storage.new_folder import new_folder
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.batches.collation import CellReader
 from trainers.batches.columns import columns_of, refuse_colliding, roles_of
+from trainers.batches.image_rows import check_minibatches
 from trainers.batches.sampler import EpochOfSampler
 from trainers.loss.saha_loss import SahaLoss
 from trainers.output.card import add_to_card
@@ -122,6 +125,9 @@ class SahaTrainer(SentenceTransformerTrainer):
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         model.model_card_data.widget = []
+        zero3 = is_deepspeed_zero3_enabled()  # no process holds all weights
+        if family_of(model[0].config.model_type).is_generic and takes_images(model.processor) and not zero3:
+            check_minibatches(model, self._reader)
         self.add_callback(EpochOfSampler(self))
         self._figures = Figures(self)
         self.add_callback(self._figures)

@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from tiny_any import write_any
 from tiny_models import write_tiny
 
 from gen2embed_mteb import Gen2Embed, cli
@@ -106,6 +108,31 @@ def test_the_result_is_a_model_its_adapter_and_their_history(trained, model):
     assert record["recipe"]["dora"]
     assert record["arguments"]["learning_rate"] == 5e-5
     assert set(record["sampling"]) == set(SUBSETS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_5", "gemma3", "idefics3", "internvl", "llava_onevision"])
+def test_a_family_not_written_by_hand_from_sampling_to_a_plain_model(family, data, tmp_path):
+    """Recurrent layers, sliding windows, padded images, tiles in one tensor, side features."""
+    model, sampled, output = write_any(family, tmp_path / family), tmp_path / "sampled", tmp_path / "out"
+    assert sample(sampled, data, "--model_name", str(model), "--num_hard_negatives", "1") == 0
+    assert cli.main(words(model, sampled, output, "--max_steps", "2", "--learning_rate", "0.01")) == 0
+    merged, adapted = Gen2Embed(output), Gen2Embed(output / "adapter")
+    inputs = ["a red circle", {"image": Image.effect_noise((90, 60), 64).convert("RGB"), "text": "What?"}]
+    want = adapted.encode_query(inputs)
+    assert np.abs(merged.encode_query(inputs) - want).max() < 1e-5
+    assert np.abs(SentenceTransformer(str(output)).encode_query(inputs) - want).max() < 1e-5
+    assert np.abs(Gen2Embed(model).encode_query(inputs) - want).max() > 1e-4
+    evaluate = ["evaluate", "--benchmark", "mmeb-mini", "--model_name", str(output), "--subsets", *SUBSETS]
+    assert cli.main([*evaluate, "--output_dir", str(tmp_path / "evaluated")]) == 0
+
+
+def test_a_model_of_text_alone_refuses_images_and_samples_nothing(data, tmp_path, capsys):
+    model = write_any("llama", tmp_path / "llama")
+    status = sample(tmp_path / "sampled", data, "--model_name", str(model), "--num_hard_negatives", "1")
+    assert status == 2
+    assert "takes text alone (model type 'llama')" in capsys.readouterr().err
+    assert list((tmp_path / "sampled").glob("*.parquet")) == []
 
 
 def test_evaluation_during_training_is_that_of_the_model_at_that_step(trained, tmp_path):

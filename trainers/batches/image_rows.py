@@ -13,8 +13,8 @@ families that sentence-transformers can cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -22,12 +22,17 @@ from sentence_transformers.base.losses.gradcache import _create_minibatch
 from torch import Tensor
 
 from gen2embed_mteb.embedder.inputs import Content
-from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.images.decoding import Size
 
-ROWS_OF = "num_rows_of_"
-"""The prefix of the features (n,) int64 that say how many rows of another feature belong to each input."""
+if TYPE_CHECKING:
+    from gen2embed_mteb.embedder.model import Gen2Embed
 
+NUM_ROWS = "_num_rows"
+"""The suffix of the features (n,) int64 that say how many rows of another feature belong to each input."""
+
+_ROUNDING, _COARSE = 1e-3, 0.1
+"""The largest differences of unit vectors that count as rounding, in float32 and in half precision."""
 _COUNT = "num_images_per_sample"
 _PER_IMAGE = frozenset({"pixel_values", "image_position_ids", "image_sizes"})
 _PER_PATCH = frozenset({"pixel_values", "image_grid_thw"})
@@ -70,7 +75,7 @@ class ImageRows:
                     f"{processor} gives {name} {len(features[name])} rows for a batch, but {sum(rows)} for its inputs "
                     "one by one: this model cannot be fine-tuned on images with a cached loss; train on texts alone"
                 )
-            features[ROWS_OF + name] = torch.tensor(rows, dtype=torch.long)
+            features[name + NUM_ROWS] = torch.tensor(rows, dtype=torch.long)
 
     def _find_per_input(self) -> frozenset[str]:
         """Return the features that have one row per input, also for an input without an image."""
@@ -102,7 +107,7 @@ def image_features(features: dict[str, Any]) -> list[str]:
     return [
         name
         for name, value in features.items()
-        if isinstance(value, Tensor) and value.shape != tokens and name != _COUNT and not name.startswith(ROWS_OF)
+        if isinstance(value, Tensor) and value.shape != tokens and name != _COUNT and not name.endswith(NUM_ROWS)
     ]
 
 
@@ -123,11 +128,53 @@ def minibatch(features: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
     Returns:
         New features, without padding that none of the inputs needs; without image features if no input has an image.
     """
-    counts = {name.removeprefix(ROWS_OF): rows for name, rows in features.items() if name.startswith(ROWS_OF)}
-    others = {name: value for name, value in features.items() if name not in counts and not name.startswith(ROWS_OF)}
+    counts = {name.removesuffix(NUM_ROWS): rows for name, rows in features.items() if name.endswith(NUM_ROWS)}
+    others = {name: value for name, value in features.items() if name not in counts and not name.endswith(NUM_ROWS)}
     cut: dict[str, Any] = _create_minibatch(others, begin, end)
     if counts and int(features[_COUNT][begin:end].sum()):
         for name, rows in counts.items():
             first = int(rows[:begin].sum())
             cut[name] = features[name][first : first + int(rows[begin:end].sum())]
     return cut
+
+
+@torch.inference_mode()
+def check_minibatches(model: Gen2Embed, read: Callable[[list[Any]], dict[str, Any]]) -> None:
+    """Check that inputs of a batch with images have the same vectors when each is cut out of the batch.
+
+    A cached loss cuts batches into mini-batches; a model that gives other vectors then would be trained wrongly. Cost:
+    six short inputs.
+
+    Args:
+        model: The model, where it will be trained.
+        read: Makes features of inputs.
+
+    Raises:
+        Gen2EmbedError: The model raises an error for a mini-batch, or its vectors differ.
+    """
+    wide, square = (Image.effect_noise(size, 64).convert("RGB") for size in ((200, 60), (64, 64)))
+    cells = [{"text": "a text"}, {"text": "with an image", "image": wide}, {"image": square}]
+    was_training = model.training
+    model.eval()
+    try:
+        features = {
+            name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in read(cells).items()
+        }
+        whole = model(dict(features))["sentence_embedding"]
+        cut = [model(minibatch(features, row, row + 1))["sentence_embedding"] for row in range(len(cells))]
+    except Gen2EmbedError:
+        raise
+    except Exception as error:  # whatever a model or its processor raises
+        raise Gen2EmbedError(f"{_refusal(model)}: {type(error).__name__}: {one_line(error)}") from error
+    finally:
+        model.train(was_training)
+    difference = float((torch.cat(cut) - whole).float().norm(dim=1).max())
+    if not difference < (_ROUNDING if whole.dtype == torch.float32 else _COARSE):
+        raise Gen2EmbedError(f"{_refusal(model)}: the vectors of a mini-batch differ by {difference:.2g}")
+
+
+def _refusal(model: Gen2Embed) -> str:
+    return (
+        f"{type(model[0].model).__name__} cannot be fine-tuned on images with a cached loss, which cuts batches into "
+        "mini-batches; train another model, or this one without SahaLoss"
+    )

@@ -25,7 +25,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, get_rank, get_world_size
 from torch import Tensor
 
-from trainers.batches.image_rows import ROWS_OF, minibatch
+from trainers.batches.image_rows import NUM_ROWS, minibatch
 from trainers.loss.content_hash import content_digests
 from trainers.loss.image_reuse import has_frozen_vision, reusing_image_features
 from trainers.loss.prefix_sharing import can_share_prefix, gains_from_sharing, sharing_prefix
@@ -172,7 +172,7 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         keep = torch.is_grad_enabled() and not with_grad
         column = sentence_feature if isinstance(sentence_feature, _Column) else None
         with column.saving_work(begin, keep=keep) if column is not None else nullcontext():
-            if any(name.startswith(ROWS_OF) for name in sentence_feature):
+            if any(name.endswith(NUM_ROWS) for name in sentence_feature):
                 return self._embed_cut(minibatch(sentence_feature, begin, end), with_grad, *args, **kwargs)
             return super().embed_minibatch(sentence_feature, begin, end, with_grad, *args, **kwargs)
 

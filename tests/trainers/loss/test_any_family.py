@@ -17,7 +17,7 @@ from gen2embed_mteb.embedder.model_folder.adapters import new_adapter, save_adap
 from gen2embed_mteb.errors import Gen2EmbedError
 from trainers import SahaLoss
 from trainers.batches.collation import CellReader
-from trainers.batches.image_rows import ROWS_OF, ImageRows, image_features, minibatch
+from trainers.batches.image_rows import NUM_ROWS, ImageRows, check_minibatches, image_features, minibatch
 from trainers.loss.content_hash import content_digests
 from trainers.loss.saha_loss import TEMPERATURE
 
@@ -123,10 +123,24 @@ def test_equal_rows_have_equal_digests(model: Gen2Embed) -> None:
 
 def test_images_that_cannot_be_told_apart_are_an_error(model: Gen2Embed) -> None:
     features = columns(model)[0]
-    if not any(name.startswith(ROWS_OF) for name in features):
+    if not any(name.endswith(NUM_ROWS) for name in features):
         pytest.skip("sentence-transformers cuts them itself")
     rows = ImageRows(model[0])
     (name,) = [name for name in image_features(features) if name == "pixel_values"]
     features[name] = torch.cat([features[name], features[name][:1]])
     with pytest.raises(Gen2EmbedError, match=f"{name} .*cannot be fine-tuned on images"):
         rows.add(features, [content_of(cell) for cell in QUERIES])
+
+
+def test_a_model_that_gives_other_vectors_for_a_mini_batch_is_refused(model: Gen2Embed) -> None:
+    if not takes_images(model.processor):
+        pytest.skip("reads text alone")
+    reader = CellReader(model, image_options=model.image_options)
+    check_minibatches(model, reader)
+    inner = model[0].model
+    handle = inner.get_decoder().norm.register_forward_hook(lambda _, __, output: output + len(output))
+    try:
+        with pytest.raises(Gen2EmbedError, match=r"cannot be fine-tuned on images .* differ by"):
+            check_minibatches(model, reader)
+    finally:
+        handle.remove()
