@@ -130,7 +130,8 @@ class PrefixEncoder:
         Returns:
             n numbers of tokens. A number may be wrong by a token or two, where the tokens of text and prompt merge.
         """
-        shared = len(self._prefix(side).token_ids) if self._reuse_prefix else 0
+        prefix = self._prefix(side) if self._reuse_prefix else None  # may find that it cannot be reused
+        shared = len(prefix.token_ids) if prefix is not None and self._reuse_prefix else 0
         return [max(1, count - shared) for count in self._model.count_tokens(texts, image_sizes, task=side)]
 
     def prepare(self, side: Side, inputs: list[dict[str, Any]]) -> Prepared:
