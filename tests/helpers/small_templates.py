@@ -35,8 +35,11 @@ DROPS_SYSTEM = "{%- set messages = messages | rejectattr('role', 'equalto', 'sys
 """No system role: it is left out without a word."""
 
 SAYS_SYSTEM_TWICE = (
-    "{%- if messages[0]['role'] == 'system' -%}{{ messages[0]['content'][0]['text'] }}{%- endif -%}" + PARTS
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{{ messages[0]['content'] if messages[0]['content'] is string else messages[0]['content'][0]['text'] }}"
+    "{%- endif -%}" + PARTS
 )
+"""The system text is said twice (as in LLaVA-NeXT with Vicuna)."""
 
 OWN_SYSTEM = (
     "{%- if messages[0]['role'] != 'system' -%}{{ '<system>You are a helpful assistant.</>' }}{%- endif -%}" + PARTS
@@ -68,7 +71,7 @@ DATED_ALONE = (
 IMAGES_FIRST = (
     "{%- for message in messages -%}{{ '<' ~ message['role'] ~ '>' }}"
     "{%- for part in message['content'] | selectattr('type', 'equalto', 'image') -%}{{ '<image>\n' }}{%- endfor -%}"
-    "{%- for part in message['content'] | selectattr('type', 'equalto', 'text') -%}{{ part['text'] ~ '~' }}"
+    "{%- for part in message['content'] | selectattr('type', 'equalto', 'text') -%}{{ part['text'] ~ ' ' }}"
     "{%- endfor -%}{{ '</>' }}{%- endfor -%}" + _ANSWER
 )
 """Images are moved before the text (as in LLaVA)."""

@@ -55,13 +55,13 @@ def test_there_are_eight_candidates_and_strings_come_last():
 
 
 REASONS = {
-    "string system": "Not the system text as a list of parts, the user's turn as a list of parts: a Python list is printed",
+    "string system": "Not the system text as a list of parts, the user's turn as a list of parts: a Python list",
     "raises on system": "the template raises TemplateError: no system role",
     "thinks": "enable_thinking is false",
     "trims": "The template trims texts",
     "dated": "pinned to 26 July 2024",
     "images first": "MMEB's marks <|image_1|> in the text are lost",
-    "own system": "Without a system text the template says by itself: '<system>You are a helpful assistant.</>'",
+    "own system": "Without a system text the template says by itself: 'You are a helpful assistant.'",
     "drops system": "the system text is there 0 times",
 }
 
@@ -104,7 +104,7 @@ def test_a_text_only_model_may_leave_images_out():
 
 def test_what_a_template_says_by_itself():
     own = small_templates.OWN_SYSTEM
-    assert unprompted_text(own, ChatFormat()) == "<system>You are a helpful assistant.</>"
+    assert unprompted_text(own, ChatFormat()) == "You are a helpful assistant."
     assert unprompted_text(small_templates.PARTS, ChatFormat()) == ""
 
 

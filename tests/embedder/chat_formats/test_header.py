@@ -117,10 +117,10 @@ def test_images_stand_where_the_text_marks_them(text, images, user):
 def test_a_template_that_moves_images_gets_one_text():
     chat_format = ChatFormat(images_first=True)
     assert rendered(small_templates.IMAGES_FIRST, chat_format, "one <|image_1|> two <|image_2|>", 2) == (
-        "<system>Sq~</><user><image>\n<image>\none  two \nRi~</><assistant>"
+        "<system>Sq </><user><image>\n<image>\none  two \nRi </><assistant>"
     )
     assert rendered(small_templates.IMAGES_FIRST, replace(FOLDED, images_first=True), "fox", 1, "document") == (
-        "<user><image>\nSd\n\nfox~</><assistant>"
+        "<user><image>\nSd\n\nfox </><assistant>"
     )
 
 
@@ -203,7 +203,7 @@ HOSTILE = HierarchicalPrompt("{{ 7 * 7 }} %} -%}\n", "\\n \\u0041", "\u2028\x85\
 
 
 @pytest.mark.parametrize("name", small_templates.FITTING)
-@pytest.mark.parametrize("prompt", [*STRATEGIES.values(), HOSTILE][::5] + [HOSTILE])
+@pytest.mark.parametrize("prompt", [*list(STRATEGIES.values())[::5], HOSTILE])
 def test_prompt_format_and_own_template_are_read_back(name, prompt):
     own, chat_format = small_templates.FITTING[name], ChatFormat(write_bos=True, broken_up=("<a>", '"\\ {{'))
     found = template_with_prompt(own, prompt, chat_format)
