@@ -233,8 +233,8 @@ def test_sample_counts_every_kind_once(images: Path, tmp_path: Path, method: str
         assert (counts["rows"], counts["errors"], counts["queries"]) == (
             num_rows, len(expected), num_rows - len(expected)
         )  # fmt: skip
-        assert (tmp_path / "out/1" / f"{name}.parquet").read_bytes() == (
-            tmp_path / "out/2" / f"{name}.parquet"
+        assert (tmp_path / "out/here" / f"{name}.parquet").read_bytes() == (
+            tmp_path / "out/process" / f"{name}.parquet"
         ).read_bytes()
 
 

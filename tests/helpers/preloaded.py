@@ -3,8 +3,8 @@
     with Preloaded() as python:
         done = python.run(["-m", "gen2embed_mteb.cli", "--help"])
 
-A program runs as in a new process, with its own arguments, folder, variables, output and exit status. But what libraries
-read from variables when they are imported, they have read already: give these variables to `Preloaded`. Where the start
+A program runs as in a new process, with its own arguments, folder, variables, output and exit status. What libraries
+read from variables when they are imported was read before: give these variables to `Preloaded`. Where the start
 of a process is what is tested, run a new one.
 """
 
