@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -126,10 +126,8 @@ class CheckedTransformer(Transformer):
             detected = chat_format_of(processor)
             for reason in detected.reasons:
                 logger.info("chat format: %s", reason)
-            chat_format = detected.chat_format
-            set_template(
-                processor, template_with_prompt(own_template(template_of(processor)), self._prompt, chat_format)
-            )
+            chat_format, own = detected.chat_format, own_template(template_of(processor))
+            set_template(processor, template_with_prompt(own, self._prompt, chat_format))
             self.processing_kwargs = chat_format.processing_kwargs
             self.input_formatter = InputFormatter(self.config.model_type, "structured", processor)
         found = super().infer_modalities(model, processor)
@@ -230,6 +228,21 @@ def prepare_tokenizer(tokenizer: Any) -> None:
     """Remove the truncation and padding state of earlier calls, which would be saved with the tokenizer."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+
+
+def check_pooling(name: str, modules: Iterable[torch.nn.Module]) -> None:
+    """Check that an exported model pools by last token.
+
+    Raises:
+        Gen2EmbedError: It does not, so that it was not exported by Gen2Embed.
+    """
+    pooling = next((module for module in modules if hasattr(module, "pooling_mode")), None)
+    mode = getattr(pooling, "pooling_mode", None)
+    if mode not in ("lasttoken", ("lasttoken",), ["lasttoken"]):
+        raise Gen2EmbedError(
+            f"{name} pools by {mode!r}, not by last token: it was not exported by Gen2Embed. "
+            "Run `gen2embed export` on its base model."
+        )
 
 
 def load_config(source: model_folder.Source, options: dict[str, Any]) -> Any:
