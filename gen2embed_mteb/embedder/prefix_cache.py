@@ -113,6 +113,11 @@ class PrefixEncoder:
         self._prefixes: dict[Side, _Prefix] = {}
 
     @property
+    def reuses_prefix(self) -> bool:
+        """Whether the prefix is run once; `False` also if a check found that it cannot be reused."""
+        return self._reuse_prefix
+
+    @property
     def batch_tokens(self) -> int:
         """The number of tokens per call: few on a CPU, so that activations stay in its caches, and many on a GPU."""
         return 1024 if self._model.device.type == "cpu" else 8192
