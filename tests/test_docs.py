@@ -124,7 +124,7 @@ def test_every_flag_is_in_the_reference(hooks: Any) -> None:
     for page in PAGES:
         for block in blocks_of(page):
             for command in re.findall(
-                r"^(?:\w+=\S+ )?gen2embed (?:sample|evaluate|export|inspect|inspect-prompt|demo)\b.*", joined(block.code), re.M
+                r"^(?:\w+=\S+ )?gen2embed (?:sample|evaluate|export|inspect|demo)\b.*", joined(block.code), re.M
             ):
                 assert set(re.findall(r"(--\w+)", command)) <= known, f"{page}:{block.line}"
 

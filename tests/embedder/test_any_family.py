@@ -87,9 +87,7 @@ def test_the_shared_prefix_changes_nothing(tiny: Any, inputs: Any, family: str) 
 
 
 @every_family
-def test_a_prefix_may_be_shared_in_part(
-    tiny: Any, inputs: Any, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prefix_may_be_shared_in_part(tiny: Any, inputs: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a text merges with the end of the prompt; recurrent layers and windows cannot be cut back."""
     model, samples = tiny(family), mixed(family, inputs)
     encoder = PrefixEncoder(model)
