@@ -1,4 +1,4 @@
-"""What holds for the model of every family, known by hand or not: vectors, the shared prefix, lengths, hostile texts."""
+"""What holds for every family whose own template carries the prompt: vectors, prefix, lengths, hostile texts."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def inputs(pictures: list[Any]) -> dict[str, list[dict[str, Any]]]:
             {"text": "<|image_1|>\nWhat is it?", "image": pictures[0]},
             {"image": pictures[1]},
             {"text": "which is larger?", "image": pictures[1:3]},
+            {"text": "see <|image_1|> and\n<|image_2|>.", "image": pictures[2:4]},
         ],
     }
 
@@ -84,6 +85,19 @@ def test_the_shared_prefix_changes_nothing(tiny: Any, inputs: Any, family: str) 
             assert prepared.num_shared > 20
             want = getattr(model, f"encode_{side}")(batch)
             assert np.abs(encoder.encode_prepared(side, prepared) - want).max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "gemma3", "glm4v"])
+def test_types_of_tokens_move_with_the_tokens(
+    tiny: Any, inputs: Any, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the processor pads on the left, whatever the reason, the prefix stands at other columns in every row."""
+    model, samples = tiny(family), mixed(family, inputs)
+    want = model.encode_query(samples)
+    monkeypatch.setattr(model.tokenizer, "padding_side", "left")
+    assert not model.preprocess(samples, task="query")["attention_mask"][:, 0].all()
+    for reuse in (True, False):
+        assert np.abs(PrefixEncoder(model, reuse_prefix=reuse).encode_query(samples) - want).max() < 1e-5
 
 
 @every_family
