@@ -49,7 +49,7 @@ class Gen2Embed(SentenceTransformer):
         adapter: A LoRA or DoRA adapter (hub id or directory) for the base model.
         layout: `native`, images as the family's processor lays them out; `official`, bare image tokens with 1-D
             positions, as the released checkpoints were trained.
-        gguf_file: The GGUF file of the folder to load, for a text-only model; needs the package gguf.
+        gguf_file: The GGUF file of the folder to load, for a text-only model; needs the extra [gguf].
         max_length: Longest input in tokens; longer text is cut, larger images are reduced. `None`: the limit of the
             tokenizer.
         image_root: Folder that image paths are relative to and may not leave; `None` takes paths as they are.

@@ -31,6 +31,11 @@ RAISES_ON_SYSTEM = (
 )
 """No system role: it raises (as in Gemma 2)."""
 
+STRINGS_RAISE_ON_SYSTEM = (
+    "{%- for message in messages -%}{%- if message['role'] == 'system' -%}"
+    "{{ raise_exception('no system role') }}{%- endif -%}{%- endfor -%}" + STRINGS
+)
+
 DROPS_SYSTEM = "{%- set messages = messages | rejectattr('role', 'equalto', 'system') | list -%}" + PARTS
 """No system role: it is left out without a word."""
 

@@ -122,6 +122,7 @@ class CheckedTransformer(Transformer):
     def infer_modalities(self, model: Any, processor: Any) -> Any:
         """Find the chat format first, if a prompt is given; this is called once model and processor are loaded."""
         self._reads_processor = False
+        ensure_padding(getattr(processor, "tokenizer", processor))
         if self._prompt is not None:
             detected = chat_format_of(processor)
             for reason in detected.reasons:
@@ -222,6 +223,25 @@ def renew_template(transformer: Transformer, family: Family, prompt: Hierarchica
             "the prompt; write the folder again: gen2embed export BASE_MODEL OUT"
         )
     set_template(transformer.processor, template_with_prompt(parts.own, prompt, parts.chat_format))
+
+
+def ensure_padding(tokenizer: Any) -> None:
+    """Let a tokenizer without a padding token pad by another one; the attention mask hides it all the same.
+
+    Many models of text alone have none (Llama, Mistral). The token is saved with the tokenizer.
+
+    Raises:
+        Gen2EmbedError: It has no token that could be used.
+    """
+    if tokenizer is None or tokenizer.pad_token is not None:
+        return
+    token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    if token is None:
+        raise Gen2EmbedError(
+            f"{tokenizer.name_or_path}: the tokenizer has no token to pad with; pass one: "
+            "processor_kwargs={'pad_token': …}"
+        )
+    tokenizer.pad_token = token
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:

@@ -44,6 +44,11 @@ def test_strings_are_found_with_and_without_images():
     assert found == ChatFormat(system="string", user="string", image="<img/>")
 
 
+def test_strings_without_a_system_role_are_folded():
+    found = detect(small_templates.STRINGS_RAISE_ON_SYSTEM, images=False).chat_format
+    assert found == replace(FOLDED, user="string")
+
+
 def test_a_system_text_that_is_said_twice_is_folded():
     assert detect(small_templates.SAYS_SYSTEM_TWICE).chat_format == FOLDED
 

@@ -222,7 +222,7 @@ def test_a_hostile_prompt_is_rendered_as_it_is():
 
 
 def test_nothing_is_read_from_another_s_template():
-    for template in (None, "", small_templates.PARTS, "{%- set prompt = 7 -%}\n", "x" + _ours()):
+    for template in (None, "", {"default": _ours()}, small_templates.PARTS, "{%- set prompt = 7 -%}\n", "x" + _ours()):
         assert (parts_of(template), prompt_of(template), format_of(template)) == (None, None, None)
     assert own_template(small_templates.PARTS) == small_templates.PARTS
 

@@ -43,7 +43,7 @@ def test_what_is_no_gguf_file_is_refused(tmp_path):
 @pytest.mark.skipif(HAS_GGUF, reason="the package gguf is installed")
 def test_the_missing_package_is_named(tmp_path):
     (tmp_path / NAME).write_bytes(b"GGUF")
-    assert "pip install gguf" in refusal(tmp_path, NAME)
+    assert "pip install 'gen2embed[gguf]'" in refusal(tmp_path, NAME)
 
 
 def test_an_exported_model_takes_no_gguf_file(exported):

@@ -247,3 +247,27 @@ def test_missing_video_part_is_written_for_where_torchvision_is(tiny, saved):
         kind = settings["video_processor"]["video_processor_type"]
         assert kind in dir(transformers), name
     assert "video_processor" not in json.loads((saved / "gemma3" / "processor_config.json").read_text())
+
+
+@pytest.mark.parametrize("eos", ["<|eot_id|>", None])
+def test_a_tokenizer_without_a_padding_token(copy, tmp_path, eos):
+    """Llama's has none; what pads is hidden, so that a batch gives what each input alone gives."""
+    folder = copy("llama")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings |= {"pad_token": None, "eos_token": eos, "bos_token": "<|begin_of_text|>"}
+    path.write_text(json.dumps(settings))
+    model = Gen2Embed(folder, device="cpu")
+    assert model.tokenizer.pad_token == (eos or "<|begin_of_text|>")
+    texts = ["a fox", "a much longer text about a red fox"]
+    together = model.encode_query(texts)
+    assert np.abs(together - np.stack([model.encode_query(text) for text in texts])).max() < 1e-5
+    model.save_pretrained(str(tmp_path / "saved"))
+    assert np.abs(Gen2Embed(tmp_path / "saved", device="cpu").encode_query(texts) - together).max() < 1e-6
+
+
+def test_a_tokenizer_with_no_token_to_pad_with(copy):
+    folder = copy("qwen3")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": None, "eos_token": None}))
+    assert "no token to pad with" in refusal(folder)
