@@ -101,7 +101,7 @@ def text_config(kind: str, vocab_size: int, **more: Any) -> Any:
     return getattr(transformers, kind)(**{**TEXT, **ids, "vocab_size": vocab_size, **more})
 
 
-def _mrope(sections: list[int], **more: Any) -> dict[str, Any]:
+def mrope(sections: list[int], **more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, **more}
 
 
@@ -113,7 +113,7 @@ def _qwen3_5(token: Callable[[str], int], size: int) -> Any:
         "linear_value_head_dim": 8,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
-        "rope_parameters": _mrope([1, 1, 0], mrope_interleaved=True, partial_rotary_factor=0.25),
+        "rope_parameters": mrope([1, 1, 0], mrope_interleaved=True, partial_rotary_factor=0.25),
     }
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 16}
     return transformers.Qwen3_5Config(
@@ -145,7 +145,7 @@ def _gemma3_text(_: Callable[[str], int], size: int) -> Any:
 
 def _glm4v(token: Callable[[str], int], size: int) -> Any:
     text = {**TEXT, "vocab_size": size, "pad_token_id": 0}
-    text["rope_parameters"] = _mrope([2, 1, 1], partial_rotary_factor=0.5)
+    text["rope_parameters"] = mrope([2, 1, 1], partial_rotary_factor=0.5)
     vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 32}
     return transformers.Glm4vConfig(
         text_config=text,
@@ -234,7 +234,7 @@ def _qwen3(_: Callable[[str], int], size: int) -> Any:
     return text_config("Qwen3Config", size, head_dim=16)
 
 
-_PIXELS = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 36}
+PIXELS = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 36}
 _SQUARE = {"height": 56, "width": 56}
 _TILES = {"size": _SQUARE, "crop_to_patches": True, "min_patches": 1, "max_patches": 4}
 _QWEN_IMAGE = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -250,7 +250,7 @@ MULTIMODAL = {
         "Qwen3_5ForConditionalGeneration",
         _qwen3_5,
         (*CHATML, *_QWEN_IMAGE, "<think>", "</think>"),
-        images={"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 16, "merge_size": 2, "size": _PIXELS},
+        images={"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 16, "merge_size": 2, "size": PIXELS},
         processor={"processor_class": "Qwen3VLProcessor"},
     ),
     "gemma3": Tiny(
@@ -266,7 +266,7 @@ MULTIMODAL = {
         "Glm4vForConditionalGeneration",
         _glm4v,
         _GLM,
-        images={"image_processor_type": "Glm4vImageProcessor", "size": _PIXELS},
+        images={"image_processor_type": "Glm4vImageProcessor", "size": PIXELS},
         processor={"processor_class": "Glm4vProcessor"},
     ),
     "idefics3": Tiny(

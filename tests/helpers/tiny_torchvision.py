@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import transformers
-from tiny_any import ANY, CELLS, CHATML, TEXT, VISION, WINDOW, Tiny, text_config
+from tiny_any import ANY, CELLS, CHATML, PIXELS, TEXT, VISION, WINDOW, Tiny, mrope, text_config
 from transformers.utils import is_torchvision_available
 
 _Token = Callable[[str], int]
@@ -95,6 +95,23 @@ def _minicpm(token: _Token, size: int) -> Any:
         image_size=112,
         image_token_id=token("<image_pad>"),
         video_token_id=token("<video_pad>"),
+    )
+
+
+def _omni(token: _Token, size: int) -> Any:
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
+    audio = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "d_model": 32, "output_dim": 32}
+    return transformers.Qwen2_5OmniThinkerConfig(
+        text_config={**TEXT, "vocab_size": size, "rope_parameters": mrope([2, 3, 3])},
+        vision_config={**vision, "fullatt_block_indexes": [1], "window_size": 56},
+        audio_config={**audio, "num_mel_bins": 16, "n_window": 4},
+        audio_token_index=token("<|AUDIO|>"),
+        image_token_index=token("<|IMAGE|>"),
+        video_token_index=token("<|VIDEO|>"),
+        audio_start_token_id=token("<|audio_bos|>"),
+        audio_end_token_id=token("<|audio_eos|>"),
+        vision_start_token_id=token("<|vision_bos|>"),
+        vision_end_token_id=token("<|vision_eos|>"),
     )
 
 
@@ -211,6 +228,24 @@ TORCHVISION = {
         images={"image_processor_type": "MiniCPMV4_6ImageProcessor", **_MINI},
         videos={"video_processor_type": "MiniCPMV4_6VideoProcessor", **_MINI},
         processor={"processor_class": "MiniCPMV4_6Processor"},
+    ),
+    "qwen2_5_omni_thinker": Tiny(
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+        _omni,
+        CHATML,
+        {
+            "image_token": "<|IMAGE|>",
+            "audio_token": "<|AUDIO|>",
+            "video_token": "<|VIDEO|>",
+            "vision_bos_token": "<|vision_bos|>",
+            "vision_eos_token": "<|vision_eos|>",
+            "audio_bos_token": "<|audio_bos|>",
+            "audio_eos_token": "<|audio_eos|>",
+        },
+        images={"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "merge_size": 2, "size": PIXELS},
+        videos={"video_processor_type": "Qwen2VLVideoProcessor", "patch_size": 14, "merge_size": 2},
+        sounds={"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 16},
+        processor={"processor_class": "Qwen2_5OmniProcessor"},
     ),
 }
 LOADABLE = {**ANY, **(TORCHVISION if is_torchvision_available() else {})}
