@@ -328,12 +328,24 @@ def _demo(arguments: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
-def _doctor(_: argparse.Namespace) -> int:
-    from gen2embed_mteb.doctor import diagnose
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    from gen2embed_mteb.config import DoctorOptions
 
-    healthy, text = diagnose()
+    add_flags(parser, DoctorOptions)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from gen2embed_mteb.config import DoctorOptions
+    from gen2embed_mteb.doctor import diagnose, diagnose_model
+
+    options = from_flags(DoctorOptions, arguments)
+    if options.model is None:
+        healthy, text = diagnose()
+        print(text)
+        return 0 if healthy else 1
+    healthy, text = diagnose_model(options.model, **options.arguments())
     print(text)
-    return 0 if healthy else 1
+    return 0 if healthy else 2
 
 
 COMMANDS = {
@@ -359,7 +371,9 @@ COMMANDS = {
     ),
     "export": Command("write a directory that plain SentenceTransformer loads", _add_export, _export),
     "mteb": Command("mteb's own command line, with the models and tasks of Gen2Embed in it", None, _mteb),
-    "doctor": Command("what is installed, what is missing, which extra mends it", lambda _: None, _doctor),
+    "doctor": Command(
+        "what is installed, what is missing; with a model: whether its vectors can be relied on", _add_doctor, _doctor
+    ),
 }
 """The commands by name, in the order of the help."""
 

@@ -57,6 +57,24 @@ class InspectPromptOptions(PromptOptions, FileOptions, ModelArgument):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DoctorOptions(PromptOptions, FileOptions):
+    """What `doctor` checks: the installation, or a model on its weights."""
+
+    model: str | None = option(
+        "base model, adapter or export to check on its weights (default: check the installation)",
+        default=None,
+        positional=True,
+    )
+    adapter: str | None = option("LoRA or DoRA adapter: directory or hub id", default=None)
+    device: str | None = option("cpu, cuda, cuda:1, …", default=None)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the options as `Gen2Embed` takes them; the model is loaded in float32."""
+        names = ("prompt_mode", "revision", "gguf_file", "adapter", "device")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadingOptions(PromptOptions, FileOptions):
     """How a model is loaded, whichever it is."""
 

@@ -1,4 +1,4 @@
-"""`gen2embed doctor`: what is installed, what is missing, and which extra mends it."""
+"""`gen2embed doctor`: what is installed, what is missing and which extra mends it; or checks of one model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import sys
+from typing import Any
 
 from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.evaluation.tables import as_text
@@ -48,6 +49,30 @@ def diagnose() -> tuple[bool, str]:
     rows.append(["gen2embed stands for", resolve(DEFAULT) or "the folder of that name", ""])
     rows.append(["accelerator", _accelerator(), ""])
     return healthy, as_text([["what", "state", "remedy"], *rows])
+
+
+def diagnose_model(name: str, **options: Any) -> tuple[bool, str]:
+    """Check a model on its weights; see `embedder.model_checks`.
+
+    Args:
+        name: Hub id, directory or short name.
+        options: Options of `Gen2Embed`; the weights are loaded in float32.
+
+    Returns:
+        Whether all checks passed, and a readable table.
+
+    Raises:
+        Gen2EmbedError: The model cannot be loaded.
+    """
+    import torch
+
+    from gen2embed_mteb.embedder.model import Gen2Embed
+    from gen2embed_mteb.embedder.model_checks import as_table, check_model
+
+    checks = check_model(Gen2Embed(name, model_kwargs={"dtype": torch.float32}, **options))
+    failed = sum(not check.passed for check in checks)
+    last = f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
+    return not failed, f"{as_text(as_table(checks))}\n{name}: {last}"
 
 
 def _version(name: str) -> str | None:

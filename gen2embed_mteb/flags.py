@@ -211,7 +211,8 @@ def _add_flag(
     text = facts["help"] + _ending(facts, default)
     kind, many = value_type(hint)
     if facts.get("positional"):
-        parser.add_argument(field.name, type=kind, help=text)
+        optional: dict[str, Any] = {} if required else {"nargs": "?", "default": default}
+        parser.add_argument(field.name, type=kind, help=text, **optional)
     elif kind is bool:
         group = parser.add_mutually_exclusive_group()
         switch: dict[str, Any] = {"dest": field.name, "default": default, "help": text}

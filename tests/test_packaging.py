@@ -49,10 +49,11 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel: Path) -> None:
     assert tops == {"gen2embed_mteb", "trainers", "vlm2vec_adapter", "_gen2embed_hook.py", "gen2embed_hook.pth"}
     data = [
         path.relative_to(ROOT).as_posix()
-        for pattern in ("gen2embed_mteb/templates/*.jinja", "gen2embed_mteb/mini/model/*", "*/py.typed")
+        for pattern in ("gen2embed_mteb/**/*.jinja", "gen2embed_mteb/mini/model/*", "*/py.typed")
         for path in ROOT.glob(pattern)
     ]
     assert {Path(name).suffix for name in data} >= {".jinja", ".safetensors", ".json", ".typed"}
+    assert "gen2embed_mteb/embedder/families/templates/chatml.jinja" in data
     assert set(data) <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
@@ -72,8 +73,29 @@ def test_version_and_pins_agree_with_the_metadata() -> None:
     assert f"## [{version}]" in changes or f"What will be {version}." in changes
 
 
-def test_short_name_loads_from_any_folder(installed: Environment) -> None:
-    assert installed.run(ENCODE_MINI).stdout.split() == ["1"]
+@pytest.fixture(scope="module")
+def printed(installed: Environment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What one process prints by name, as sentence-transformers takes seconds to import."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "gen2embed").mkdir()
+    code = f"""
+import os
+{ENCODE_MINI}
+os.chdir({str(folder)!r})
+try:
+    SentenceTransformer("gen2embed", device="cpu", local_files_only=True)
+except (OSError, ValueError) as error:  # an empty folder is no model, and it is the folder that is complained about
+    print("Qwen" in str(error), "gen2embed" in str(error))
+from gen2embed_mteb import Gen2Embed, HierarchicalPrompt
+import gen2embed_mteb
+print(Gen2Embed.__name__, HierarchicalPrompt.__name__, hasattr(gen2embed_mteb, "Gen2Embedd"))
+"""
+    lines = installed.run(code).stdout.splitlines()
+    return dict(zip(("short name", "folder", "names"), (line.split() for line in lines), strict=True))
+
+
+def test_short_name_loads_from_any_folder(printed: dict[str, list[str]]) -> None:
+    assert printed["short name"] == ["1"]
 
 
 def test_mteb_knows_models_tasks_and_benchmarks_without_an_import_of_ours(installed: Environment) -> None:
@@ -94,16 +116,8 @@ print(len(mteb.get_benchmark("MMEB").tasks), len(mteb.get_benchmark("MMEB-mini")
     assert "KeyError" in without.stderr
 
 
-def test_folder_of_that_name_wins(installed: Environment, tmp_path: Path) -> None:
-    (tmp_path / "gen2embed").mkdir()
-    code = """
-from sentence_transformers import SentenceTransformer
-try:
-    SentenceTransformer("gen2embed", device="cpu", local_files_only=True)
-except (OSError, ValueError) as error:  # an empty folder is no model, and it is the folder that is complained about
-    print("Qwen" in str(error), "gen2embed" in str(error))
-"""
-    assert installed.run(code, cwd=tmp_path).stdout.split() == ["False", "True"]
+def test_folder_of_that_name_wins(printed: dict[str, list[str]]) -> None:
+    assert printed["folder"] == ["False", "True"]
 
 
 def test_start_up_imports_the_hook_alone(installed: Environment) -> None:
@@ -129,13 +143,8 @@ assert {"Gen2Embed", "HierarchicalPrompt", "__version__"} <= set(dir(gen2embed_m
     assert installed.run(code).stdout.split() == ["gen2embed_mteb"]
 
 
-def test_public_names_are_found_and_others_refused(installed: Environment) -> None:
-    code = """
-from gen2embed_mteb import Gen2Embed, HierarchicalPrompt
-import gen2embed_mteb
-print(Gen2Embed.__name__, HierarchicalPrompt.__name__, hasattr(gen2embed_mteb, "Gen2Embedd"))
-"""
-    assert installed.run(code).stdout.split() == ["Gen2Embed", "HierarchicalPrompt", "False"]
+def test_public_names_are_found_and_others_refused(printed: dict[str, list[str]]) -> None:
+    assert printed["names"] == ["Gen2Embed", "HierarchicalPrompt", "False"]
 
 
 def test_opt_out_leaves_the_interpreter_untouched_until_the_package_is_imported(installed: Environment) -> None:

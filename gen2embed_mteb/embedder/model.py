@@ -52,7 +52,7 @@ class Gen2Embed(SentenceTransformer):
         adapter: A LoRA or DoRA adapter (hub id or directory) for the base model.
         layout: `native`, images as the family's processor lays them out; `official`, bare image tokens with 1-D
             positions, as the released checkpoints were trained.
-        gguf_file: The GGUF file of the folder to load, for a text-only model; needs the package gguf.
+        gguf_file: The GGUF file of the folder to load, for a text-only model; needs the extra [gguf].
         max_length: Longest input in tokens; longer text is cut, larger images are reduced. `None`: the limit of the
             tokenizer.
         image_root: Folder that image paths are relative to and may not leave; `None` takes paths as they are.
@@ -118,7 +118,7 @@ class Gen2Embed(SentenceTransformer):
                 raise Gen2EmbedError(
                     f"{name} is an exported model, gguf_file={gguf_file!r} is for base models: leave it out"
                 )
-            self._check_exported(name)
+            checked_loading.check_pooling(name, self)
             if adapter is not None:
                 adapters.load_adapter(self[0].model, adapter, **hub)
         self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
@@ -138,16 +138,6 @@ class Gen2Embed(SentenceTransformer):
         if not kwargs.get("local_files_only") and not Path(model_name_or_path).is_dir():
             self.model_card_data.set_base_model(model_name_or_path, revision=kwargs.get("revision"))
         return modules.modules_for(model_name_or_path, **self._load_options, **kwargs), {}
-
-    def _check_exported(self, name: str) -> None:
-        """Check that an exported model pools by last token."""
-        pooling = next((module for module in self if hasattr(module, "pooling_mode")), None)
-        mode = getattr(pooling, "pooling_mode", None)
-        if mode not in ("lasttoken", ("lasttoken",), ["lasttoken"]):
-            raise Gen2EmbedError(
-                f"{name} pools by {mode!r}, not by last token: it was not exported by Gen2Embed. "
-                "Run `gen2embed export` on its base model."
-            )
 
     @property
     def prompt(self) -> HierarchicalPrompt:

@@ -113,6 +113,11 @@ class PrefixEncoder:
         self._prefixes: dict[Side, _Prefix] = {}
 
     @property
+    def reuses_prefix(self) -> bool:
+        """Whether the prefix is run once; `False` also if a check found that it cannot be reused."""
+        return self._reuse_prefix
+
+    @property
     def batch_tokens(self) -> int:
         """The number of tokens per call: few on a CPU, so that activations stay in its caches, and many on a GPU."""
         return 1024 if self._model.device.type == "cpu" else 8192
@@ -130,7 +135,8 @@ class PrefixEncoder:
         Returns:
             n numbers of tokens. A number may be wrong by a token or two, where the tokens of text and prompt merge.
         """
-        shared = len(self._prefix(side).token_ids) if self._reuse_prefix else 0
+        prefix = self._prefix(side) if self._reuse_prefix else None  # may find that it cannot be reused
+        shared = len(prefix.token_ids) if prefix is not None and self._reuse_prefix else 0
         return [max(1, count - shared) for count in self._model.count_tokens(texts, image_sizes, task=side)]
 
     def prepare(self, side: Side, inputs: list[dict[str, Any]]) -> Prepared:

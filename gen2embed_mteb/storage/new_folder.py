@@ -47,16 +47,6 @@ def new_folder(target: Path, writer: str, token: str | None = None) -> Iterator[
         raise
 
 
-def is_whole(folder: Path, writer: str) -> bool:
-    """Return whether a folder of `new_folder` still holds every file that was written, unchanged.
-
-    Args:
-        folder: The folder.
-        writer: The command that wrote it.
-    """
-    return damage(folder, writer) is None
-
-
 def damage(folder: Path, writer: str) -> str | None:
     """Return what is wrong with a folder of `new_folder`, or None if every file is as it was written.
 

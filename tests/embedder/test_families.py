@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 from tiny_models import FAMILIES as NAMES
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.embedder.families import FAMILIES, chat_template, family_of, prompt_of
+from gen2embed_mteb.embedder.families import FAMILIES, chat_template, check_layout, family_of, prompt_of
 from gen2embed_mteb.embedder.prompts import STRATEGIES
 
 
@@ -35,16 +34,32 @@ def test_no_prompt_is_read_from_another_s_template():
     assert prompt_of("") is None
 
 
-def test_an_unknown_family_is_refused_with_what_a_new_one_needs(tiny_dir, tmp_path):
-    with pytest.raises(ValueError, match="model_type 'bert'") as error:
-        family_of("bert")
-    for known in ("Qwen2-VL (qwen2_vl)", "Qwen2.5-VL (qwen2_5_vl)", "Qwen3-VL (qwen3_vl)", "LLaVA-NeXT (llava_next)"):
-        assert known in str(error.value)
-    for need in ("native class in transformers", "Family record", "chat template"):
-        assert need in str(error.value)
-    # Refused before any weight is read: there is none in this directory.
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match="unknown model family: model_type 'bert'"):
+def test_any_other_type_gets_a_generic_record():
+    family = family_of("some_new_model")
+    assert family.is_generic
+    assert (family.name, family.model_type) == ("some_new_model", "some_new_model")
+    assert not any(known.is_generic for known in FAMILIES.values())
+    with pytest.raises(ValueError, match="some_new_model has no template of ours"):
+        chat_template(family, STRATEGIES["none"])
+
+
+def test_the_official_layout_is_for_the_families_written_by_hand():
+    for family in FAMILIES.values():
+        check_layout(family, "official")
+    with pytest.raises(ValueError, match=r"'some_new_model': .*llava_next, qwen2_5_vl, qwen2_vl, qwen3_vl"):
+        check_layout(family_of("some_new_model"), "official")
+
+
+def test_a_type_without_a_chat_template_is_refused(tmp_path):
+    """An encoder such as BERT has none."""
+    from tiny_tokenizers import byte_level
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer: PreTrainedTokenizerFast = byte_level([], {}, None)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no chat template"):
         Gen2Embed(tmp_path)
 
 

@@ -97,6 +97,52 @@ def test_a_window_shorter_than_the_prefix(tiny_dir: Any, inputs: list[dict[str, 
         assert np.abs(encoder.encode_query(batch) - model.encode_query(batch)).max() < 1e-5
 
 
+def _with_fault(model: Gen2Embed, fault: Any) -> None:
+    """Let the decoder shift its token embeddings by what `fault` returns for its arguments."""
+
+    def shift(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        kwargs["inputs_embeds"] = model[0].model.get_input_embeddings()(kwargs.pop("input_ids")) + fault(kwargs)
+        return args, kwargs
+
+    model[0].model.register_forward_pre_hook(shift, with_kwargs=True)
+
+
+def test_a_family_that_goes_on_wrongly_from_a_cache_runs_in_full(
+    tiny_dir: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Gen2Embed(tiny_dir("llama"), device="cpu")
+    _with_fault(
+        model,
+        lambda kwargs: 0.01 * (kwargs["past_key_values"].get_seq_length() > 0 if kwargs.get("past_key_values") else 0),
+    )
+    inputs = [{"text": "a"}, {"text": "a longer text"}]
+    encoder = PrefixEncoder(model)
+    assert encoder.prepare("query", inputs).num_shared == 0
+    assert (
+        "the vectors of queries with the cached prompt prefix differ from those of single inputs by 0." in caplog.text
+    )
+    assert "every input now runs in full" in caplog.text
+    assert np.abs(encoder.encode_query(inputs) - model.encode_query(inputs)).max() < 1e-6
+    assert encoder.count_tokens("query", ["a"], [[]]) == model.count_tokens(["a"], [[]], task="query")
+
+
+def test_a_family_whose_vectors_depend_on_the_batch_is_reported(
+    tiny_dir: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Gen2Embed(tiny_dir("llama"), device="cpu")
+    _with_fault(model, lambda kwargs: 0.01 * (len(kwargs["position_ids"]) > 1))
+    assert PrefixEncoder(model).prepare("document", [{"text": "a"}]).num_shared == 0
+    assert "the vectors of documents in a batch of texts and images differ" in caplog.text
+    assert "use batches of one input" in caplog.text
+
+
+def test_a_sound_family_is_not_warned_about(tiny_dir: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model = Gen2Embed(tiny_dir("gemma3"), device="cpu", model_kwargs={"dtype": dtype})
+        assert PrefixEncoder(model).prepare("query", [{"text": "a"}]).num_shared > 20
+    assert not caplog.text
+
+
 def test_truncated_vectors_are_units_again(tiny_dir: Any) -> None:
     model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", truncate_dim=8)
     whole = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu").encode_query(["a"])[:, :8]

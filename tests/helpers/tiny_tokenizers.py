@@ -10,6 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from gen2embed_mteb.embedder.prompts import STRATEGIES
 
 _WORDS = "a b c d user assistant system model User: Assistant: USER: ASSISTANT: \n \n\n You are a helpful assistant."
+_LINES = (
+    "a\n\n\n\nb\n\n\nc\n\n" * 20
+)  # as in real vocabularies, line breaks merge, those of a prompt with those beside an image
 
 
 def byte_level(specials: Sequence[str], named: Mapping[str, str], bos: str | None) -> Any:
@@ -31,7 +34,7 @@ def byte_level(specials: Sequence[str], named: Mapping[str, str], bos: str | Non
     trainer = trainers.BpeTrainer(
         vocab_size=420, special_tokens=[*first, *specials], initial_alphabet=alphabet, show_progress=False
     )
-    core.train_from_iterator(texts, trainer)
+    core.train_from_iterator([*texts, _LINES], trainer)
     if bos:
         core.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, core.token_to_id(bos))])
     plain = [token for token in specials if token not in named.values()]
@@ -39,6 +42,7 @@ def byte_level(specials: Sequence[str], named: Mapping[str, str], bos: str | Non
         tokenizer_object=core,
         pad_token="<pad>",
         bos_token=bos,
+        eos_token="<|im_end|>" if "<|im_end|>" in specials else None,
         additional_special_tokens=plain,
         extra_special_tokens=dict(named),
     )

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import pytest
 from environments import Environment
 from mmeb_files import M
 from PIL import Image
+from preloaded import Preloaded
 from vlm2vec_files import NUM_ROWS, STANDINS, SUBSETS, flags, run, write_data
 
 from gen2embed_mteb import Gen2Embed
@@ -63,6 +64,13 @@ REAL = CHECKOUTS[2:]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("vlm2vec") / "data")
+
+
+@pytest.fixture(scope="module")
+def preloaded(data: Path) -> Iterator[Preloaded]:
+    """For runs beside the first ones, which are processes of their own from the start."""
+    with Preloaded(HF_DATASETS_CACHE=str(data / "cache")) as python:
+        yield python
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +212,12 @@ def test_the_log_names_what_is_stubbed_and_what_runs(finished: Any, checkout: Ch
         assert "not installed, not needed here, stubbed: cv2, decord" in log
 
 
-def test_a_folder_of_another_configuration_is_refused(finished: Any, data: Path) -> None:
+def test_a_folder_of_another_configuration_is_refused(finished: Any, data: Path, preloaded: Preloaded) -> None:
     checkout = CHECKOUTS[0].values[0]
     output, _ = finished(checkout)
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     words = ["-m", "vlm2vec_adapter", checkout.script, *MODEL, *flags("v1", output), "--max_len", str(MAX_LEN)]
-    result = run(words, data, check=False, GEN2EMBED_PROMPT_MODE="none")
+    result = preloaded.run(words, cwd=data, GEN2EMBED_PROMPT_MODE="none")
     assert result.returncode == 2
     assert f"{output} was made with prompt_mode 'hierarchical', not 'none'" in result.stderr
     assert "name another --encode_output_path" in result.stderr
@@ -217,7 +225,9 @@ def test_a_folder_of_another_configuration_is_refused(finished: Any, data: Path)
 
 
 @pytest.mark.parametrize("checkout", CHECKOUTS)
-def test_a_killed_run_goes_on_where_it_stopped(finished: Any, data: Path, tmp_path: Path, checkout: Checkout) -> None:
+def test_a_killed_run_goes_on_where_it_stopped(
+    finished: Any, data: Path, preloaded: Preloaded, tmp_path: Path, checkout: Checkout
+) -> None:
     output, _ = finished(checkout)
     shutil.copytree(output, tmp_path / "out")
     half = tmp_path / "out" / "NIGHTS_tgt"
@@ -226,7 +236,8 @@ def test_a_killed_run_goes_on_where_it_stopped(finished: Any, data: Path, tmp_pa
     (tmp_path / "out" / "NIGHTS_score.json").write_text('{"hit@1": 0.123, "acc": 0.123}')
     kept = (tmp_path / "out" / "VOC2007_qry").stat().st_mtime_ns
     words = ["-m", "vlm2vec_adapter", checkout.script, "--model_backbone=gen2embed", *MODEL[2:]]
-    result = run([*words, *flags(checkout.generation, tmp_path / "out"), "--max_len", str(MAX_LEN)], data)
+    words += [*flags(checkout.generation, tmp_path / "out"), "--max_len", str(MAX_LEN)]
+    result = preloaded.run(words, cwd=data, check=True)
     assert "NIGHTS_tgt is half written" in result.stderr
     assert (tmp_path / "out" / "VOC2007_qry").stat().st_mtime_ns == kept
     assert half.read_bytes() == whole
@@ -238,16 +249,14 @@ TRAP = "cos\nmkdir\n(Vsprung\ntR."
 
 
 @pytest.mark.parametrize("checkout", CHECKOUTS)
-def test_a_pickle_of_others_is_never_loaded(finished: Any, data: Path, tmp_path: Path, checkout: Checkout) -> None:
+def test_a_pickle_of_others_is_never_loaded(
+    finished: Any, data: Path, preloaded: Preloaded, tmp_path: Path, checkout: Checkout
+) -> None:
     output, _ = finished(checkout)
     words = ["-m", "vlm2vec_adapter", checkout.script, *MODEL]
 
     def rerun(folder: Path) -> Any:
-        return run(
-            [*words, *flags(checkout.generation, folder), "--max_len", str(MAX_LEN)],
-            data,
-            check=False,
-        )
+        return preloaded.run([*words, *flags(checkout.generation, folder), "--max_len", str(MAX_LEN)], cwd=data)
 
     # In the place of vectors that were encoded: set aside, and encoded again.
     changed = tmp_path / "changed"
@@ -278,7 +287,7 @@ def test_a_pickle_of_others_is_never_loaded(finished: Any, data: Path, tmp_path:
 
 @pytest.mark.parametrize("checkout", CHECKOUTS)
 def test_killed_while_vectors_are_written_the_next_run_ends_alike(
-    finished: Any, data: Path, tmp_path: Path, checkout: Checkout
+    finished: Any, data: Path, preloaded: Preloaded, tmp_path: Path, checkout: Checkout
 ) -> None:
     output, _ = finished(checkout)
     folder = tmp_path / "out"
@@ -297,9 +306,9 @@ vector_files._Digesting = Dying
 from vlm2vec_adapter.__main__ import main
 main({words!r})
 """
-    assert run(["-c", dying], data, check=False).returncode == 9
+    assert preloaded.run(["-c", dying], cwd=data).returncode == 9
     assert (folder / "NIGHTS_tgt").exists()
-    result = run(["-m", "vlm2vec_adapter", *words], data)
+    result = preloaded.run(["-m", "vlm2vec_adapter", *words], cwd=data, check=True)
     assert "NIGHTS_tgt is half written" in result.stderr
     for name in SUBSETS:
         for ending in ("qry", "tgt"):

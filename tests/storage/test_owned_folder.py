@@ -20,7 +20,7 @@ from gen2embed_mteb.storage.atomic import (
     write_atomic,
     write_in_scratch,
 )
-from gen2embed_mteb.storage.new_folder import damage, is_whole, new_folder
+from gen2embed_mteb.storage.new_folder import damage, new_folder
 from gen2embed_mteb.storage.owned_folder import LEDGER, LOCK, OwnedFolder
 
 ROOT = Path(__file__).parents[2]
@@ -169,9 +169,9 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "a").write_bytes(b"whole")
         assert not (tmp_path / "f").exists()
     assert _tree(tmp_path / "f") == {"a": b"whole"}
-    assert is_whole(tmp_path / "f", "export")
+    assert damage(tmp_path / "f", "export") is None
     (tmp_path / "f" / "a").write_bytes(b"cut")
-    assert not is_whole(tmp_path / "f", "export")
+    assert damage(tmp_path / "f", "export") is not None
     with pytest.raises(ForeignFileError), new_folder(tmp_path / "f", "export"):
         pass
 

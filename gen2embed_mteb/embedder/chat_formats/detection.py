@@ -144,10 +144,10 @@ def _without_idle_switches(
             return None
 
     wanted = all_of(chat_format)
-    for switch in ("no_thinking", "pin_date"):
-        without = replace(chat_format, **{switch: False})
-        if all_of(without) == wanted:
-            chat_format = without
+    if all_of(without := replace(chat_format, no_thinking=False)) == wanted:
+        chat_format = without
+    if all_of(without := replace(chat_format, pin_date=False)) == wanted:
+        chat_format = without
     return chat_format
 
 

@@ -64,14 +64,14 @@ def variables_of(prompt: HierarchicalPrompt, chat_format: ChatFormat) -> dict[st
     return {"gen2embed_prompt": asdict(prompt), "gen2embed_format": asdict(chat_format)}
 
 
-def parts_of(template: str | None) -> PromptedTemplate | None:
+def parts_of(template: object) -> PromptedTemplate | None:
     """Take a template apart that `template_with_prompt` made; return `None` for any other template.
 
     Raises:
         Gen2EmbedError: Its prompt or its chat format cannot be read, or its own template is not found.
     """
-    found = _GENERIC.match(template or "")
-    if template is None or found is None:
+    found = _GENERIC.match(_text(template))
+    if not isinstance(template, str) or found is None:
         return None
     _, beginning, own = template.partition(_BEGINNING)
     if not beginning:
@@ -82,23 +82,23 @@ def parts_of(template: str | None) -> PromptedTemplate | None:
     return PromptedTemplate(own, _prompt(found[1]), ChatFormat.from_json(found[2]))
 
 
-def prompt_of(template: str | None) -> HierarchicalPrompt | None:
+def prompt_of(template: object) -> HierarchicalPrompt | None:
     """Read the prompt back from a template of ours, generic or written by hand; return `None` for any other template.
 
     Raises:
         Gen2EmbedError: The template is ours, but its prompt cannot be read.
     """
-    found = _GENERIC.match(template or "") or _HAND_WRITTEN.match(template or "")
+    found = _GENERIC.match(_text(template)) or _HAND_WRITTEN.match(_text(template))
     return _prompt(found[1]) if found else None
 
 
-def format_of(template: str | None) -> ChatFormat | None:
+def format_of(template: object) -> ChatFormat | None:
     """Read the chat format back from a template that `template_with_prompt` made; `None` for any other template.
 
     Raises:
         Gen2EmbedError: The format cannot be read.
     """
-    found = _GENERIC.match(template or "")
+    found = _GENERIC.match(_text(template))
     return ChatFormat.from_json(found[2]) if found else None
 
 
@@ -106,6 +106,11 @@ def own_template(template: str) -> str:
     """Return a model's own template: the one below our header, or else the template as it is."""
     parts = parts_of(template)
     return template if parts is None else parts.own
+
+
+def _text(template: object) -> str:
+    """Return a template; an empty text for none, and for the several by name that some processors have."""
+    return template if isinstance(template, str) else ""
 
 
 def _prompt(text: str) -> HierarchicalPrompt:

@@ -88,7 +88,7 @@ def chat_format_of(processor: Any) -> Detected:
         ),
         (replace(chat_format, sanitize=False, broken_up=all_tokens), "A space is put into control tokens in a text."),
     )
-    faults = []
+    faults: list[tuple[str, str]] = []
     for way, reason in ways:
         fault = _fault(processor, template, way, images, all_tokens)
         if fault is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -122,14 +122,13 @@ class CheckedTransformer(Transformer):
     def infer_modalities(self, model: Any, processor: Any) -> Any:
         """Find the chat format first, if a prompt is given; this is called once model and processor are loaded."""
         self._reads_processor = False
+        ensure_padding(getattr(processor, "tokenizer", processor))
         if self._prompt is not None:
             detected = chat_format_of(processor)
             for reason in detected.reasons:
                 logger.info("chat format: %s", reason)
-            chat_format = detected.chat_format
-            set_template(
-                processor, template_with_prompt(own_template(template_of(processor)), self._prompt, chat_format)
-            )
+            chat_format, own = detected.chat_format, own_template(template_of(processor))
+            set_template(processor, template_with_prompt(own, self._prompt, chat_format))
             self.processing_kwargs = chat_format.processing_kwargs
             self.input_formatter = InputFormatter(self.config.model_type, "structured", processor)
         found = super().infer_modalities(model, processor)
@@ -226,10 +225,44 @@ def renew_template(transformer: Transformer, family: Family, prompt: Hierarchica
     set_template(transformer.processor, template_with_prompt(parts.own, prompt, parts.chat_format))
 
 
+def ensure_padding(tokenizer: Any) -> None:
+    """Let a tokenizer without a padding token pad by another one; the attention mask hides it all the same.
+
+    Many models of text alone have none (Llama, Mistral). The token is saved with the tokenizer.
+
+    Raises:
+        Gen2EmbedError: It has no token that could be used.
+    """
+    if tokenizer is None or tokenizer.pad_token is not None:
+        return
+    token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    if token is None:
+        raise Gen2EmbedError(
+            f"{tokenizer.name_or_path}: the tokenizer has no token to pad with; pass one: "
+            "processor_kwargs={'pad_token': …}"
+        )
+    tokenizer.pad_token = token
+
+
 def prepare_tokenizer(tokenizer: Any) -> None:
     """Remove the truncation and padding state of earlier calls, which would be saved with the tokenizer."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+
+
+def check_pooling(name: str, modules: Iterable[torch.nn.Module]) -> None:
+    """Check that an exported model pools by last token.
+
+    Raises:
+        Gen2EmbedError: It does not, so that it was not exported by Gen2Embed.
+    """
+    pooling = next((module for module in modules if hasattr(module, "pooling_mode")), None)
+    mode = getattr(pooling, "pooling_mode", None)
+    if mode not in ("lasttoken", ("lasttoken",), ["lasttoken"]):
+        raise Gen2EmbedError(
+            f"{name} pools by {mode!r}, not by last token: it was not exported by Gen2Embed. "
+            "Run `gen2embed export` on its base model."
+        )
 
 
 def load_config(source: model_folder.Source, options: dict[str, Any]) -> Any:

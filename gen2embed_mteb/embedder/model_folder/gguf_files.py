@@ -39,7 +39,9 @@ def check_gguf(folder: Path, name: str) -> None:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ModelFolderError(f"{path}: not a GGUF file; copy or download it again")
     if find_spec("gguf") is None:
-        raise ModelFolderError(f"{path}: GGUF files are read by the package gguf, which is missing: pip install gguf")
+        raise ModelFolderError(
+            f"{path}: GGUF files are read by the package gguf, which is missing: pip install 'gen2embed[gguf]'"
+        )
 
 
 def dense_options() -> dict[str, Any]:

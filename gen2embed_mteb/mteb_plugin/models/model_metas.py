@@ -90,7 +90,7 @@ def meta_of(model: Gen2Embed) -> Gen2EmbedMeta:
     """Make mteb's record of a loaded model, whose revision follows from all that decides its vectors.
 
     Args:
-        model: The model; its weights are read for the revision, about a second a gigabyte.
+        model: The model; its weights are read for the revision, about one second per gigabyte.
     """
     known = next((row for row in (*HUB_MODELS, mini()) if row.source == model.source), None)
     row = known or Model(f"{ORGANISATION}/{Path(model.source).resolve().name}", (), model.source, has_article=False)

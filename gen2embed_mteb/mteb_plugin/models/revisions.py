@@ -35,7 +35,7 @@ def inputs_digest(layout: str, *, generic: bool = False) -> str:
     Args:
         layout: How images are laid out in the prompt.
         generic: Whether the model's own chat template carries the prompt: the header before it, and the version of the
-            rules by which its chat format is found, are then part of the digest. The template itself is among the files.
+            rules by which its chat format is found, are then part of the digest. The template is one of the files.
 
     Returns:
         8 hexadecimal digits.
