@@ -170,7 +170,7 @@ def _reasons(
     if found.pin_date:
         reasons.append("The template writes today's date; it is pinned to 26 July 2024, so that vectors stay the same.")
     if found.images_first:
-        reasons.append("The template moves images before the text: MMEB's marks <|image_1|> in the text are lost.")
+        reasons.append("The template moves images out of the text: MMEB's marks <|image_1|> in the text are lost.")
     spaced = CONVERSATIONS[1]
     if f"{FIRST}\n\n{REPRESENT}" not in rendered[spaced, "query"] or f"{FIRST}\n" not in rendered[spaced, "document"]:
         reasons.append("The template trims texts: blanks and line breaks at the beginning and end of a turn are lost.")
