@@ -88,6 +88,15 @@ NUMBERED = PARTS.replace(
 ).replace("{{ '<image>' }}", "{{ 'Picture ' ~ count.value ~ ': <image>' }}")
 """Images are numbered (as in Qwen-VL and Phi-3.5-V)."""
 
+COUNTED_FIRST = (
+    "{%- set count = namespace(value=0) -%}{%- for message in messages -%}{%- if message['content'] is not string -%}"
+    "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
+    "{%- set count.value = count.value + 1 -%}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+    "{%- for number in range(count.value) -%}"
+    "{{ ('Image ' ~ (number + 1) if count.value > 1 else '') ~ '<image>' }}{%- endfor -%}"
+) + RAISES_ON_SYSTEM.replace("{{ '<image>' }}", "")
+"""Images stand before everything, and are numbered if there are several (as in Molmo 2)."""
+
 IMAGES_LAST = (
     "{%- for message in messages -%}{{ '<' ~ message['role'] ~ '>' }}"
     "{%- for part in message['content'] | selectattr('type', 'equalto', 'text') -%}{{ part['text'] }}{%- endfor -%}"
@@ -124,6 +133,7 @@ FITTING = {
     "images first": IMAGES_FIRST,
     "images last": IMAGES_LAST,
     "numbered": NUMBERED,
+    "counted first": COUNTED_FIRST,
     "starts with blanks": STARTS_WITH_BLANKS,
     "names system_message": NAMES_SYSTEM_MESSAGE,
 }

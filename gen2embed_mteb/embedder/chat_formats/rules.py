@@ -85,24 +85,28 @@ def ending_of(rendered: Renderings) -> str:
 
 
 def placeholder(rendered: Renderings) -> str:
-    """Return what the template writes for an image: what a second image adds; an empty text if there is nothing.
+    """Return what the template writes for an image; an empty text if nothing is as often there as there are images.
 
-    A number in it (`Picture 1:`, `Picture 2:`) counts as 0.
+    It is what a second image adds, or else what the first one adds: some templates write `Image 1`, `Image 2` before
+    the placeholders where there are several. Numbers in it count as 0.
     """
-    queries = {one.name: _unnumbered(text) for (one, side), text in rendered.items() if side == "query"}
-    one, two = queries.get(ONE_IMAGE.name, ""), queries.get(TWO_IMAGES.name, "")
-    start = 0
-    while start < min(len(one), len(two)) and one[start] == two[start]:
-        start += 1
-    added = two[start : start + len(two) - len(one)]
-    # The marker may begin a few characters earlier, in what both have in common: `img><` is found for `<img>` before a
-    # `<`. The turn of it that is as often in all renderings as there are images is the marker.
     texts = [(_unnumbered(text), conversation.images) for (conversation, _), text in rendered.items()]
-    for shift in range(len(added)):
-        turned = (added[len(added) - shift :] + added[: len(added) - shift]).strip()
-        if turned and all(text.count(turned) == images for text, images in texts):
-            return turned
-    return added.strip()
+    none, one, two = (_unnumbered(rendered.get((which, "query"), "")) for which in (TEXT, ONE_IMAGE, TWO_IMAGES))
+    for added in (_added(one, two), _added(none, one)):
+        # It may begin a few characters earlier, in what both have in common: `img><` is found for `<img>` before a `<`.
+        for shift in range(len(added)):
+            turned = (added[len(added) - shift :] + added[: len(added) - shift]).strip()
+            if turned and all(text.count(turned) == images for text, images in texts):
+                return turned
+    return ""
+
+
+def _added(short: str, long: str) -> str:
+    """Return what a longer text has from where it differs from a shorter one, as long as what is added."""
+    start = 0
+    while start < min(len(short), len(long)) and short[start] == long[start]:
+        start += 1
+    return long[start : start + max(len(long) - len(short), 0)]
 
 
 def _unnumbered(text: str) -> str:
@@ -135,7 +139,7 @@ def _faults(conversation: Conversation, side: Side, text: str, ending: str, mark
         faults.append("system text, user's text and representation prompt are not in this order")
     elif side == "query" and pieces and text[places[-2] + len(pieces[-1]) : places[-1]].strip():
         faults.append("something stands between the user's text and the representation prompt")
-    if conversation.images and (not marker or _unnumbered(text).count(marker) != conversation.images):
+    if conversation.images and not marker:
         faults.append(f"there are not {conversation.images} placeholders of images")
     faults += _ending_faults(text, ending)
     return faults

@@ -30,6 +30,7 @@ FOUND = {
     "images first": ChatFormat(images_first=True),
     "images last": ChatFormat(images_first=True),
     "numbered": ChatFormat(),
+    "counted first": replace(FOLDED, images_first=True),
     "starts with blanks": ChatFormat(),
     "names system_message": ChatFormat(),
 }
