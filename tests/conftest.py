@@ -25,16 +25,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny_dir(family)`: the directory of a tiny random model of a family, in the hub's layout."""
     import torch
-    from tiny_any import ANY, write_any
-    from tiny_models import write_tiny
+    from tiny_any import write_any
+    from tiny_models import FAMILIES, write_tiny
+    from tiny_torchvision import LOADABLE
 
     torch.set_num_threads(1)
     written: dict[str, Path] = {}
 
     def directory(family: str) -> Path:
         if family not in written:
-            write = write_any if family in ANY else write_tiny
-            written[family] = write(family, tmp_path_factory.mktemp(family))
+            place = tmp_path_factory.mktemp(family)
+            known = family in FAMILIES
+            written[family] = write_tiny(family, place) if known else write_any(family, place, LOADABLE[family])
         return written[family]
 
     return directory

@@ -240,6 +240,6 @@ def _blank(sizes: Sequence[Size]) -> Content:
 
 def _refused(sizes: Sequence[Size], error: Exception) -> Gen2EmbedError:
     shown = ", ".join(f"{width}x{height}" for width, height in sizes[:5])
-    return Gen2EmbedError(
-        f"the model's processor refuses images of {shown} pixels ({one_line(error)}); min_side=28 enlarges them"
-    )
+    # A ValueError is what processors raise for sides that differ too much.
+    remedy = "min_side=28 enlarges them" if isinstance(error, ValueError) else "give them another shape or size"
+    return Gen2EmbedError(f"the model's processor refuses images of {shown} pixels ({one_line(error)}); {remedy}")

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tiny_any import MULTIMODAL
+from tiny_any import TEXT_ONLY
 from tiny_models import FAMILIES
+from tiny_torchvision import LOADABLE
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.image_tokens import ImageTokens, Renderer
 from gen2embed_mteb.embedder.inputs import Content
 from gen2embed_mteb.errors import Gen2EmbedError
 
+MULTIMODAL = [family for family in LOADABLE if family not in TEXT_ONLY]
 SIZES = [(64, 64), (28, 28), (300, 100), (56, 112)]
 
 

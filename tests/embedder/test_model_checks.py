@@ -24,7 +24,6 @@ def loaded(directory: Any, **options: Any) -> Gen2Embed:
 
 def shifted(model: Gen2Embed, by: Callable[[dict[str, Any]], Any]) -> Gen2Embed:
     """Shift the states that the model returns by what `by` makes of its arguments."""
-
     stock = model[0].model.forward
 
     def forward(**kwargs: Any) -> Any:
@@ -73,7 +72,8 @@ def test_a_fault_is_found(tiny_dir: Any, by: Callable[[dict[str, Any]], Any], fo
 
 def test_a_template_that_drops_the_prompt_or_ends_in_the_text(tiny_dir: Any) -> None:
     model = loaded(tiny_dir("qwen3"))
-    model.processor.chat_template = "{%- for message in messages -%}{{ 'a ' }}{%- for part in message.content -%}{{ part.text }}{%- endfor -%}{%- endfor -%}"
+    texts = "{{ 'a ' }}{%- for part in message.content -%}{{ part.text }}{%- endfor -%}"
+    model.processor.chat_template = f"{{%- for message in messages -%}}{texts}{{%- endfor -%}}"
     assert {SIDES_DIFFER, LAST} <= set(failed(model))
 
 

@@ -51,6 +51,8 @@ class Tiny:
         bos: The token at the beginning of every text, if there is one.
         template: The file in `tiny_templates/`.
         images: Settings of the image processor, with its class; empty for a model of text alone.
+        videos: Settings of the video processor, where the processor does not load without it.
+        sounds: Settings of the feature extractor of sounds, likewise.
         processor: Settings of the processor, with its class.
     """
 
@@ -61,12 +63,21 @@ class Tiny:
     bos: str | None = None
     template: str = ""
     images: dict[str, Any] = field(default_factory=dict)
+    videos: dict[str, Any] = field(default_factory=dict)
+    sounds: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
 
 
-def write_any(name: str, directory: Path, seed: int = 0) -> Path:
-    """Write a tiny random model of a family, with its processor, and return the directory."""
-    tiny = ANY[name]
+def write_any(name: str, directory: Path, tiny: Tiny | None = None, seed: int = 0) -> Path:
+    """Write a tiny random model of a family, with its processor, and return the directory.
+
+    Args:
+        name: The name of its template, unless the record names one.
+        directory: Where the files go.
+        tiny: The record; `None` takes that of `ANY`.
+        seed: Of the weights.
+    """
+    tiny = tiny or ANY[name]
     torch.manual_seed(seed)
     tokenizer = byte_level([*tiny.specials, *tiny.named.values()], tiny.named, tiny.bos)
     size = -(-len(tokenizer) // 8) * 8
@@ -77,17 +88,20 @@ def write_any(name: str, directory: Path, seed: int = 0) -> Path:
     (directory / "chat_template.jinja").write_text((TEMPLATES / f"{tiny.template or name}.jinja").read_text())
     if tiny.images:
         cls = tiny.processor["processor_class"]
-        (directory / "preprocessor_config.json").write_text(json.dumps({**tiny.images, "processor_class": cls}))
+        settings = {**tiny.images, **tiny.sounds, "processor_class": cls}
+        (directory / "preprocessor_config.json").write_text(json.dumps(settings))
+        if tiny.videos:
+            (directory / "video_preprocessor_config.json").write_text(json.dumps(tiny.videos))
         (directory / "processor_config.json").write_text(json.dumps(tiny.processor))
     return directory
 
 
-def _text(kind: str, vocab_size: int, **more: Any) -> Any:
+def text_config(kind: str, vocab_size: int, **more: Any) -> Any:
     ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
     return getattr(transformers, kind)(**{**TEXT, **ids, "vocab_size": vocab_size, **more})
 
 
-def _mrope(sections: list[int], **more: Any) -> dict[str, Any]:
+def mrope(sections: list[int], **more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, **more}
 
 
@@ -99,7 +113,7 @@ def _qwen3_5(token: Callable[[str], int], size: int) -> Any:
         "linear_value_head_dim": 8,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
-        "rope_parameters": _mrope([1, 1, 0], mrope_interleaved=True, partial_rotary_factor=0.25),
+        "rope_parameters": mrope([1, 1, 0], mrope_interleaved=True, partial_rotary_factor=0.25),
     }
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 16}
     return transformers.Qwen3_5Config(
@@ -126,12 +140,12 @@ def _gemma3(token: Callable[[str], int], size: int) -> Any:
 def _gemma3_text(_: Callable[[str], int], size: int) -> Any:
     layers = ["sliding_attention", "full_attention", "sliding_attention"]
     more = {"head_dim": 16, "num_hidden_layers": 3, "query_pre_attn_scalar": 16, "sliding_window": WINDOW}
-    return _text("Gemma3TextConfig", size, **more, layer_types=layers)
+    return text_config("Gemma3TextConfig", size, **more, layer_types=layers)
 
 
 def _glm4v(token: Callable[[str], int], size: int) -> Any:
     text = {**TEXT, "vocab_size": size, "pad_token_id": 0}
-    text["rope_parameters"] = _mrope([2, 1, 1], partial_rotary_factor=0.5)
+    text["rope_parameters"] = mrope([2, 1, 1], partial_rotary_factor=0.5)
     vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 32}
     return transformers.Glm4vConfig(
         text_config=text,
@@ -147,7 +161,7 @@ def _glm4v(token: Callable[[str], int], size: int) -> Any:
 
 def _idefics3(token: Callable[[str], int], size: int) -> Any:
     return transformers.Idefics3Config(
-        text_config=_text("LlamaConfig", size).to_dict(),
+        text_config=text_config("LlamaConfig", size).to_dict(),
         vision_config={**VISION, "image_size": 56, "patch_size": 14},
         image_token_id=token("<image>"),
         scale_factor=2,
@@ -157,7 +171,7 @@ def _idefics3(token: Callable[[str], int], size: int) -> Any:
 
 def _internvl(token: Callable[[str], int], size: int) -> Any:
     return transformers.InternVLConfig(
-        text_config=_text("Qwen2Config", size).to_dict(),
+        text_config=text_config("Qwen2Config", size).to_dict(),
         vision_config={**VISION, "image_size": [56, 56], "patch_size": [14, 14]},
         image_token_id=token("<IMG_CONTEXT>"),
         image_seq_length=4,
@@ -167,7 +181,7 @@ def _internvl(token: Callable[[str], int], size: int) -> Any:
 def _llava(token: Callable[[str], int], size: int) -> Any:
     clip = {"model_type": "clip_vision_model", **VISION, "num_hidden_layers": 3, "projection_dim": 32}
     return transformers.LlavaConfig(
-        text_config=_text("LlamaConfig", size).to_dict(),
+        text_config=text_config("LlamaConfig", size).to_dict(),
         vision_config={**clip, "image_size": 56, "patch_size": 14},
         image_token_index=token("<image>"),
         image_seq_length=16,
@@ -180,7 +194,7 @@ PINPOINTS = [[56, 56], [56, 112], [112, 56], [112, 112]]
 def _llava_onevision(token: Callable[[str], int], size: int) -> Any:
     siglip = {"model_type": "siglip_vision_model", **VISION, "vision_use_head": False}
     return transformers.LlavaOnevisionConfig(
-        text_config=_text("Qwen2Config", size).to_dict(),
+        text_config=text_config("Qwen2Config", size).to_dict(),
         vision_config={**siglip, "image_size": 56, "patch_size": 14},
         image_token_index=token("<image>"),
         video_token_index=token("<video>"),
@@ -193,7 +207,7 @@ OVIS_TOKENS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>
 
 def _ovis2(token: Callable[[str], int], size: int) -> Any:
     return transformers.Ovis2Config(
-        text_config=_text("Qwen2Config", size).to_dict(),
+        text_config=text_config("Qwen2Config", size).to_dict(),
         vision_config={**VISION, "image_size": 56, "patch_size": 14, "hidden_stride": 2, "vocab_size": 64},
         image_token_id=token("<IMG_ATOM>"),
         visual_indicator_token_ids=[token(text) for text in OVIS_TOKENS],
@@ -206,21 +220,21 @@ def _aya_vision(token: Callable[[str], int], size: int) -> Any:
     layers = ["sliding_attention", "full_attention"]
     siglip = {"model_type": "siglip_vision_model", **VISION, "vision_use_head": False}
     return transformers.AyaVisionConfig(
-        text_config=_text("Cohere2Config", size, sliding_window=WINDOW, layer_types=layers).to_dict(),
+        text_config=text_config("Cohere2Config", size, sliding_window=WINDOW, layer_types=layers).to_dict(),
         vision_config={**siglip, "image_size": 56, "patch_size": 14},
         image_token_index=token("<|IMG_PATCH|>"),
     )
 
 
 def _llama(_: Callable[[str], int], size: int) -> Any:
-    return _text("LlamaConfig", size)
+    return text_config("LlamaConfig", size)
 
 
 def _qwen3(_: Callable[[str], int], size: int) -> Any:
-    return _text("Qwen3Config", size, head_dim=16)
+    return text_config("Qwen3Config", size, head_dim=16)
 
 
-_PIXELS = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 36}
+PIXELS = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 36}
 _SQUARE = {"height": 56, "width": 56}
 _TILES = {"size": _SQUARE, "crop_to_patches": True, "min_patches": 1, "max_patches": 4}
 _QWEN_IMAGE = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -228,7 +242,7 @@ _GLM = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|image|
 _GLM += ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
 _AYA = ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")
 _AYA += ("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "TILE_GLOBAL")
-_CELLS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
+CELLS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
 _AYA += tuple(f"TILE_{number}" for number in range(1, 5))
 
 MULTIMODAL = {
@@ -236,7 +250,7 @@ MULTIMODAL = {
         "Qwen3_5ForConditionalGeneration",
         _qwen3_5,
         (*CHATML, *_QWEN_IMAGE, "<think>", "</think>"),
-        images={"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 16, "merge_size": 2, "size": _PIXELS},
+        images={"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 16, "merge_size": 2, "size": PIXELS},
         processor={"processor_class": "Qwen3VLProcessor"},
     ),
     "gemma3": Tiny(
@@ -252,13 +266,13 @@ MULTIMODAL = {
         "Glm4vForConditionalGeneration",
         _glm4v,
         _GLM,
-        images={"image_processor_type": "Glm4vImageProcessor", "size": _PIXELS},
+        images={"image_processor_type": "Glm4vImageProcessor", "size": PIXELS},
         processor={"processor_class": "Glm4vProcessor"},
     ),
     "idefics3": Tiny(
         "Idefics3ForConditionalGeneration",
         _idefics3,
-        ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *_CELLS),
+        ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *CELLS),
         bos="<|begin_of_text|>",
         images={
             "image_processor_type": "Idefics3ImageProcessor",

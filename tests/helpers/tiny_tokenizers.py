@@ -42,6 +42,7 @@ def byte_level(specials: Sequence[str], named: Mapping[str, str], bos: str | Non
         tokenizer_object=core,
         pad_token="<pad>",
         bos_token=bos,
+        eos_token="<|im_end|>" if "<|im_end|>" in specials else None,
         additional_special_tokens=plain,
         extra_special_tokens=dict(named),
     )

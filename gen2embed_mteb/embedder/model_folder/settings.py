@@ -156,7 +156,8 @@ def check_processor(path: Path, settings: dict[str, Any]) -> None:
         if key in ("min_pixels", "shortest_edge"):
             _check_number(path, key, value, MAX_LEAST_PIXELS)
         if key in ("patch_size", "merge_size", "temporal_patch_size", "num_additional_image_tokens"):
-            _check_number(path, key, value, MAX_ENTRIES)
+            for side in value.values() if isinstance(value, dict) else [value]:  # Pixtral states height and width
+                _check_number(path, key, side, MAX_ENTRIES)
         if key == "image_grid_pinpoints" and (not isinstance(value, list) or len(value) > MAX_ENTRIES):
             raise refuse(path, f"{key} is not a list of at most {MAX_ENTRIES} sizes", "correct that key")
         if key == "fast_tokenizer_files" and any(Path(str(name)).name != name for name in value):
