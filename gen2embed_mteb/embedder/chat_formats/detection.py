@@ -5,7 +5,8 @@
 2. Each is rendered for six conversations on both sides (`rules`). The first that breaks no rule is taken.
 3. Then every switch that changes no rendering is dropped.
 
-Cost: about fifty renderings of one compiled template, 45 to 75 ms. An exported model is never probed: its format is read from its template.
+Cost: about fifty renderings of one compiled template, 45 to 75 ms. An exported model is never probed: its format is
+read from its template.
 """
 
 from __future__ import annotations
