@@ -63,7 +63,7 @@ def test_the_command_prints_the_format_and_why(tiny_dir, capsys):
     assert main(["inspect-prompt", str(tiny_dir("llava")), "--prompt-mode", "none"]) == 0
     page = capsys.readouterr().out
     assert "(type llava, images and text)\nprompt: none\nchat format: {" in page
-    assert "- The template moves images before the text: MMEB's marks <|image_1|> in the text are lost." in page
+    assert "- The template moves images out of the text: MMEB's marks <|image_1|> in the text are lost." in page
     assert "- '<s>' is written first: the tokenizer would add it, the template does not." in page
     assert "under the strategy none the template says by itself: nothing" in page
 

@@ -81,6 +81,30 @@ IMAGES_FIRST = (
 )
 """Images are moved before the text (as in LLaVA)."""
 
+NUMBERED = PARTS.replace(
+    "{%- for part in message['content'] -%}",
+    "{%- set count = namespace(value=0) -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{%- set count.value = count.value + 1 -%}{%- endif -%}",
+).replace("{{ '<image>' }}", "{{ 'Picture ' ~ count.value ~ ': <image>' }}")
+"""Images are numbered (as in Qwen-VL and Phi-3.5-V)."""
+
+COUNTED_FIRST = (
+    "{%- set count = namespace(value=0) -%}{%- for message in messages -%}{%- if message['content'] is not string -%}"
+    "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
+    "{%- set count.value = count.value + 1 -%}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+    "{%- for number in range(count.value) -%}"
+    "{{ ('Image ' ~ (number + 1) if count.value > 1 else '') ~ '<image>' }}{%- endfor -%}"
+) + RAISES_ON_SYSTEM.replace("{{ '<image>' }}", "")
+"""Images stand before everything, and are numbered if there are several (as in Molmo 2)."""
+
+IMAGES_LAST = (
+    "{%- for message in messages -%}{{ '<' ~ message['role'] ~ '>' }}"
+    "{%- for part in message['content'] | selectattr('type', 'equalto', 'text') -%}{{ part['text'] }}{%- endfor -%}"
+    "{%- for part in message['content'] | selectattr('type', 'equalto', 'image') -%}{{ '<image>' }}{%- endfor -%}"
+    "{{ '</>' }}{%- endfor -%}" + _ANSWER
+)
+"""Images are moved behind the text, where the representation prompt would stand before them."""
+
 NO_IMAGES = PARTS.replace("{{ '<image>' }}", "")
 """Images are left out."""
 
@@ -107,6 +131,9 @@ FITTING = {
     "dated": DATED,
     "dated alone": DATED_ALONE,
     "images first": IMAGES_FIRST,
+    "images last": IMAGES_LAST,
+    "numbered": NUMBERED,
+    "counted first": COUNTED_FIRST,
     "starts with blanks": STARTS_WITH_BLANKS,
     "names system_message": NAMES_SYSTEM_MESSAGE,
 }

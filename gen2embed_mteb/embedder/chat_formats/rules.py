@@ -19,6 +19,8 @@ PROMPT = HierarchicalPrompt(SYSTEM, SYSTEM, f"\n{REPRESENT}", f"\n{REPRESENT}", 
 NO_PROMPT = HierarchicalPrompt("", "", "", "", "", "")
 SIDES: tuple[Side, ...] = ("query", "document")
 
+# What begins or ends a reasoning: `<think>`, `</think>`, `[THINK]`, …
+_THINKING = re.compile(r"[<\[](?P<end>/?)(?:[\w:]*think\w*|thought|reasoning)[>\]]", re.IGNORECASE)
 # What printing a Python list of parts, or one of its parts, leaves in a text.
 _REPR = re.compile(r"\[\{|'type': ?'|'text': ?'")
 
@@ -42,13 +44,15 @@ class Conversation:
 
 
 TEXT = Conversation("a text", (FIRST,), 0)
+ONE_IMAGE = Conversation("an image and a text", (FIRST,), 1)
+TWO_IMAGES = Conversation("two images and a text", (FIRST,), 2)
 MARKED = Conversation("a text with two marked images", (FIRST, SECOND, THIRD), 2)
 CONVERSATIONS = (
     TEXT,
     Conversation("a text that ends in a line break", (f"{FIRST}\n",), 0),
     Conversation("an image", (), 1),
-    Conversation("an image and a text", (FIRST,), 1),
-    Conversation("two images and a text", (FIRST,), 2),
+    ONE_IMAGE,
+    TWO_IMAGES,
     MARKED,
 )
 
@@ -81,22 +85,39 @@ def ending_of(rendered: Renderings) -> str:
 
 
 def placeholder(rendered: Renderings) -> str:
-    """Return what the template writes for an image: what a second image adds; an empty text if there are no images."""
-    queries = {c.name: text for (c, side), text in rendered.items() if side == "query"}
-    one, two = queries.get("an image and a text", ""), queries.get("two images and a text", "")
+    """Return what the template writes for an image; an empty text if nothing is as often there as there are images.
+
+    It is what a second image adds, or else what the first one adds: some templates write `Image 1`, `Image 2` before
+    the placeholders where there are several. Numbers in it count as 0.
+    """
+    texts = [(_unnumbered(text), conversation.images) for (conversation, _), text in rendered.items()]
+    none, one, two = (_unnumbered(rendered.get((which, "query"), "")) for which in (TEXT, ONE_IMAGE, TWO_IMAGES))
+    for added in (_added(one, two), _added(none, one)):
+        # It may begin a few characters earlier, in what both have in common: `img><` is found for `<img>` before a `<`.
+        for shift in range(len(added)):
+            turned = (added[len(added) - shift :] + added[: len(added) - shift]).strip()
+            if turned and all(text.count(turned) == images for text, images in texts):
+                return turned
+    return ""
+
+
+def _added(short: str, long: str) -> str:
+    """Return what a longer text has from where it differs from a shorter one, as long as what is added."""
     start = 0
-    while start < min(len(one), len(two)) and one[start] == two[start]:
+    while start < min(len(short), len(long)) and short[start] == long[start]:
         start += 1
-    added = two[start : start + len(two) - len(one)]
-    # The second marker may begin within what both have in common; both then have the same letters, turned around.
-    return added if len(two) > len(one) and two[: start + len(added)] + one[start:] == two else ""
+    return long[start : start + max(len(long) - len(short), 0)]
+
+
+def _unnumbered(text: str) -> str:
+    return re.sub(r"\d+", "0", text)
 
 
 def keeps_marks(rendered: Renderings) -> bool:
     """Return whether images stand where the text marks them."""
     if (MARKED, "query") not in rendered:
         return True
-    text, marker = rendered[MARKED, "query"], placeholder(rendered).strip()
+    text, marker = _unnumbered(rendered[MARKED, "query"]), placeholder(rendered)
     between = text[text.find(FIRST) : text.find(SECOND)], text[text.find(SECOND) : text.find(THIRD)]
     return bool(marker) and all(marker in piece for piece in between)
 
@@ -118,7 +139,7 @@ def _faults(conversation: Conversation, side: Side, text: str, ending: str, mark
         faults.append("system text, user's text and representation prompt are not in this order")
     elif side == "query" and pieces and text[places[-2] + len(pieces[-1]) : places[-1]].strip():
         faults.append("something stands between the user's text and the representation prompt")
-    if conversation.images and (not marker.strip() or text.count(marker.strip()) != conversation.images):
+    if conversation.images and not marker:
         faults.append(f"there are not {conversation.images} placeholders of images")
     faults += _ending_faults(text, ending)
     return faults
@@ -129,6 +150,7 @@ def _ending_faults(text: str, ending: str) -> list[str]:
         return ["nothing stands behind the user's turn that begins the answer"]
     if not text.endswith(ending.lstrip()):
         return ["the ending is another"]
-    if ending.count("<think>") > ending.count("</think>"):
-        return ["the answer begins with an open <think>"]
+    thinking = list(_THINKING.finditer(ending))
+    if thinking and not thinking[-1]["end"]:
+        return [f"the answer begins with an open {thinking[-1][0]}"]
     return []

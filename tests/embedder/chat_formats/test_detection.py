@@ -28,6 +28,9 @@ FOUND = {
     "dated": ChatFormat(pin_date=True),
     "dated alone": ChatFormat(pin_date=True),
     "images first": ChatFormat(images_first=True),
+    "images last": ChatFormat(images_first=True),
+    "numbered": ChatFormat(),
+    "counted first": replace(FOLDED, images_first=True),
     "starts with blanks": ChatFormat(),
     "names system_message": ChatFormat(),
 }
@@ -86,6 +89,7 @@ def test_a_plain_template_needs_one_reason():
     ("template", "message"),
     [
         (small_templates.ALWAYS_THINKS, "the answer begins with an open <think>"),
+        (small_templates.ALWAYS_THINKS.replace("<think>", "[THINK]"), "the answer begins with an open [THINK]"),
         (small_templates.NO_IMAGES, "there are not 1 placeholders of images (query, an image)"),
         (small_templates.NO_ENDING.replace("{{ '</>' }}", ""), "nothing stands behind the user's turn"),
         (small_templates.TAMPERS, "something stands between the user's text and the representation prompt"),
