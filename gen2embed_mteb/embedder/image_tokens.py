@@ -102,7 +102,8 @@ class ImageTokens:
         self._renderer = renderer
         processor = renderer.processor
         # Settings may be changed after loading, such as the number of pixels, and the template with the prompt.
-        settings = f"{vars(getattr(processor, 'image_processor', None) or object)} {processor.chat_template}"
+        images = getattr(processor, "image_processor", None)
+        settings = f"{None if images is None else vars(images)} {processor.chat_template}"
         known = _KNOWN.get(processor)
         if known is None or known[0] != settings:
             known = _KNOWN[processor] = (settings, _Facts())

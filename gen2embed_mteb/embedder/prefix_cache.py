@@ -22,6 +22,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,7 @@ class PrefixEncoder:
         self._model = model
         self._reuse_prefix = reuse_prefix
         self._prefixes: dict[Side, _Prefix] = {}
+        self._lock = threading.RLock()
 
     @property
     def reuses_prefix(self) -> bool:
@@ -246,18 +248,19 @@ class PrefixEncoder:
         return int(equal.int().cumprod(dim=0).sum())
 
     def _prefix(self, side: Side) -> _Prefix:
-        if side not in self._prefixes:
-            one, other = (self._preprocess(side, [{"text": text}]) for text in ("a", "b"))
-            ids = [features["input_ids"][0] for features in (one, other)]
-            width = min(map(len, ids))
-            length = int((ids[0][:width] == ids[1][:width]).int().cumprod(dim=0).sum())
-            everything = torch.arange(len(ids[0]))[None]
-            others = self._others(one, everything, torch.ones_like(everything))
-            others = {name: value[:, :length] for name, value in others.items() if self._takes(name)}
-            self._prefixes[side] = _Prefix(ids[0][:length], others)
-            if length and family_of(self._model[0].config.model_type).is_generic:
-                self._check(side)
-        return self._prefixes[side]
+        with self._lock:  # batches may be prepared in several threads, and none before the check has passed
+            if side not in self._prefixes:
+                one, other = (self._preprocess(side, [{"text": text}]) for text in ("a", "b"))
+                ids = [features["input_ids"][0] for features in (one, other)]
+                width = min(map(len, ids))
+                length = int((ids[0][:width] == ids[1][:width]).int().cumprod(dim=0).sum())
+                everything = torch.arange(len(ids[0]))[None]
+                others = self._others(one, everything, torch.ones_like(everything))
+                others = {name: value[:, :length] for name, value in others.items() if self._takes(name)}
+                self._prefixes[side] = _Prefix(ids[0][:length], others)
+                if length and family_of(self._model[0].config.model_type).is_generic:
+                    self._check(side)
+            return self._prefixes[side]
 
     def _check(self, side: Side) -> None:
         """Compare vectors with and without the prefix, and of a batch with those of single inputs.
