@@ -219,4 +219,4 @@ def _prefix(model: Gen2Embed, samples: list[dict[str, Any]], single: dict[Side, 
 def _drift(model: Gen2Embed, samples: list[dict[str, Any]], single: dict[Side, _Vectors]) -> tuple[bool, str]:
     model.to(torch.bfloat16)
     cosines = [(_encoded(model, side, samples, batch_size=64) * single[side]).sum(axis=1).min() for side in SIDES]
-    return min(cosines) >= LEAST_COSINE, f"cosine {min(cosines):.4f}"
+    return bool(min(cosines) >= LEAST_COSINE), f"cosine {min(cosines):.4f}"

@@ -7,7 +7,8 @@ third, for side features such as LLaVA-OneVision's `batch_num_images`, and where
 batch with padded images (Idefics3).
 
 For these families `ImageRows` asks the processor itself: it processes blank images of the same sizes, alone, and counts
-the rows of every feature. Cost: one run of the processor per new combination of sizes (5 to 20 ms), none for the
+the rows of every feature. Some features hold indices into the rows of the whole batch (Molmo 2): from these the first
+index of the mini-batch is subtracted. Cost: one run of the processor per new combination of sizes (5 to 20 ms), none for the
 families that sentence-transformers can cut.
 """
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 NUM_ROWS = "_num_rows"
 """The suffix of the features (n,) int64 that say how many rows of another feature belong to each input."""
+FIRST_INDEX = "_first_index"
+"""The suffix of the features (n,) int64 that say from which number the indices in a feature count for each input."""
 
 _ROUNDING, _COARSE = 1e-3, 0.1
 """The largest differences of unit vectors that count as rounding, in float32 and in half precision."""
@@ -48,8 +51,10 @@ class ImageRows:
     def __init__(self, transformer: Any) -> None:
         """Keep the module; nothing is processed yet."""
         self._transformer = transformer
-        self._per_input: frozenset[str] | None = None
-        self._counted: dict[tuple[Size, ...], dict[str, int]] = {}
+        self._probed = False
+        self._per_input: frozenset[str] = frozenset()
+        self._indices: frozenset[str] = frozenset()
+        self._counted: dict[tuple[Size, ...], dict[str, tuple[int, int]]] = {}
 
     def add(self, features: dict[str, Any], contents: Sequence[Content]) -> None:
         """Add the numbers of rows to the features, where sentence-transformers cannot cut them.
@@ -64,11 +69,10 @@ class ImageRows:
         names = image_features(features)
         if not names or _is_cut_by_the_library(features, names):
             return
-        if self._per_input is None:
-            self._per_input = self._find_per_input()
+        self._probe()
         counts = [self._count(tuple(image.size for image in content.images)) for content in contents]
         for name in names:
-            rows = [1 if name in self._per_input else count.get(name, 0) for count in counts]
+            rows = [1 if name in self._per_input else count.get(name, (0, 0))[0] for count in counts]
             if sum(rows) != len(features[name]):
                 processor = type(self._transformer.processor).__name__
                 raise Gen2EmbedError(
@@ -76,25 +80,52 @@ class ImageRows:
                     "one by one: this model cannot be fine-tuned on images with a cached loss; train on texts alone"
                 )
             features[name + NUM_ROWS] = torch.tensor(rows, dtype=torch.long)
+            if name in self._indices:
+                spans = torch.tensor([count.get(name, (0, 0))[1] for count in counts], dtype=torch.long)
+                features[name + FIRST_INDEX] = spans.cumsum(dim=0) - spans
 
-    def _find_per_input(self) -> frozenset[str]:
-        """Return the features that have one row per input, also for an input without an image."""
+    def _probe(self) -> None:
+        """Find the features that have one row per input, and those that hold indices into the whole batch."""
+        if self._probed:
+            return
         one = Content("a", (Image.new("RGB", (64, 64)),))
-        features = self._processed([one, Content("a"), Content("a")])
-        return frozenset(name for name in image_features(features) if len(features[name]) == 3)
+        features = self._processed([one, one, Content("a"), Content("a"), Content("a")])
+        names = image_features(features)
+        self._per_input = frozenset(name for name in names if len(features[name]) == 5)
+        self._indices = frozenset(name for name in names if name not in self._per_input and _shift(features[name]))
+        self._probed = True
 
-    def _count(self, sizes: tuple[Size, ...]) -> dict[str, int]:
+    def _count(self, sizes: tuple[Size, ...]) -> dict[str, tuple[int, int]]:
+        """Return for each feature how many rows images of these sizes have, and how many indices they use."""
         if not sizes:
             return {}
         if sizes not in self._counted:
-            features = self._processed([Content("", tuple(Image.new("RGB", size) for size in sizes))])
-            self._counted[sizes] = {name: len(features[name]) for name in image_features(features)}
+            content = Content("", tuple(Image.new("RGB", size) for size in sizes))
+            # The second of two equal inputs tells by how much indices are shifted.
+            copies = 2 if self._indices else 1
+            features = self._processed([content] * copies)
+            self._counted[sizes] = {
+                name: (len(features[name]) // copies, _shift(features[name]) if name in self._indices else 0)
+                for name in image_features(features)
+            }
         return self._counted[sizes]
 
     def _processed(self, contents: list[Content]) -> dict[str, Any]:
         options = {"text": {"truncation": False}}
         messages = [content.as_messages() for content in contents]
         return dict(self._transformer.preprocess(messages, processing_kwargs=options))
+
+
+def _shift(values: Tensor) -> int:
+    """Return by how much the second half of an integer tensor is above the first; 0 if not by one number everywhere.
+
+    Negative integers stand for no index, and are left out.
+    """
+    if values.is_floating_point() or len(values) % 2:
+        return 0
+    first, second = values.chunk(2)
+    differences = (second - first)[first >= 0].unique()
+    return int(differences[0]) if len(differences) == 1 and bool((first < 0).eq(second < 0).all()) else 0
 
 
 def image_features(features: dict[str, Any]) -> list[str]:
@@ -107,7 +138,7 @@ def image_features(features: dict[str, Any]) -> list[str]:
     return [
         name
         for name, value in features.items()
-        if isinstance(value, Tensor) and value.shape != tokens and name != _COUNT and not name.endswith(NUM_ROWS)
+        if isinstance(value, Tensor) and value.shape != tokens and name != _COUNT and not _is_ours(name)
     ]
 
 
@@ -129,13 +160,20 @@ def minibatch(features: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
         New features, without padding that none of the inputs needs; without image features if no input has an image.
     """
     counts = {name.removesuffix(NUM_ROWS): rows for name, rows in features.items() if name.endswith(NUM_ROWS)}
-    others = {name: value for name, value in features.items() if name not in counts and not name.endswith(NUM_ROWS)}
+    others = {name: value for name, value in features.items() if name not in counts and not _is_ours(name)}
     cut: dict[str, Any] = _create_minibatch(others, begin, end)
     if counts and int(features[_COUNT][begin:end].sum()):
         for name, rows in counts.items():
             first = int(rows[:begin].sum())
             cut[name] = features[name][first : first + int(rows[begin:end].sum())]
+            if name + FIRST_INDEX in features:
+                lowest = features[name + FIRST_INDEX][begin]
+                cut[name] = torch.where(cut[name] < 0, cut[name], cut[name] - lowest)
     return cut
+
+
+def _is_ours(name: str) -> bool:
+    return name.endswith((NUM_ROWS, FIRST_INDEX))
 
 
 @torch.inference_mode()
