@@ -6,10 +6,10 @@ per image (LLaVA), a row per patch (Qwen2-VL), or a row per tile, where the numb
 third, for side features such as LLaVA-OneVision's `batch_num_images`, and where a mini-batch of texts is cut from a
 batch with padded images (Idefics3).
 
-For these families `ImageRows` asks the processor itself: it processes blank images of the same sizes, alone, and counts
-the rows of every feature. Some features hold indices into the rows of the whole batch (Molmo 2): from these the first
-index of the mini-batch is subtracted. Cost: one run of the processor per new combination of sizes (5 to 20 ms), none for the
-families that sentence-transformers can cut.
+For these families `ImageRows` asks the processor itself: it processes blank images of the same sizes, alone, and
+counts the rows of every feature. "Rows" may lie along another axis (MiniCPM-V). Some features hold indices into the
+rows of the whole batch (Molmo 2): from these the first index of the mini-batch is subtracted. Cost: one run of the
+processor per new combination of sizes (5 to 20 ms), none for the families that sentence-transformers can cut.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ NUM_ROWS = "_num_rows"
 """The suffix of the features (n,) int64 that say how many rows of another feature belong to each input."""
 FIRST_INDEX = "_first_index"
 """The suffix of the features (n,) int64 that say from which number the indices in a feature count for each input."""
+AXIS = "_axis"
+"""The suffix of the features (n,) int64 that all say along which axis the rows of a feature lie, if not the first."""
 
 _ROUNDING, _COARSE = 1e-3, 0.1
 """The largest differences of unit vectors that count as rounding, in float32 and in half precision."""
@@ -54,6 +56,7 @@ class ImageRows:
         self._probed = False
         self._per_input: frozenset[str] = frozenset()
         self._indices: frozenset[str] = frozenset()
+        self._axes: dict[str, int] = {}
         self._counted: dict[tuple[Size, ...], dict[str, tuple[int, int]]] = {}
 
     def add(self, features: dict[str, Any], contents: Sequence[Content]) -> None:
@@ -73,25 +76,31 @@ class ImageRows:
         counts = [self._count(tuple(image.size for image in content.images)) for content in contents]
         for name in names:
             rows = [1 if name in self._per_input else count.get(name, (0, 0))[0] for count in counts]
-            if sum(rows) != len(features[name]):
+            axis = self._axes.get(name, 0)
+            if sum(rows) != features[name].shape[axis]:
                 processor = type(self._transformer.processor).__name__
                 raise Gen2EmbedError(
-                    f"{processor} gives {name} {len(features[name])} rows for a batch, but {sum(rows)} for its inputs "
-                    "one by one: this model cannot be fine-tuned on images with a cached loss; train on texts alone"
+                    f"{processor} gives {name} {features[name].shape[axis]} rows for a batch, but {sum(rows)} for its "
+                    "inputs one by one: this model cannot be fine-tuned on images with a cached loss; train on texts alone"
                 )
             features[name + NUM_ROWS] = torch.tensor(rows, dtype=torch.long)
+            if axis:
+                features[name + AXIS] = torch.full((len(rows),), axis)
             if name in self._indices:
                 spans = torch.tensor([count.get(name, (0, 0))[1] for count in counts], dtype=torch.long)
                 features[name + FIRST_INDEX] = spans.cumsum(dim=0) - spans
 
     def _probe(self) -> None:
-        """Find the features that have one row per input, and those that hold indices into the whole batch."""
+        """Find out about each feature: one row per input or not, along which axis, and whether it holds indices."""
         if self._probed:
             return
         one = Content("a", (Image.new("RGB", (64, 64)),))
-        features = self._processed([one, one, Content("a"), Content("a"), Content("a")])
+        alone, features = self._processed([one]), self._processed([one, one, Content("a"), Content("a"), Content("a")])
         names = image_features(features)
         self._per_input = frozenset(name for name in names if len(features[name]) == 5)
+        for name in names:
+            sizes = zip(alone[name].shape, features[name].shape, strict=True)
+            self._axes[name] = next((axis for axis, (one, two) in enumerate(sizes) if one != two), 0)
         self._indices = frozenset(name for name in names if name not in self._per_input and _shift(features[name]))
         self._probed = True
 
@@ -105,7 +114,10 @@ class ImageRows:
             copies = 2 if self._indices else 1
             features = self._processed([content] * copies)
             self._counted[sizes] = {
-                name: (len(features[name]) // copies, _shift(features[name]) if name in self._indices else 0)
+                name: (
+                    features[name].shape[self._axes.get(name, 0)] // copies,
+                    _shift(features[name]) if name in self._indices else 0,
+                )
                 for name in image_features(features)
             }
         return self._counted[sizes]
@@ -165,7 +177,8 @@ def minibatch(features: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
     if counts and int(features[_COUNT][begin:end].sum()):
         for name, rows in counts.items():
             first = int(rows[:begin].sum())
-            cut[name] = features[name][first : first + int(rows[begin:end].sum())]
+            axis = int(features[name + AXIS][0]) if name + AXIS in features else 0
+            cut[name] = features[name].narrow(axis, first, int(rows[begin:end].sum()))
             if name + FIRST_INDEX in features:
                 lowest = features[name + FIRST_INDEX][begin]
                 cut[name] = torch.where(cut[name] < 0, cut[name], cut[name] - lowest)
@@ -173,7 +186,7 @@ def minibatch(features: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
 
 
 def _is_ours(name: str) -> bool:
-    return name.endswith((NUM_ROWS, FIRST_INDEX))
+    return name.endswith((NUM_ROWS, FIRST_INDEX, AXIS))
 
 
 @torch.inference_mode()

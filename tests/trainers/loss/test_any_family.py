@@ -7,7 +7,8 @@ import pytest
 import torch
 from gradients import gradients
 from PIL import Image
-from tiny_any import ANY, write_any
+from tiny_any import write_any
+from tiny_torchvision import LOADABLE
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.chat_formats.probing import takes_images
@@ -33,9 +34,9 @@ QUERIES = [{"text": "a text alone"}, {"image": WIDE}, {"text": "and a text", "im
 CANDIDATES = [{"image": TALL}, {"text": "short"}, {"text": "a longer text of some words"}, {"image": SMALL}]
 
 
-@pytest.fixture(scope="module", params=ANY)
+@pytest.fixture(scope="module", params=LOADABLE)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Gen2Embed:
-    folder: Path = write_any(request.param, tmp_path_factory.mktemp("models") / request.param)
+    folder: Path = write_any(request.param, tmp_path_factory.mktemp("models") / request.param, LOADABLE[request.param])
     return Gen2Embed(folder, device="cpu")
 
 
