@@ -81,7 +81,8 @@ class ImageRows:
                 processor = type(self._transformer.processor).__name__
                 raise Gen2EmbedError(
                     f"{processor} gives {name} {features[name].shape[axis]} rows for a batch, but {sum(rows)} for its "
-                    "inputs one by one: this model cannot be fine-tuned on images with a cached loss; train on texts alone"
+                    "inputs one by one: this model cannot be fine-tuned on images with a cached loss; train on texts "
+                    "alone"
                 )
             features[name + NUM_ROWS] = torch.tensor(rows, dtype=torch.long)
             if axis:

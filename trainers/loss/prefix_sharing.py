@@ -123,7 +123,7 @@ def num_shared(
     *,
     inputs_embeds: Tensor | None = None,
     position_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Any = None,
     past_key_values: Any = None,
     visual_pos_masks: Tensor | None = None,
     **others: Any,
@@ -133,7 +133,7 @@ def num_shared(
     Args:
         inputs_embeds: (n, length, d) token embeddings.
         position_ids: (n, length), or (axes, n, length) for M-RoPE, or None.
-        attention_mask: (n, length) of ones and zeros, or None.
+        attention_mask: (n, length) of ones and zeros, or None; any other form forbids sharing.
         past_key_values: None, or there is nothing to share.
         visual_pos_masks: (n, length), where tokens of images stand; a beginning ends before them.
         others: What else the decoder is given; anything unknown forbids sharing.
@@ -145,6 +145,8 @@ def num_shared(
     unknown = any(value is not None for name, value in others.items() if name not in allowed)
     if inputs_embeds is None or len(inputs_embeds) < 2 or past_key_values is not None or unknown:
         return 0
+    if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2):
+        return 0  # the model made the mask of each layer itself, since images attend otherwise than texts
     equal = (inputs_embeds == inputs_embeds[:1]).all(dim=2).all(dim=0)
     if position_ids is not None:
         equal &= (position_ids == position_ids[..., :1, :]).flatten(0, -2).all(dim=0)
