@@ -36,8 +36,8 @@ from trainers.batches.collation import CellReader
 from trainers.loss.saha_loss import TEMPERATURE
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/guides/prompts_and_families.md")
-_TABLE = re.compile(r"(<!-- families table -->\n\n).*?(\n<!-- end of the table -->)", re.S)
+_TABLE = re.compile(r"(<!-- families table -->\n\n).*?(<!-- end of the table -->)", re.S)
+_FOLDER = re.compile(r"(?<=[ =])/[^ ]*/")
 
 
 def main() -> None:
@@ -67,14 +67,14 @@ def main() -> None:
         "real": real,
         "templates": templates(arguments.templates) if arguments.templates else {},
         "versions": {**installed_versions(), "torchvision": _version_of_torchvision()},
-        "command": " ".join(["python", *sys.argv]),
+        "command": _FOLDER.sub("", " ".join(["python", *sys.argv])),
     }
     write_json(arguments.output, record)
     print(as_text(rows(record)))
     if arguments.pages:
-        for page in PAGES:
+        for page, table in tables(record).items():
             path = ROOT / page
-            text = _TABLE.sub(lambda found: found[1] + markdown(record) + found[2], path.read_text("utf-8"))
+            text = _TABLE.sub(lambda found, new=table: f"{found[1]}{new}\n{found[2]}", path.read_text("utf-8"))
             write_atomic(path, text.encode())
 
 
@@ -168,19 +168,52 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
                     f"`{found['type']}`" if weights != "real" else f"`{found['type']}`: {name}",
                     "text, images" if found["images"] else "text",
                     f"{sum(passed)} of {len(passed)}",
-                    f"{found['export']:.0e}",
-                    f"{found['gradients']:.0e}",
+                    _rounded(found["export"]),
+                    _rounded(found["gradients"]),
                     weights,
                 ]
             )
     return table
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """Return the table in Markdown."""
-    header, *lines = rows(record)
-    marks = "| --- | --- | ---: | ---: | ---: | --- |"
-    return "\n".join(["| " + " | ".join(header) + " |", marks, *("| " + " | ".join(line) + " |" for line in lines), ""])
+def tables(record: dict[str, Any]) -> dict[str, str]:
+    """Return the tables in Markdown, by the page that shows them.
+
+    Args:
+        record: The content of the JSON file.
+    """
+    whole = [(name, found) for name, found in record["families"].items() if _is_whole(found)]
+    real = [f"`{found['type']}` ({name})" for name, found in record["real"].items() if _is_whole(found)]
+    detected = [f"`{name}`" for name, found in record["templates"].items() if found == "detected"]
+    summary = [
+        ["proven on", "models"],
+        ["real weights", ", ".join(real)],
+        [
+            "tiny random weights, texts and images",
+            ", ".join(f"`{found['type']}`" for _, found in whole if found["images"]),
+        ],
+        ["tiny random weights, texts", ", ".join(f"`{found['type']}`" for _, found in whole if not found["images"])],
+        ["published chat templates", ", ".join(detected)],
+    ]
+    return {
+        "README.md": _markdown(summary, "| --- | --- |"),
+        "docs/guides/prompts_and_families.md": _markdown(rows(record), "| --- | --- | ---: | ---: | ---: | --- |"),
+    }
+
+
+def _is_whole(found: dict[str, Any]) -> bool:
+    return (
+        all(passed for passed, _ in found["checks"].values()) and found["export"] < 1e-5 and found["gradients"] < 1e-4
+    )
+
+
+def _markdown(table: list[list[str]], marks: str) -> str:
+    header, *lines = ("| " + " | ".join(line) + " |" for line in table)
+    return "\n".join([header, marks, *lines, ""])
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.0e}" if value else "0"
 
 
 def _version_of_torchvision() -> str:
