@@ -10,12 +10,15 @@ of a process is what is tested, run a new one.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,25 @@ def _serve() -> list[str]:
     sys.exit()
 
 
+def _main(command: list[str]) -> None:
+    """Run a command and end as Python does, but leave the libraries' objects to the system: that saves two seconds."""
+    status = 1
+    try:
+        _run(command)
+        status = 0
+    except SystemExit as ending:
+        if isinstance(ending.code, str):
+            sys.stderr.write(ending.code + "\n")
+        status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _run(command: list[str]) -> None:
     kind, *words = command
     if kind == "-m":
@@ -113,4 +135,4 @@ def _run(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _run(_serve())
+    _main(_serve())
