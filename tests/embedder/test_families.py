@@ -7,6 +7,7 @@ import shutil
 import pytest
 from PIL import Image
 from tiny_models import FAMILIES as NAMES
+from vllm_rule import content_format
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.families import FAMILIES, chat_template, check_layout, family_of, prompt_of
@@ -27,6 +28,12 @@ def test_the_four_families_are_known():
 def test_the_prompt_can_be_read_back_from_a_template(name, layout):
     for family in FAMILIES.values():
         assert prompt_of(chat_template(family, STRATEGIES[name], layout)) == STRATEGIES[name]
+
+
+@pytest.mark.parametrize("layout", ["native", "official"])
+def test_vllm_knows_that_the_content_is_a_list_of_parts(layout):
+    for family in FAMILIES.values():
+        assert content_format(chat_template(family, STRATEGIES["hierarchical"], layout)) == "openai"
 
 
 def test_no_prompt_is_read_from_another_s_template():
