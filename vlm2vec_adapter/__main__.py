@@ -73,7 +73,7 @@ def _command(words: list[str]) -> None:
     report.add_argument("--metadata", nargs="+", default=(), metavar="KEY=VALUE", help="for the leaderboard")
     asked = parser.parse_args(words)
     if asked.command == "report":
-        from vlm2vec_adapter.report import write
+        from vlm2vec_adapter.results.report import write
 
         pairs = [item.partition("=") for item in asked.metadata]
         print(write(asked.folders, {key: value for key, _, value in pairs}))

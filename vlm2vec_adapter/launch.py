@@ -34,7 +34,7 @@ def generation_of(script: Path) -> ModuleType:
         raise FileNotFoundError(f"{script}: no such file; pass the path of VLM2Vec's eval.py")
     for name, file in GENERATIONS.items():
         if (script.parent / file).is_file():
-            return import_module(f"vlm2vec_adapter.{name}")
+            return import_module(f"vlm2vec_adapter.scripts.{name}")
     raise Gen2EmbedError(
         f"{script.parent} is no checkout of VLM2Vec: none of {', '.join(GENERATIONS.values())} is there; "
         "git clone https://github.com/TIGER-AI-Lab/VLM2Vec (branch main is V2, branch v1 is v1)"
@@ -61,8 +61,8 @@ def prepare(script: Path, arguments: Sequence[str]) -> None:
     folder = str(script.parent.resolve())
     sys.argv = [str(script), *rest]
     sys.path.insert(0, folder)  # what `python SCRIPT` does
-    from vlm2vec_adapter.session import Session
-    from vlm2vec_adapter.stubs import stubbed
+    from vlm2vec_adapter.scripts.session import Session
+    from vlm2vec_adapter.scripts.stubs import stubbed
 
     session = Session(options, generation.NAME, Share.from_environment(), generation.describe_datasets)
     with stubbed(generation.VENDORED):

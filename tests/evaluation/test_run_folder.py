@@ -20,7 +20,7 @@ from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from gen2embed_mteb.sugarcrepe.evaluate import SUGARCREPE_BENCHMARK, evaluate_captions
-from vlm2vec_adapter import report
+from vlm2vec_adapter.results import report
 
 NAMES = list(COLOURS)
 

@@ -31,7 +31,7 @@ from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
 from gen2embed_mteb.images.source import ImageSource
 from trainers.batches.collation import CellReader
 from trainers.data.cached_images import CachedImages
-from vlm2vec_adapter.engine import Engine, Sample
+from vlm2vec_adapter.scripts.engine import Engine, Sample
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 RANDOM = np.random.default_rng(5)

@@ -294,7 +294,7 @@ def test_killed_while_vectors_are_written_the_next_run_ends_alike(
     words = [checkout.script, *MODEL, *flags(checkout.generation, folder), "--max_len", str(MAX_LEN)]
     dying = f"""
 import os
-from vlm2vec_adapter import vector_files
+from vlm2vec_adapter.results import vector_files
 class Dying(vector_files._Digesting):
     def write(self, data):
         if self._file.name.endswith("NIGHTS_tgt"):

@@ -28,16 +28,17 @@ from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.storage.atomic import ForeignFileError
-from vlm2vec_adapter import output, startup
+from vlm2vec_adapter import startup
 from vlm2vec_adapter.__main__ import main
 from vlm2vec_adapter.datasets import candidates_are_queries
-from vlm2vec_adapter.engine import KEY, Engine, Sample
 from vlm2vec_adapter.options import Options, UsageError, take_options, wants_us
-from vlm2vec_adapter.report import read_run, write
-from vlm2vec_adapter.session import Session
+from vlm2vec_adapter.results import output
+from vlm2vec_adapter.results.report import read_run, write
+from vlm2vec_adapter.results.vector_files import VectorFileError, VectorFiles
+from vlm2vec_adapter.scripts.engine import KEY, Engine, Sample
+from vlm2vec_adapter.scripts.session import Session
+from vlm2vec_adapter.scripts.stubs import PACKAGES, stubbed
 from vlm2vec_adapter.startup import command_for
-from vlm2vec_adapter.stubs import PACKAGES, stubbed
-from vlm2vec_adapter.vector_files import VectorFileError, VectorFiles
 
 SCRIPT = str(STANDINS / "vlm2vec_standin_v1" / "eval.py")
 

@@ -133,7 +133,7 @@ def test_vlm2vec_loads_through_the_same_checks(hostile):
 
     from gen2embed_mteb.bulk.processes import Share
     from vlm2vec_adapter.options import Options
-    from vlm2vec_adapter.session import Session
+    from vlm2vec_adapter.scripts.session import Session
 
     folder, proof = hostile
     session = Session(Options(), "v2", Share(), lambda _: {})

@@ -29,7 +29,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.storage.atomic import set_aside, sha256_of
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
-from vlm2vec_adapter.vector_files import VECTORS, FileEntry
+from vlm2vec_adapter.results.vector_files import VECTORS, FileEntry
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Any
 from gen2embed_mteb.names import Side
 from vlm2vec_adapter import BACKBONE
 from vlm2vec_adapter.datasets import candidates_are_queries
-from vlm2vec_adapter.engine import KEY, Sample
-from vlm2vec_adapter.session import Session
+from vlm2vec_adapter.scripts.engine import KEY, Sample
+from vlm2vec_adapter.scripts.session import Session
 
 NAME = "v1"
 VENDORED = ("src.vlm_backbone",)

@@ -23,7 +23,7 @@ from gen2embed_mteb.mmeb.report import LEADERBOARD_METADATA, averages_table, lea
 from gen2embed_mteb.mmeb.scoring import RANKING_METRICS, average_figures
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from vlm2vec_adapter.datasets import known_datasets
-from vlm2vec_adapter.output import WRITER, read_record
+from vlm2vec_adapter.results.output import WRITER, read_record
 
 OTHER_MODALITIES = {"video": "hit@1", "visdoc": "ndcg_linear@5"}
 """V2's other modalities besides images, with the figure that its leaderboard averages."""

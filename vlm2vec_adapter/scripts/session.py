@@ -20,10 +20,11 @@ from gen2embed_mteb.embedder.model_folder.adapters import CONFIG_FILE
 from gen2embed_mteb.embedder.prompts import strategy
 from gen2embed_mteb.images.files import follows_links
 from gen2embed_mteb.images.source import ImageSource
-from vlm2vec_adapter import BACKBONE, output
-from vlm2vec_adapter.engine import Engine
+from vlm2vec_adapter import BACKBONE
 from vlm2vec_adapter.options import Options, UsageError
-from vlm2vec_adapter.vector_files import FileEntry, VectorFiles
+from vlm2vec_adapter.results import output
+from vlm2vec_adapter.results.vector_files import FileEntry, VectorFiles
+from vlm2vec_adapter.scripts.engine import Engine
 
 logger = logging.getLogger(__name__)
 
