@@ -43,13 +43,20 @@ def template_of(processor: Any) -> str:
     Raises:
         Gen2EmbedError: There is none.
     """
+    named: list[str] = []
     for one in (processor, getattr(processor, "tokenizer", None)):
         template = getattr(one, "chat_template", None)
         if isinstance(template, dict):
+            named += map(str, template)
             template = template.get("default")
         if isinstance(template, str) and template.strip():
             return template
     name = getattr(processor, "name_or_path", "") or type(processor).__name__
+    if named:
+        raise Gen2EmbedError(
+            f"{name} has chat templates named {', '.join(sorted(named))}, but none named default: pass one of them as "
+            "a text: processor_kwargs={'chat_template': …}"
+        )
     raise Gen2EmbedError(
         f"{name} has no chat template, so that no prompt can be given to it: take an instruction-tuned version of the "
         "model, or pass a template of your own: processor_kwargs={'chat_template': …}"
