@@ -5,8 +5,8 @@
 2. Each is rendered for six conversations on both sides (`rules`). The first that breaks no rule is taken.
 3. Then every switch that changes no rendering is dropped.
 
-Cost: about sixty renderings of one compiled template, whose lines are counted (`limits`), 60 to 200 ms. An exported model is never probed: its format is
-read from its template.
+Cost: about sixty renderings of one compiled template, whose lines are counted (`limits`): 60 to 200 ms. An exported
+model is not probed: its format is read from its template, which is rendered once, to see that it still can be.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def _tried(
         return {}, [f"the template raises {type(error).__name__}: {one_line(error)[:200]}"]
     faults = broken_rules(rendered, {side: text for (_, side), text in plain.items()})
     if not faults and _rendered(template, chat_format, PROMPT, conversations, variables) != rendered:
-        faults.append("the template writes another text each time for the same conversation, so that vectors would change")
+        faults.append(
+            "the template writes another text each time for the same conversation, so that vectors would change"
+        )
     return rendered, faults
 
 

@@ -107,6 +107,26 @@ def chat_format_of(processor: Any) -> Detected:
     )
 
 
+def try_template(template: str, tokenizer: Any) -> None:
+    """Render a text once in a template that was exported: its folder may have been changed since.
+
+    Args:
+        template: A template with a prompt.
+        tokenizer: The tokenizer, whose special tokens the template can read.
+
+    Raises:
+        Gen2EmbedError: The template raises, or runs or writes more than is allowed (see `limits`).
+    """
+    try:
+        render(template, TEXT.messages, "query", tokenizer.special_tokens_map)
+    except Gen2EmbedError:
+        raise
+    except Exception as error:  # whatever it raises follows from the template
+        raise Gen2EmbedError(
+            f"the exported chat template raises {type(error).__name__}: {one_line(error)[:200]}; export the model again"
+        ) from error
+
+
 def _image_text(processor: Any) -> str:
     for name in ("boi_token", "image_token"):
         token = getattr(processor, name, None)

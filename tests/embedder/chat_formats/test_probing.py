@@ -127,6 +127,8 @@ def test_named_templates_without_a_default_are_listed():
         chat_template: ClassVar[dict[str, str]] = {"rag": "{{ 1 }}", "tool_use": "{{ 2 }}"}
         name_or_path = "org/model"
 
-    with pytest.raises(Gen2EmbedError, match="org/model has chat templates named rag, tool_use, but none named default"):
+    with pytest.raises(
+        Gen2EmbedError, match="org/model has chat templates named rag, tool_use, but none named default"
+    ):
         template_of(Tokenizer())
     assert template_of(type("Named", (), {"chat_template": {"default": "a", "rag": "b"}})()) == "a"
