@@ -305,6 +305,26 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f'Written to {output}. Load it with SentenceTransformer("{output}").')
 
 
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    from gen2embed_mteb.config import LoadingOptions, ModelArgument
+    from trainers.calibration import CalibrateConfig
+
+    add_flags(parser, ModelArgument)
+    add_flags(parser, ExportOptions)
+    add_flags(parser, LoadingOptions)
+    add_flags(parser, CalibrateConfig)
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from gen2embed_mteb.config import LoadingOptions, ModelArgument
+    from trainers.calibration import CalibrateConfig, run
+
+    model, output = from_flags(ModelArgument, arguments).model, from_flags(ExportOptions, arguments).output
+    options = from_flags(LoadingOptions, arguments).arguments()
+    print(run(options, model, output, from_flags(CalibrateConfig, arguments)))
+    print(f'\nWritten to {output}. Load it with Gen2Embed("{output}") or SentenceTransformer("{output}").')
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     from gen2embed_mteb.demo.config import DemoConfig
 
@@ -368,6 +388,9 @@ COMMANDS = {
         "what a model will read, and how its chat format was found; loads no weights",
         _add_inspect_prompt,
         _inspect_prompt,
+    ),
+    "calibrate": Command(
+        "fit a calibration on unlabelled inputs, and write the model with it", _add_calibrate, _calibrate
     ),
     "export": Command("write a directory that plain SentenceTransformer loads", _add_export, _export),
     "mteb": Command("mteb's own command line, with the models and tasks of Gen2Embed in it", None, _mteb),

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
+from gen2embed_mteb.embedder import calibration as calibrations
 from gen2embed_mteb.embedder.behind_pooling import run_modules
+from gen2embed_mteb.embedder.calibration import SHRINKAGE, CalibrationRecord, Means
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import format_of, prompt_of
 from gen2embed_mteb.embedder.chat_formats.probing import takes_images
@@ -65,6 +67,7 @@ class Gen2Embed(SentenceTransformer):
 
     Attributes:
         source: Hub id or directory that the model was loaded from.
+        calibration: What the model's calibration was fitted on; `None` if it has none.
 
     Raises:
         ValueError: The prompt mode, layout or resize policy is unknown, the model cannot be used (see
@@ -103,6 +106,7 @@ class Gen2Embed(SentenceTransformer):
             "gguf_file": gguf_file,
         }
         self._is_base = False
+        self.calibration: CalibrationRecord | None = None
         self._layout: ImageLayout = layout
         self.image_root = image_root
         compat.install()
@@ -119,6 +123,14 @@ class Gen2Embed(SentenceTransformer):
                     f"{name} is an exported model, gguf_file={gguf_file!r} is for base models: leave it out"
                 )
             checked_loading.check_pooling(name, self)
+            self.calibration = CalibrationRecord.read(Path(name))
+            if self.calibration is not None and (adapter is not None or prompt_mode not in (None, self.prompt)):
+                logger.warning(
+                    "%s was calibrated with its own prompt and weights; with others it is used without calibration. "
+                    "Calibrate it again: gen2embed calibrate",
+                    name,
+                )
+                calibrations.detach(self)
             if adapter is not None:
                 adapters.load_adapter(self[0].model, adapter, **hub)
         self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
@@ -283,6 +295,38 @@ class Gen2Embed(SentenceTransformer):
             )
         )
 
+    def calibrate(
+        self,
+        queries: Sequence[Any],
+        documents: Sequence[Any],
+        *,
+        shrinkage: float = SHRINKAGE,
+        means: Means = "shared",
+        data: str = "",
+        **options: Any,
+    ) -> CalibrationRecord:
+        """Fit an affine map on unlabelled inputs and put it behind the model; an earlier one is replaced.
+
+        See `calibration`. All ways of encoding, `save_pretrained` and the fingerprint include the map.
+
+        Args:
+            queries: Inputs like those that will be encoded as queries; some hundreds.
+            documents: The same for candidates. They need not belong to the queries.
+            shrinkage: How little the directions are evened out, in (0, 1]; 1 subtracts the mean alone.
+            means: "shared", one mean for both sides; "side", one for each.
+            data: What the inputs are, for the record.
+            options: Options of `encode`: `batch_size`, `show_progress_bar`, …
+
+        Returns:
+            The record.
+
+        Raises:
+            Gen2EmbedError: A setting is out of its range, or there are fewer than 100 inputs, or none of a side.
+        """
+        return calibrations.calibrate(
+            self, queries, documents, shrinkage=shrinkage, means=means, data=data, options=options
+        )
+
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Run the modules as sentence-transformers does, but normalise in float32: bfloat16 norms are off by 1e-3."""
         return run_modules(self, list(self.named_children()), input, **kwargs)
@@ -369,7 +413,13 @@ class Gen2Embed(SentenceTransformer):
         if not safe_serialization:
             raise Gen2EmbedError("safe_serialization=False would write pickled weights; leave it out")
         checked_loading.prepare_tokenizer(self.tokenizer)
-        write = partial(super().save, model_name=model_name, create_model_card=create_model_card)
+        stock = partial(super().save, model_name=model_name, create_model_card=create_model_card)
+
+        def write(folder: str) -> None:
+            stock(folder)
+            if self.calibration is not None:
+                self.calibration.write(Path(folder))
+
         reason = self._inexpressible()
         if _CHECKPOINT.fullmatch(Path(path).name) and adapters.has_adapter(self[0].model):
             saving.save_checkpoint(self, path, write, whole=not reason)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sentence_transformers.base.modules import Router
 
 from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model_folder import adapters, compat
@@ -46,7 +47,7 @@ _DECISIVE = re.compile(
     r"(model|pytorch_model|adapter_model|consolidated)[^/]*\.(safetensors|bin|pt|pth|json)|adapter_config\.json"
     r"|config\.json|config_sentence_transformers\.json|sentence_[a-z_]*config\.json|modules\.json|generation_config\.json"
     r"|[a-z_]*processor_config\.json|tokenizer.*|vocab\..*|merges\.txt|added_tokens\.json|special_tokens_map\.json"
-    r"|chat_template.*|additional_chat_templates/.*"
+    r"|chat_template.*|additional_chat_templates/.*|calibration\.json"
 )
 """Files that a loader finds by name: one that remained from another model would be mixed with the new model."""
 
@@ -248,14 +249,25 @@ def check_written(folder: Path, modules: list[nn.Module], model: nn.Module) -> N
     ]
     faults += _differences(_shapes(model.state_dict()), _shapes(loaded.state_dict()))
     for number, module in enumerate(modules):
-        state = module.state_dict()
-        if number and state:
-            path = folder / f"{number}_{type(module).__name__}" / "model.safetensors"
-            faults += _differences(_shapes(state), adapters.shapes_in(path) if path.is_file() else {})
+        for place, part in _parts(module, folder / f"{number}_{type(module).__name__}") if number else ():
+            path, state = place / "model.safetensors", part.state_dict()
+            if state:
+                faults += _differences(_shapes(state), adapters.shapes_in(path) if path.is_file() else {})
     if any(tensor.device.type == "meta" for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)):
         faults.append("the model in memory has weights without values (device 'meta')")
     if faults:
         raise _refusal(faults)
+
+
+def _parts(module: nn.Module, folder: Path) -> list[tuple[Path, nn.Module]]:
+    """Return a module with its folder; for a `Router` those inside it, each once."""
+    if not isinstance(module, Router):
+        return [(folder, module)]
+    found: dict[int, tuple[Path, nn.Module]] = {}
+    for route, parts in module.sub_modules.items():
+        for number, part in enumerate(parts):
+            found.setdefault(id(part), (folder / f"{route}_{number}_{type(part).__name__}", part))
+    return list(found.values())
 
 
 def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
@@ -296,5 +308,6 @@ def _can_be_renamed_onto(target: Path) -> bool:
 def _left_of_before(target: Path) -> list[str]:
     files = [path.relative_to(target).as_posix() for path in target.glob("*") if path.is_file() or path.is_symlink()]
     files += [path.relative_to(target).as_posix() for path in target.glob("[0-9]*_[A-Z]*/*")]
+    files += [path.relative_to(target).as_posix() for path in target.glob("[0-9]*_[A-Z]*/*/*")]
     files += [path.relative_to(target).as_posix() for path in target.glob("additional_chat_templates/*")]
     return sorted(name for name in files if _DECISIVE.fullmatch(name.rpartition("/")[2]) or _DECISIVE.fullmatch(name))
