@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.embedder.chat_formats.detection import render, unprompted_text
-from gen2embed_mteb.embedder.chat_formats.header import own_template, prompt_of, template_with_prompt
+from gen2embed_mteb.embedder.chat_formats.header import own_template, parts_of, prompt_of, template_with_prompt
 from gen2embed_mteb.embedder.chat_formats.probing import chat_format_of, takes_images, template_of
 from gen2embed_mteb.embedder.families import chat_template, family_of
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
@@ -63,7 +63,9 @@ def inspect_prompt(
     check_supported(config)
     processor = _processor(source, shared)
     family = family_of(config.model_type)
-    found = prompt_of(processor.chat_template)
+    # A model's own template may begin like one of those written by hand.
+    known = parts_of(processor.chat_template) if family.is_generic else None
+    found = known.prompt if known else None if family.is_generic else prompt_of(processor.chat_template)
     prompt = strategy(prompt_mode) if prompt_mode is not None else found or strategy(DEFAULT)
     lines = [
         f"model: {name} (type {config.model_type}, {'images and text' if takes_images(processor) else 'text alone'})",

@@ -85,3 +85,10 @@ def test_a_model_without_a_template_is_refused(tiny_dir, tmp_path, capsys):
         inspect_prompt(folder)
     assert main(["inspect-prompt", str(folder)]) == 2
     assert "has no chat template" in capsys.readouterr().err
+
+
+def test_a_template_that_begins_like_one_of_ours_is_a_model_s_own(tiny_dir, tmp_path):
+    folder = shutil.copytree(tiny_dir("llama"), tmp_path / "model")
+    path = folder / "chat_template.jinja"
+    path.write_text('{%- set prompt = {"a": 1} -%}\n' + path.read_text())
+    assert inspect_prompt(folder).splitlines()[1:] == inspect_prompt(tiny_dir("llama")).splitlines()[1:]

@@ -5,8 +5,8 @@
 2. Each is rendered for six conversations on both sides (`rules`). The first that breaks no rule is taken.
 3. Then every switch that changes no rendering is dropped.
 
-Cost: about fifty renderings of one compiled template, 45 to 75 ms. An exported model is never probed: its format is
-read from its template.
+Cost: about sixty renderings of one compiled template, whose lines are counted (`limits`): 60 to 200 ms. An exported
+model is not probed: its format is read from its template, which is rendered once, to see that it still can be.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from gen2embed_mteb.embedder.chat_formats.chat_format import JOINERS, ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import open_template, variables_of
+from gen2embed_mteb.embedder.chat_formats.limits import TemplateLimitError, check_length, limited_lines
 from gen2embed_mteb.embedder.chat_formats.rules import (
     CONVERSATIONS,
     FIRST,
@@ -70,7 +71,8 @@ def detect(
         image: The processor's placeholder of an image, for templates that take a string alone.
 
     Raises:
-        Gen2EmbedError: No candidate keeps all rules; the message names the rules that each one breaks.
+        Gen2EmbedError: No candidate keeps all rules; the message names the rules that each one breaks. Or the template
+            runs or writes more than is allowed (see `limits`).
     """
     variables = dict(variables or {})
     conversations = [one for one in CONVERSATIONS if images or not one.images]
@@ -101,11 +103,16 @@ def render(
         messages: The conversation.
         side: The side, which the template reads as `task`.
         variables: What else the template can read.
+
+    Raises:
+        Gen2EmbedError: The template runs or writes more than is allowed (see `limits`).
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     given = {**(variables or {}), **({} if side is None else {"task": side})}
-    rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **given)
+    with limited_lines():
+        rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **given)
+    check_length(rendered[0])
     return str(rendered[0])
 
 
@@ -116,9 +123,16 @@ def _tried(
     try:
         rendered = _rendered(template, chat_format, PROMPT, conversations, variables)
         plain = _rendered(template, chat_format, NO_PROMPT, [TEXT], variables)
+    except TemplateLimitError:  # another format would take as long
+        raise
     except Exception as error:  # whatever it raises follows from the template
         return {}, [f"the template raises {type(error).__name__}: {one_line(error)[:200]}"]
-    return rendered, broken_rules(rendered, {side: text for (_, side), text in plain.items()})
+    faults = broken_rules(rendered, {side: text for (_, side), text in plain.items()})
+    if not faults and _rendered(template, chat_format, PROMPT, conversations, variables) != rendered:
+        faults.append(
+            "the template writes another text each time for the same conversation, so that vectors would change"
+        )
+    return rendered, faults
 
 
 def _rendered(

@@ -43,13 +43,20 @@ def template_of(processor: Any) -> str:
     Raises:
         Gen2EmbedError: There is none.
     """
+    named: list[str] = []
     for one in (processor, getattr(processor, "tokenizer", None)):
         template = getattr(one, "chat_template", None)
         if isinstance(template, dict):
+            named += map(str, template)
             template = template.get("default")
         if isinstance(template, str) and template.strip():
             return template
     name = getattr(processor, "name_or_path", "") or type(processor).__name__
+    if named:
+        raise Gen2EmbedError(
+            f"{name} has chat templates named {', '.join(sorted(named))}, but none named default: pass one of them as "
+            "a text: processor_kwargs={'chat_template': …}"
+        )
     raise Gen2EmbedError(
         f"{name} has no chat template, so that no prompt can be given to it: take an instruction-tuned version of the "
         "model, or pass a template of your own: processor_kwargs={'chat_template': …}"
@@ -98,6 +105,26 @@ def chat_format_of(processor: Any) -> Detected:
         f"{type(processor).__name__} does not take the prompt that its chat template renders: {faults[-1][1]}. "
         "Such a model cannot be used here"
     )
+
+
+def try_template(template: str, tokenizer: Any) -> None:
+    """Render a text once in a template that was exported: its folder may have been changed since.
+
+    Args:
+        template: A template with a prompt.
+        tokenizer: The tokenizer, whose special tokens the template can read.
+
+    Raises:
+        Gen2EmbedError: The template raises, or runs or writes more than is allowed (see `limits`).
+    """
+    try:
+        render(template, TEXT.messages, "query", tokenizer.special_tokens_map)
+    except Gen2EmbedError:
+        raise
+    except Exception as error:  # whatever it raises follows from the template
+        raise Gen2EmbedError(
+            f"the exported chat template raises {type(error).__name__}: {one_line(error)[:200]}; export the model again"
+        ) from error
 
 
 def _image_text(processor: Any) -> str:

@@ -12,7 +12,7 @@ from sentence_transformers.base.modality import InputFormatter
 from sentence_transformers.sentence_transformer.modules import Transformer
 
 from gen2embed_mteb.embedder.chat_formats.header import own_template, parts_of, prompt_of, template_with_prompt
-from gen2embed_mteb.embedder.chat_formats.probing import chat_format_of, template_of
+from gen2embed_mteb.embedder.chat_formats.probing import chat_format_of, template_of, try_template
 from gen2embed_mteb.embedder.families import Family, chat_template, family_of
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.adapters import load_adapter
@@ -211,7 +211,8 @@ def renew_template(transformer: Transformer, family: Family, prompt: Hierarchica
         prompt: The prompt.
 
     Raises:
-        Gen2EmbedError: The family is generic, and the template is not one that Gen2Embed wrote.
+        Gen2EmbedError: The family is generic, and the template is not one that Gen2Embed wrote, raises, or runs or
+            writes more than is allowed.
     """
     if not family.is_generic:
         transformer.processor.chat_template = chat_template(family, prompt)
@@ -222,7 +223,9 @@ def renew_template(transformer: Transformer, family: Family, prompt: Hierarchica
             f"the chat template of this {family.name} model was not written by Gen2Embed, so that it has no place for "
             "the prompt; write the folder again: gen2embed export BASE_MODEL OUT"
         )
-    set_template(transformer.processor, template_with_prompt(parts.own, prompt, parts.chat_format))
+    template = template_with_prompt(parts.own, prompt, parts.chat_format)
+    try_template(template, transformer.tokenizer)
+    set_template(transformer.processor, template)
 
 
 def ensure_padding(tokenizer: Any) -> None:

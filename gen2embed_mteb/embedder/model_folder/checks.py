@@ -201,6 +201,12 @@ def check(
     if gguf_file is not None:
         check_gguf(folder, gguf_file)
     elif config is None and adapter is None:
+        gguf = sorted(path.name for path in folder.glob("*.gguf"))
+        if gguf:
+            raise ModelFolderError(
+                f"{folder}: no config.json, but GGUF files ({', '.join(gguf[:5])}); pass the name of one as gguf_file, "
+                f"on the command line --gguf_file {gguf[0]}"
+            )
         raise ModelFolderError(
             f"{folder}: no config.json, so it is not a model's folder; pass the folder that has that file"
         )
@@ -355,6 +361,15 @@ def _check_files(folder: Path) -> None:
             raise ModelFolderError(f"{path}: not a regular file; a model's folder holds plain files, or links to them")
         if path.suffix != ".safetensors" and found.st_size > MAX_TEXT_BYTES:
             raise ModelFolderError(f"{path}: {found.st_size} bytes; at most {MAX_TEXT_BYTES} are read")
+        if path.suffix == ".jinja":
+            _check_template(path)
+
+
+def _check_template(path: Path) -> None:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFolderError(f"{path}: not a text in UTF-8 ({error}); copy or download it again") from error
 
 
 def _optional(path: Path) -> dict[str, Any] | None:

@@ -153,6 +153,8 @@ def check_processor(path: Path, settings: dict[str, Any]) -> None:
             raise refuse(path, f"{key} is refused", "remove that key")
         if key in _CLASSES and not _is_class(key, value):
             raise refuse(path, f"{key} {str(value)[:80]!r} is not a class of transformers", "use another model")
+        if key == "chat_template" and not _is_template(value):
+            raise refuse(path, "chat_template is neither a text nor texts with a name", "correct that key")
         if key in ("min_pixels", "shortest_edge"):
             _check_number(path, key, value, MAX_LEAST_PIXELS)
         if key in ("patch_size", "merge_size", "temporal_patch_size", "num_additional_image_tokens"):
@@ -162,6 +164,15 @@ def check_processor(path: Path, settings: dict[str, Any]) -> None:
             raise refuse(path, f"{key} is not a list of at most {MAX_ENTRIES} sizes", "correct that key")
         if key == "fast_tokenizer_files" and any(Path(str(name)).name != name for name in value):
             raise refuse(path, f"{key} names files elsewhere", "remove that key")
+
+
+def _is_template(value: Any) -> bool:
+    """Return whether transformers reads this as chat templates: a text, or several by name."""
+    if isinstance(value, list):
+        texts = [one.get(key) if isinstance(one, dict) else None for one in value for key in ("name", "template")]
+    else:
+        texts = list(value.values()) if isinstance(value, dict) else [value]
+    return all(isinstance(text, str) for text in texts)
 
 
 _CLASSES = {

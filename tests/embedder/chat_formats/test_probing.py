@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -119,3 +120,15 @@ def test_a_processor_that_writes_behind_the_prompt_is_refused(tiny_dir):
     )
     with pytest.raises(Gen2EmbedError, match=r"'<\|im_end\|>' behind the prompt"):
         chat_format_of(processor)
+
+
+def test_named_templates_without_a_default_are_listed():
+    class Tokenizer:
+        chat_template: ClassVar[dict[str, str]] = {"rag": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+        name_or_path = "org/model"
+
+    with pytest.raises(
+        Gen2EmbedError, match="org/model has chat templates named rag, tool_use, but none named default"
+    ):
+        template_of(Tokenizer())
+    assert template_of(type("Named", (), {"chat_template": {"default": "a", "rag": "b"}})()) == "a"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -607,3 +608,20 @@ def test_in_a_process_of_its_own_by_the_variables_of_the_hub(hostile, exported, 
         assert done.returncode == status, done.stderr
         assert ("(1, 32) Transformer None" in done.stdout) == (status == 0)
     assert not hostile[1].exists()
+
+
+def test_a_chat_template_is_a_text_or_texts_by_name(tiny_dir, tmp_path):
+    folder = shutil.copytree(tiny_dir("llama"), tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    for wrong in (5, [1, 2], [{"name": "default"}], {"default": 5}, [{"name": 1, "template": "a"}]):
+        path.write_text(json.dumps({**settings, "chat_template": wrong}))
+        with pytest.raises(Gen2EmbedError, match=r"tokenizer_config\.json: chat_template is neither a text nor texts"):
+            Gen2Embed(folder, device="cpu")
+
+
+def test_a_template_that_is_not_utf_8_is_named(tiny_dir, tmp_path):
+    folder = shutil.copytree(tiny_dir("llama"), tmp_path / "model")
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfea")
+    with pytest.raises(Gen2EmbedError, match=r"chat_template\.jinja: not a text in UTF-8"):
+        Gen2Embed(folder, device="cpu")

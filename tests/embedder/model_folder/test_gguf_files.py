@@ -127,3 +127,10 @@ def test_a_gguf_file_gives_the_vectors_of_its_weights(gguf_folder, tiny_dir, tmp
 def test_export_takes_a_gguf_file(gguf_folder, tmp_path):
     assert main(["export", str(gguf_folder), str(tmp_path / "out"), "--gguf-file", NAME, "--device", "cpu"]) == 0
     assert Gen2Embed(tmp_path / "out", device="cpu").encode_query(["a fox"]).shape == (1, 32)
+
+
+def test_a_folder_with_gguf_files_alone_names_the_flag(tmp_path):
+    (tmp_path / "b.gguf").write_bytes(b"GGUF")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(Gen2EmbedError, match=r"GGUF files \(a\.gguf, b\.gguf\); .* --gguf_file a\.gguf"):
+        Gen2Embed(tmp_path, device="cpu")

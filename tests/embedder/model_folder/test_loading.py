@@ -271,3 +271,21 @@ def test_a_tokenizer_with_no_token_to_pad_with(copy):
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": None, "eos_token": None}))
     assert "no token to pad with" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "runs more than 200000 lines",
+        ),
+        ("{{ raise_exception('changed by hand') }}", "raises TemplateError: changed by hand; export the model again"),
+    ],
+)
+def test_an_exported_template_that_was_changed_is_tried_once(exported, tmp_path, added, message):
+    folder = shutil.copytree(exported("llama"), tmp_path / "model")
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text() + added)
+    with pytest.raises(Gen2EmbedError, match=message):
+        Gen2Embed(folder, device="cpu")
