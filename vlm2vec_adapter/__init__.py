@@ -8,8 +8,8 @@ methods, all in memory, then runs the script.
 1. `options.py` removes our own flags (`--gen2embed_*`) from the command line.
 2. `launch.py` finds the generation of the script, and imports its modules; `scripts/stubs.py` replaces missing modules
    that are imported but never used here.
-3. `scripts/session.py` replaces the methods that both generations share, which load the model, its configuration and its
-   processor. `v1.py` and `v2.py` replace those that differ, which turn rows into inputs.
+3. `scripts/session.py` replaces the methods that both generations share, which load the model, its configuration and
+   its processor. `v1.py` and `v2.py` replace those that differ, which turn rows into inputs.
 4. `scripts/engine.py` turns inputs into vectors, with `Gen2Embed` itself. `results/output.py` prevents two
    configurations from sharing an output folder, and `results/report.py` writes the leaderboard's file and tables.
 
