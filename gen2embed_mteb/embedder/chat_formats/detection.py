@@ -5,7 +5,7 @@
 2. Each is rendered for six conversations on both sides (`rules`). The first that breaks no rule is taken.
 3. Then every switch that changes no rendering is dropped.
 
-Cost: about sixty renderings of one compiled template, whose lines are counted (`limits`): 60 to 200 ms. An exported
+Cost: about sixty renderings of one compiled template, whose lines are counted (`limits`): 110 to 200 ms. An exported
 model is not probed: its format is read from its template, which is rendered once, to see that it still can be.
 """
 

@@ -2,7 +2,7 @@
 
 Jinja has no such limit of its own. A template is compiled to Python; here the lines that it runs are counted.
 
-Cost: a rendering takes about three times as long. Only the trials at loading are counted, never the encoding of inputs.
+Cost: a rendering takes a few times as long. Only the trials at loading are counted, never the encoding of inputs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 from gen2embed_mteb.errors import Gen2EmbedError
 
 MAX_LINES = 200_000
-"""The most lines of Python that one rendering may run; published templates run fewer than 2000 on one turn."""
+"""The most lines of Python that one rendering may run; published templates run far fewer."""
 MAX_SECONDS = 5.0
-"""The most processor time of one rendering, for templates whose single lines are slow; published ones take 0.01 s."""
+"""The most processor time of one rendering, for templates whose single lines are slow."""
 MAX_CHARACTERS = 200_000
-"""The longest text that may become of one short turn; published templates write fewer than 2000 characters."""
+"""The longest text that may become of one short turn."""
 
 _FILE = "<template>"
 """The name of the file that Jinja gives to the code of a template that is compiled from a text."""
