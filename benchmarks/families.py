@@ -26,10 +26,10 @@ from transformers.utils import is_torchvision_available
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.chat_formats.detection import detect
-from gen2embed_mteb.embedder.model_checks import check_model
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.tables import as_text
+from gen2embed_mteb.inspection.model_checks import check_model
 from gen2embed_mteb.storage.developer_files import write_atomic, write_json
 from trainers import SahaLoss
 from trainers.batches.collation import CellReader

@@ -276,7 +276,7 @@ def _add_inspect_prompt(parser: argparse.ArgumentParser) -> None:
 
 def _inspect_prompt(arguments: argparse.Namespace) -> None:
     from gen2embed_mteb.config import InspectPromptOptions
-    from gen2embed_mteb.embedder.prompt_inspection import inspect_prompt
+    from gen2embed_mteb.inspection.prompt_inspection import inspect_prompt
 
     print(inspect_prompt(**vars(from_flags(InspectPromptOptions, arguments))))
 
@@ -356,7 +356,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from gen2embed_mteb.config import DoctorOptions
-    from gen2embed_mteb.doctor import diagnose, diagnose_model
+    from gen2embed_mteb.inspection.doctor import diagnose, diagnose_model
 
     options = from_flags(DoctorOptions, arguments)
     if options.model is None:

@@ -9,8 +9,8 @@ from PIL import Image
 from tiny_any import ANY, TEXT_ONLY
 
 from gen2embed_mteb.cli import main
-from gen2embed_mteb.embedder.prompt_inspection import TEXT, inspect_prompt
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.inspection.prompt_inspection import TEXT, inspect_prompt
 
 PICTURE = Image.new("RGB", (56, 56), "teal")
 GIVEN = {

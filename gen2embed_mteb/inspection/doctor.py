@@ -52,7 +52,7 @@ def diagnose() -> tuple[bool, str]:
 
 
 def diagnose_model(name: str, **options: Any) -> tuple[bool, str]:
-    """Check a model on its weights; see `embedder.model_checks`.
+    """Check a model on its weights; see `inspection.model_checks`.
 
     Args:
         name: Hub id, directory or short name.
@@ -67,7 +67,7 @@ def diagnose_model(name: str, **options: Any) -> tuple[bool, str]:
     import torch
 
     from gen2embed_mteb.embedder.model import Gen2Embed
-    from gen2embed_mteb.embedder.model_checks import as_table, check_model
+    from gen2embed_mteb.inspection.model_checks import as_table, check_model
 
     checks = check_model(Gen2Embed(name, model_kwargs={"dtype": torch.float32}, **options))
     failed = sum(not check.passed for check in checks)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gen2embed_mteb import Gen2Embed, cli
-from gen2embed_mteb.embedder.model_checks import check_model
+from gen2embed_mteb.inspection.model_checks import check_model
 
 FINITE, APART, SIDES_DIFFER, LAST, LENGTHS, BATCH, PADDING, PREFIX, DRIFT = range(9)
 
@@ -89,7 +89,7 @@ def test_the_command_prints_a_table_and_ends_with_its_verdict(
     printed = capsys.readouterr().out
     assert printed.count("✓") == 9
     assert printed.endswith(f"{folder}: all 9 checks passed\n")
-    monkeypatch.setattr("gen2embed_mteb.embedder.model_checks.LEAST_COSINE", 1.1)
+    monkeypatch.setattr("gen2embed_mteb.inspection.model_checks.LEAST_COSINE", 1.1)
     assert cli.main(["doctor", folder, "--device", "cpu"]) == 2
     printed = capsys.readouterr().out
     assert printed.count("✗") == 1
