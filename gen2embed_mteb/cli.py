@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gen2embed_mteb.benchmarks import BENCHMARKS, open_benchmark
 from gen2embed_mteb.errors import GO_ON, GO_ON_TRAINING, Gen2EmbedError, run_command
 from gen2embed_mteb.flags import FlagParser, add_flags, check_options, from_flags, option
 from gen2embed_mteb.launcher import end_with_launcher
 from gen2embed_mteb.storage.paths import expand_home
 from gen2embed_mteb.version import __version__
 
-BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
 PACKAGES = ("gen2embed_mteb", "trainers", "vlm2vec_adapter")
 """The packages whose logging `--verbose` turns up."""
 
@@ -117,7 +117,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     asked = from_flags(EvaluateOptions, arguments)
     options = from_flags(ModelOptions, arguments)
-    run, check, data_dir, image_dir = _benchmark(asked.benchmark, arguments)
+    run, check, data_dir, image_dir = open_benchmark(asked.benchmark, arguments.data_dir, arguments.image_dir)
     if not data_dir:
         raise Gen2EmbedError(f"--data_dir is needed for --benchmark {asked.benchmark}")
     mode = options.prompt_mode or "hierarchical"
@@ -151,49 +151,6 @@ def _load(options: Any, min_side: int) -> Any:
     from gen2embed_mteb.embedder.model import Gen2Embed
 
     return Gen2Embed(options.model_name, layout=options.layout, min_side=min_side, **options.arguments())
-
-
-def _benchmark(name: str, arguments: argparse.Namespace) -> tuple[Any, Any, str, str]:
-    """Return what runs the benchmark, what checks its output folder, and where its data and images are."""
-    from gen2embed_mteb.evaluation.run_folder import check_reports
-    from gen2embed_mteb.mini.places import crepe_places, evaluation_places
-
-    data_dir, image_dir = arguments.data_dir, arguments.image_dir
-    if name.startswith("sugarcrepe"):
-        from gen2embed_mteb.sugarcrepe import evaluate as sugarcrepe
-
-        plus = "++" in name
-        benchmark = sugarcrepe.SUGARCREPE_PLUS_BENCHMARK if plus else sugarcrepe.SUGARCREPE_BENCHMARK
-        if name.endswith("-mini"):
-            from gen2embed_mteb.mini.benchmark import ensure
-
-            data_dir, image_dir = map(str, crepe_places(ensure("crepe", data_dir or None), plus=plus))
-
-        def run_captions(encoder: Any, config: Any) -> tuple[Any, str]:
-            captions = sugarcrepe.evaluate_captions(encoder, benchmark, config)
-            return captions, sugarcrepe.text_table(captions)
-
-        return run_captions, lambda config: check_reports(config, benchmark.name), data_dir, image_dir
-
-    from gen2embed_mteb.mmeb import MMEB
-    from gen2embed_mteb.mmeb.evaluate import evaluate
-    from gen2embed_mteb.mmeb.report import text_table
-
-    table = MMEB
-    if name == "mmeb-mini":
-        from gen2embed_mteb.mini.benchmark import MMEB_MINI, ensure
-
-        table = MMEB_MINI
-        data_dir, image_dir = map(str, evaluation_places(ensure("eval", data_dir or None)))
-
-    def run(encoder: Any, config: Any) -> tuple[Any, str]:
-        result = evaluate(encoder, table, config)
-        return result, text_table(result, config)
-
-    def check(config: Any) -> None:
-        check_reports(config, table.name, table.select(config.subsets, config.meta_tasks).names)
-
-    return run, check, data_dir, image_dir
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:

@@ -35,8 +35,6 @@ from gen2embed_mteb.storage.atomic import json_bytes, write_in_scratch
 if TYPE_CHECKING:
     from torch import nn
 
-    from gen2embed_mteb.embedder.model import Gen2Embed
-
 Means = Literal["shared", "side"]
 
 SHRINKAGE = 0.9
@@ -240,7 +238,7 @@ def fit(
 
 
 def calibrate(
-    model: Gen2Embed,
+    model: Any,
     queries: Sequence[Any],
     documents: Sequence[Any],
     *,
@@ -249,7 +247,7 @@ def calibrate(
     data: str,
     options: dict[str, Any],
 ) -> CalibrationRecord:
-    """Fit a map on inputs and put it behind a model, in place of an earlier one; see `Gen2Embed.calibrate`."""
+    """Fit a map on inputs and put it behind a `Gen2Embed`, in place of an earlier one; see its method `calibrate`."""
     CalibrationRecord(len(queries), len(documents), shrinkage, means, data)  # checks, before hours of encoding
     if model.calibration is not None:
         detach(model)
@@ -273,11 +271,11 @@ def _moments(encode: Callable[..., Any], inputs: Sequence[Any], options: dict[st
     return sums
 
 
-def attach(model: Gen2Embed, calibration: Calibration) -> None:
+def attach(model: Any, calibration: Calibration) -> None:
     """Put a map behind a model's modules, in place.
 
     Args:
-        model: The model; its last module must be a `Normalize`.
+        model: A `Gen2Embed`; its last module must be a `Normalize`.
         calibration: The map.
     """
     for module in calibration.modules():
@@ -285,7 +283,7 @@ def attach(model: Gen2Embed, calibration: Calibration) -> None:
     model.calibration = calibration.record
 
 
-def detach(model: Gen2Embed) -> None:
+def detach(model: Any) -> None:
     """Take the map away that `attach` put behind a model."""
     for _ in range(2):
         del model._modules[str(len(model) - 1)]
