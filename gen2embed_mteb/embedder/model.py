@@ -21,6 +21,7 @@ from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import format_of, prompt_of
 from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout
 from gen2embed_mteb.embedder.input_preparation import PreparesInputs
+from gen2embed_mteb.embedder.kept_generator import KeepsGenerator
 from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
-class Gen2Embed(PreparesInputs):
+class Gen2Embed(KeepsGenerator, PreparesInputs):
     """A multimodal embedding model that is made from a generative one by a prompt alone.
 
     Args:

@@ -33,7 +33,7 @@ from gen2embed_mteb.storage.new_folder import new_folder
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
     from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -52,13 +52,16 @@ _DECISIVE = re.compile(
 """Files that a loader finds by name: one that remained from another model would be mixed with the new model."""
 
 
-def save_merged(model: SentenceTransformer, path: str, write: Callable[[str], None]) -> None:
+def save_merged(
+    model: SentenceTransformer | CrossEncoder, path: str, write: Callable[[str], None], kind: Any = None
+) -> None:
     """Write a whole model with its adapter merged; the model itself stays as it is.
 
     Args:
         model: The model.
         path: The folder.
         write: Writes the model into a folder, as sentence-transformers does.
+        kind: The class of transformers that loads the folder; `None` stands for `AutoModel`.
 
     Raises:
         ForeignFileError: A file that must be replaced was not written by this function, or was changed since.
@@ -83,7 +86,7 @@ def save_merged(model: SentenceTransformer, path: str, write: Callable[[str], No
             transformer.model._weight_conversions = None
             write(str(folder))
             also_ours |= complete_processor_files(transformer, folder)
-            check_written(folder, list(model), transformer.model)
+            check_written(folder, list(model), transformer.model, kind)
         finally:
             transformer.model = inner
             inner._weight_conversions = conversions
@@ -212,13 +215,14 @@ def _video_processor(processor: Any) -> str:
     return name if wanted and name in dir(transformers) else ""
 
 
-def check_written(folder: Path, modules: list[nn.Module], model: nn.Module) -> None:
+def check_written(folder: Path, modules: list[nn.Module], model: nn.Module, kind: Any = None) -> None:
     """Load the written files without the values of weights, and compare names and shapes of all weights.
 
     Args:
         folder: The folder.
         modules: The modules that were saved, the transformer first.
         model: The model of the transformer, without an adapter.
+        kind: The class of transformers that loads the folder; `None` stands for `AutoModel`.
 
     Raises:
         Gen2EmbedError: A weight is missing, left over, or of another shape than in the model.
@@ -227,7 +231,7 @@ def check_written(folder: Path, modules: list[nn.Module], model: nn.Module) -> N
 
     try:
         with compat.quiet_loading():
-            loaded, info = AutoModel.from_pretrained(
+            loaded, info = (kind or AutoModel).from_pretrained(
                 folder,
                 device_map="meta",
                 output_loading_info=True,

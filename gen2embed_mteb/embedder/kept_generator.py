@@ -1,0 +1,45 @@
+"""What `Gen2Embed` offers of the generator that it was made of; `gen2embed_mteb.reranking` is imported when asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from gen2embed_mteb.embedder.model import Gen2Embed
+    from gen2embed_mteb.reranking.generator import Generator
+    from gen2embed_mteb.reranking.reranker import Reranker
+
+
+class KeepsGenerator:
+    """The part of `Gen2Embed` that generates and reranks, with the embedder's own weights."""
+
+    @property
+    def generator(self) -> Generator:
+        """The generative model of the same tensors: it writes texts and gives the scores of the next token.
+
+        Raises:
+            Gen2EmbedError: The folder has no output layer and the embeddings are not tied, or transformers has no
+                generative class for the model.
+        """
+        from gen2embed_mteb.reranking.generator import Generator
+
+        state: dict[str, Any] = vars(self)
+        kept = state.get("_generator")
+        # Loading other weights into the embedder puts another base model into its place.
+        if kept is None or getattr(kept.model, kept.model.base_model_prefix) is not cast("Gen2Embed", self)[0].model:
+            kept = state["_generator"] = Generator(cast("Gen2Embed", self))
+        found: Generator = kept
+        return found
+
+    def reranker(self, framing: str = "mcq") -> Reranker:
+        """Return a `CrossEncoder` of the same tensors, which judges pairs of a query and a candidate.
+
+        Args:
+            framing: How it is asked: `mcq`, `mcq-both`, `yes-no`, `true-false` or `likelihood`.
+
+        Raises:
+            Gen2EmbedError: The framing is unknown, or there is no generator.
+        """
+        from gen2embed_mteb.reranking.reranker import Reranker
+
+        return Reranker(cast("Gen2Embed", self), framing)

@@ -1,0 +1,269 @@
+"""`Reranker`: a `CrossEncoder` of the embedder's own weights, which judges whether a candidate matches a query.
+
+The question about a pair stands in the chat template, which reads the roles "query" and "document". The score is the
+difference of the logits of two answers. All of this is stock: `save` writes a folder that plain `CrossEncoder` loads.
+Two framings are not: `mcq-both` asks twice, `likelihood` scores the candidate's text.
+Cost: one forward pass over query, candidate and question per pair; `mcq-both` and `likelihood` take two.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder.modules import LogitScore
+from sentence_transformers.util import batch_to_device
+
+from gen2embed_mteb.embedder.inputs import Content, described, rough_length
+from gen2embed_mteb.embedder.model_folder import saving
+from gen2embed_mteb.embedder.model_folder.checked_loading import prepare_tokenizer, set_template
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.reranking.answers import answer_tokens, option_tokens
+from gen2embed_mteb.reranking.framings import FRAMINGS, SWAPPED, Framing, framing_of, pair_template
+from gen2embed_mteb.reranking.generation_model import generation_class
+from gen2embed_mteb.reranking.generation_module import generation_module
+from gen2embed_mteb.reranking.health import Answers, Health
+from gen2embed_mteb.reranking.likelihood import log_probabilities, with_answers
+from gen2embed_mteb.reranking.pairs import Pair, shortened
+
+if TYPE_CHECKING:
+    from gen2embed_mteb.embedder.model import Gen2Embed
+
+logger = logging.getLogger(__name__)
+
+NO_LIMIT = 10**9
+_SECOND, _ANSWERS = "gen2embed_second", "gen2embed_answers"
+"""Features of our own: those of the second question, and the tokens of the candidates."""
+
+
+class Reranker(CrossEncoder):
+    """A `CrossEncoder` that shares every weight with an embedder: `predict` scores pairs, `rank` sorts candidates.
+
+    A pair is (query, candidate); each side is what `encode_query` takes: a text, an image, or a dict with both. Scores
+    are log-odds (of "likelihood": differences of log-probabilities), unbounded, so that they do not tie where a
+    probability would be rounded to 1; `activation_fn=torch.nn.Sigmoid()` gives probabilities. `rank` keeps candidates
+    of equal score in the order in which they are given.
+
+    Args:
+        embedder: The embedding model. Adapters that are attached to it take part.
+        framing: A name in `framings.FRAMINGS`.
+
+    Attributes:
+        framing: The framing in use.
+        health: What was seen of the answers in the last call of `predict` or `rank`; `None` with `likelihood`.
+
+    Raises:
+        Gen2EmbedError: The framing is unknown, there is no output layer, or the tokenizer begins both answers with the
+            same token.
+    """
+
+    def __init__(self, embedder: Gen2Embed, framing: str = "mcq") -> None:
+        """Build the modules around the embedder's base model."""
+        self.framing: Framing = framing_of(framing)
+        generator = embedder.generator
+        template = pair_template(generator.template, self.framing)
+        module = generation_module(embedder[0], generator.model, template)
+        rendered = module.processor.apply_chat_template(
+            Pair(Content("a"), Content("b")).as_messages(),
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        options = (self.framing.yes or FRAMINGS["mcq"].yes, self.framing.no or FRAMINGS["mcq"].no)
+        tokens = option_tokens(module.tokenizer, rendered, options)
+        super().__init__(
+            modules=[module, LogitScore(*tokens)], device=str(embedder.device), activation_fn=torch.nn.Identity()
+        )
+        self._embedder = (embedder,)  # in a tuple, so that torch does not take it for a part of this model
+        self._options = (options, tokens)
+        self._template = template
+        self._second_template = pair_template(generator.template, SWAPPED) if self.framing.swapped else ""
+        self._rendered = rendered
+        self.health: Health | None = None
+        self._answers = Answers(*self._options)
+        if embedder.max_seq_length is not None:
+            self.max_seq_length = embedder.max_seq_length
+        self.eval()
+
+    def predict(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Score pairs as `CrossEncoder.predict` does; a warning says if the model does not answer the question.
+
+        Args:
+            inputs: One pair or a list of pairs.
+            args: Further arguments of `CrossEncoder.predict`.
+            kwargs: Further arguments of `CrossEncoder.predict`.
+
+        Returns:
+            (n,) float32; other forms as in sentence-transformers.
+
+        Raises:
+            Gen2EmbedError: A pair cannot be made to fit into `max_seq_length`, or has an image for a model of text
+                alone; with `likelihood`, a candidate that is not a text.
+            TypeError: An input is not a pair.
+        """
+        self._answers = Answers(*self._options)
+        scores = super().predict(inputs, *args, **kwargs)
+        self.health = self._answers.health
+        if self.health is not None and self.health.warning:
+            logger.warning("%s, framing %s: %s", self._of.source, self.framing.name, self.health.warning)
+        return scores
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Turn pairs into features: open them, cut the longer text of pairs that are too long, render, tokenize.
+
+        Args:
+            inputs: Pairs.
+            prompt: A system prompt; a task can be told here.
+            kwargs: Further arguments of `CrossEncoder.preprocess`.
+        """
+        if len(inputs) == 0:
+            return {}
+        pairs = [self._pair(one) for one in inputs]
+        kwargs["processing_kwargs"] = _untruncated(kwargs.get("processing_kwargs"))
+        if self.framing.name == "likelihood":
+            return self._likelihood_features(pairs, prompt, **kwargs)
+        limit = self.max_seq_length or NO_LIMIT
+        pairs, features = self._fitted(pairs, limit, prompt, **kwargs)
+        if self._second_template:
+            set_template(self[0].processor, self._second_template)
+            try:
+                features[_SECOND] = self._rendered_features(pairs, prompt, **kwargs)
+            finally:
+                set_template(self[0].processor, self._template)
+        return features
+
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Run the modules, and for a second question run them again; "scores" is (n, 1).
+
+        Args:
+            input: What `preprocess` returns.
+            kwargs: Arguments for the modules.
+        """
+        second, answers = input.pop(_SECOND, None), input.pop(_ANSWERS, None)
+        if answers is not None:
+            given, empty = (
+                log_probabilities(self[0](batch_to_device(one, self.device))["causal_logits"], answers)
+                for one in (input, second)
+            )
+            return {"scores": (given - empty)[:, None]}
+        output: dict[str, Any] = super().forward(input, **kwargs)
+        self._answers.add(output["causal_logits"][:, -1])
+        if second is not None:
+            swapped = super().forward(batch_to_device(second, self.device), **kwargs)
+            self._answers.add(swapped["causal_logits"][:, -1])
+            # In the second question the same two letters stand for the opposite.
+            output["scores"] = (output["scores"].float() - swapped["scores"].float()) / 2
+        return output
+
+    def save(
+        self,
+        path: str | None,
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: list[str] | None = None,
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write stock modules only, adapters merged, so that plain `CrossEncoder` loads the directory.
+
+        Args:
+            path: The directory; files that an earlier call wrote there are replaced.
+            model_name: The name in the model card.
+            create_model_card: Whether `README.md` is written.
+            train_datasets: Ignored, as in sentence-transformers.
+            safe_serialization: Must be true: pickled weights are not written.
+
+        Raises:
+            ForeignFileError: A file that this method did not save stands at a path that must be written.
+            Gen2EmbedError: Stock modules cannot express the framing or a setting of the embedder, the adapter cannot be
+                merged, or the written files do not load as this model.
+        """
+        if path is None:
+            return
+        if not safe_serialization:
+            raise Gen2EmbedError("safe_serialization=False would write pickled weights; leave it out")
+        if not self.framing.is_stock:
+            stock = ", ".join(name for name, framing in FRAMINGS.items() if framing.is_stock)
+            raise Gen2EmbedError(
+                f"framing={self.framing.name!r} cannot be saved: it needs two forward passes for a score, and no stock "
+                f"module makes them; choose one of {stock}"
+            )
+        reason = self._of._inexpressible()
+        if reason:
+            raise Gen2EmbedError(
+                f"{reason} cannot be saved: no stock module can express it; save the reranker of a model that was "
+                "loaded without it"
+            )
+        prepare_tokenizer(self.tokenizer)
+
+        def write(folder: str) -> None:
+            CrossEncoder.save(self, folder, model_name=model_name, create_model_card=create_model_card)
+
+        saving.save_merged(self, path, write, kind=generation_class(self[0].config)[1])
+
+    @property
+    def _of(self) -> Gen2Embed:
+        return self._embedder[0]
+
+    def _pair(self, given: Any) -> Pair:
+        if not isinstance(given, (list, tuple)) or len(given) != 2:
+            raise TypeError(f"a pair is (query, candidate), got {described(given)}")
+        query, candidate = map(self._of._content, given)
+        if self.framing.name == "likelihood" and (candidate.images or not candidate.text.strip()):
+            raise Gen2EmbedError(
+                "framing='likelihood' scores the text of a candidate, and this one has "
+                f"{'an image' if candidate.images else 'no text'}; choose mcq"
+            )
+        return Pair(query, candidate)
+
+    def _rendered_features(self, pairs: Sequence[Pair], prompt: str | None, **kwargs: Any) -> dict[str, Any]:
+        features: dict[str, Any] = super().preprocess([pair.as_messages() for pair in pairs], prompt, **kwargs)
+        if self._of.layout == "official" and "mm_token_type_ids" in features:
+            # Image tokens count as text, which gives every token its plain 1-D position.
+            features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
+        return features
+
+    def _fitted(
+        self, pairs: list[Pair], limit: int, prompt: str | None, **kwargs: Any
+    ) -> tuple[list[Pair], dict[str, Any]]:
+        """Return pairs that fit into a number of tokens, and their features."""
+        features = self._rendered_features(pairs, prompt, **kwargs)
+        while True:
+            lengths = features["attention_mask"].sum(dim=1).tolist()
+            if max(lengths) <= limit:
+                return pairs, features
+            pairs = [
+                shortened(pair, length - limit, self.tokenizer) if length > limit else pair
+                for pair, length in zip(pairs, lengths, strict=True)
+            ]
+            features = self._rendered_features(pairs, prompt, **kwargs)
+
+    def _likelihood_features(self, pairs: list[Pair], prompt: str | None, **kwargs: Any) -> dict[str, Any]:
+        limit = self.max_seq_length or NO_LIMIT
+        answers = [answer_tokens(self.tokenizer, self._rendered, pair.candidate.text) for pair in pairs]
+        longest = max(map(len, answers))
+        if longest >= limit:
+            raise Gen2EmbedError(f"a candidate has {longest} tokens, max_seq_length is {limit}; shorten the candidate")
+        asked = [Pair(pair.query, Content("")) for pair in pairs]
+        _, given = self._fitted(asked, limit - longest, prompt, **kwargs)
+        empty = self._rendered_features([Pair(Content(""), Content(""))] * len(pairs), prompt, **kwargs)
+        pad = self.tokenizer.pad_token_id
+        return {
+            **with_answers(given, answers, pad),
+            _SECOND: with_answers(empty, answers, pad),
+            _ANSWERS: answers,
+        }
+
+    @staticmethod
+    def _input_length(sample: Any) -> int:
+        """Return roughly the number of tokens of a pair, the key by which sentence-transformers sorts."""
+        return sum(rough_length(one) for one in sample) if isinstance(sample, (list, tuple)) else rough_length(sample)
+
+
+def _untruncated(options: Any) -> dict[str, Any]:
+    """Return options of the processor with which it does not truncate: the question would be lost."""
+    given = {key: dict(value) for key, value in (options or {}).items()}
+    text = {key: value for key, value in given.get("text", {}).items() if key != "max_length"}
+    return {**given, "text": {**text, "truncation": False}}
+
