@@ -46,10 +46,11 @@ def option_tokens(tokenizer: Any, rendered: str, options: tuple[str, str]) -> tu
     Raises:
         Gen2EmbedError: They begin with the same token, so that their logits cannot be told apart.
     """
-    first, second = (answer_tokens(tokenizer, rendered, option)[:1] for option in options)
-    if not first or not second or first == second:
-        raise Gen2EmbedError(
-            f"{tokenizer.name_or_path}: the tokenizer begins the answers {options[0]!r} and {options[1]!r} with the "
-            "same token; choose another framing"
-        )
-    return first[0], second[0]
+    for given in (rendered, rendered + "\n"):  # as the template ends, or else without a blank before the answer
+        first, second = (answer_tokens(tokenizer, given, option)[:1] for option in options)
+        if first and second and first != second:
+            return first[0], second[0]
+    raise Gen2EmbedError(
+        f"{tokenizer.name_or_path}: the tokenizer begins the answers {options[0]!r} and {options[1]!r} with the same "
+        "token; choose another framing"
+    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from gen2embed_mteb.embedder.chat_formats.header import parts_of, template_with_prompt
 from gen2embed_mteb.embedder.families import Family, chat_template
@@ -111,7 +113,7 @@ def plain_template(template: str, family: Family) -> str:
     return template_with_prompt(parts.own, NO_PROMPT, parts.chat_format)
 
 
-def pair_template(plain: str, framing: Framing) -> str:
+def pair_template(plain: str, framing: Framing, broken_up: Sequence[str] = ()) -> str:
     """Return a chat template that asks about a pair: it reads messages of the roles "query" and "document".
 
     A message of the role "system" becomes the system turn. Stock processors render the template.
@@ -119,8 +121,11 @@ def pair_template(plain: str, framing: Framing) -> str:
     Args:
         plain: What `plain_template` returns.
         framing: The question.
+        broken_up: Tokens into which a space is put where a query or a candidate contains them. sentence-transformers
+            6.2 renders a pair without tokenizing it first, and transformers refuses `sanitize_control_tokens` then.
     """
-    texts = {"query": framing.query, "candidate": framing.candidate, "question": framing.question}
+    texts: dict[str, Any] = {"query": framing.query, "candidate": framing.candidate, "question": framing.question}
+    texts |= {"broken_up": list(broken_up)}
     # JSON strings are Jinja strings as long as non-ASCII characters stay as they are.
     return f"{{%- set gen2embed_pair = {json.dumps(texts, ensure_ascii=False)} -%}}\n{_pair()}{plain}"
 

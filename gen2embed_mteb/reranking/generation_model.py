@@ -88,7 +88,7 @@ def _read(model: Any, names: list[str], source: str, revision: str) -> None:
     from safetensors import safe_open
 
     found = model_folder.find(source, revision=revision or None, local_files_only=True)
-    folder = (model_folder.find_base(found, local_files_only=True) or found).folder
+    folder = (model_folder.find_base(found, token=None, cache_dir=None, local_files_only=True) or found).folder
     places = _places(folder)
     base: Any = getattr(model, model.base_model_prefix)
     for name in names:

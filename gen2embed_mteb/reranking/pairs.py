@@ -11,21 +11,22 @@ from gen2embed_mteb.errors import Gen2EmbedError
 
 @dataclass(frozen=True)
 class Pair:
-    """A query and a candidate."""
+    """A query and a candidate; `None` if the question is about the query alone."""
 
     query: Content
-    candidate: Content
+    candidate: Content | None
 
     def as_messages(self) -> list[dict[str, Any]]:
         """Return the conversation that `pair.jinja` reads: one message per role, as sentence-transformers makes them.
 
         A system text of either side becomes the system turn.
         """
-        system = "".join(side.system or "" for side in (self.query, self.candidate))
+        sides = [("query", self.query)] + ([] if self.candidate is None else [("document", self.candidate)])
+        system = "".join(side.system or "" for _, side in sides)
         messages: list[dict[str, Any]] = []
         if system:
             messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
-        for role, side in (("query", self.query), ("document", self.candidate)):
+        for role, side in sides:
             content = replace(side, system=None).as_messages()[0]["content"]
             messages.append({"role": role, "content": content})
         return messages
@@ -42,19 +43,19 @@ def shortened(pair: Pair, excess: int, tokenizer: Any) -> Pair:
     Raises:
         Gen2EmbedError: There is no text left to cut.
     """
-    counted = {name: _offsets(getattr(pair, name).text, tokenizer) for name in ("query", "candidate")}
-    name = max(counted, key=lambda side: len(counted[side]))
-    offsets = counted[name]
-    if not offsets:
+    texts = {"query": pair.query.text, "candidate": "" if pair.candidate is None else pair.candidate.text}
+    offsets = {name: _offsets(text, tokenizer) for name, text in texts.items()}
+    counts = {name: len(some) for name, some in offsets.items()}
+    longer, shorter = sorted(counts, key=lambda name: -counts[name])
+    if not counts[longer]:
         raise Gen2EmbedError(
             f"a pair has {excess} tokens more than max_seq_length, and no text that could be cut: raise max_length, or "
             "make its images smaller"
         )
-    # The two texts share what is to be cut where one alone is not much longer than the other: the next call sees to it.
-    shorter = min(map(len, counted.values()))
-    kept = max(len(offsets) - excess, min(shorter, len(offsets) - 1)) if shorter < len(offsets) else len(offsets) - 1
-    side: Content = getattr(pair, name)
-    return replace(pair, **{name: replace(side, text=side.text[: offsets[kept]])})
+    # Not below the other text: if that does not suffice, the next calls cut both in turn, a token each.
+    kept = min(max(counts[longer] - excess, counts[shorter]), counts[longer] - 1)
+    cut = replace(getattr(pair, longer), text=texts[longer][: offsets[longer][kept]])
+    return replace(pair, query=cut) if longer == "query" else replace(pair, candidate=cut)
 
 
 def _offsets(text: str, tokenizer: Any) -> list[int]:

@@ -17,6 +17,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.util import batch_to_device
 
+from gen2embed_mteb.embedder.chat_formats.probing import control_tokens
 from gen2embed_mteb.embedder.inputs import Content, described, rough_length
 from gen2embed_mteb.embedder.model_folder import saving
 from gen2embed_mteb.embedder.model_folder.checked_loading import prepare_tokenizer, set_template
@@ -64,8 +65,10 @@ class Reranker(CrossEncoder):
         """Build the modules around the embedder's base model."""
         self.framing: Framing = framing_of(framing)
         generator = embedder.generator
-        template = pair_template(generator.template, self.framing)
+        control = control_tokens(embedder.processor)
+        template = pair_template(generator.template, self.framing, control)
         module = generation_module(embedder[0], generator.model, template)
+        module.processing_kwargs = {"chat_template": {"add_generation_prompt": True}}
         rendered = module.processor.apply_chat_template(
             Pair(Content("a"), Content("b")).as_messages(),
             tokenize=False,
@@ -79,9 +82,10 @@ class Reranker(CrossEncoder):
         self._embedder = (embedder,)  # in a tuple, so that torch does not take it for a part of this model
         self._options = (options, tokens)
         self._template = template
-        self._second_template = pair_template(generator.template, SWAPPED) if self.framing.swapped else ""
+        self._second_template = pair_template(generator.template, SWAPPED, control) if self.framing.swapped else ""
         self._rendered = rendered
         self.health: Health | None = None
+        self._warned = False
         self._answers = Answers(*self._options)
         if embedder.max_seq_length is not None:
             self.max_seq_length = embedder.max_seq_length
@@ -106,8 +110,9 @@ class Reranker(CrossEncoder):
         self._answers = Answers(*self._options)
         scores = super().predict(inputs, *args, **kwargs)
         self.health = self._answers.health
-        if self.health is not None and self.health.warning:
+        if self.health is not None and self.health.warning and not self._warned:
             logger.warning("%s, framing %s: %s", self._of.source, self.framing.name, self.health.warning)
+            self._warned = True  # `rank` is called once per query
         return scores
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -241,13 +246,13 @@ class Reranker(CrossEncoder):
 
     def _likelihood_features(self, pairs: list[Pair], prompt: str | None, **kwargs: Any) -> dict[str, Any]:
         limit = self.max_seq_length or NO_LIMIT
-        answers = [answer_tokens(self.tokenizer, self._rendered, pair.candidate.text) for pair in pairs]
+        answers = [answer_tokens(self.tokenizer, self._rendered, pair.candidate.text) for pair in pairs if pair.candidate]
         longest = max(map(len, answers))
         if longest >= limit:
             raise Gen2EmbedError(f"a candidate has {longest} tokens, max_seq_length is {limit}; shorten the candidate")
-        asked = [Pair(pair.query, Content("")) for pair in pairs]
+        asked = [Pair(pair.query, None) for pair in pairs]
         _, given = self._fitted(asked, limit - longest, prompt, **kwargs)
-        empty = self._rendered_features([Pair(Content(""), Content(""))] * len(pairs), prompt, **kwargs)
+        empty = self._rendered_features([Pair(Content(""), None)] * len(pairs), prompt, **kwargs)
         pad = self.tokenizer.pad_token_id
         return {
             **with_answers(given, answers, pad),

@@ -86,7 +86,7 @@ def chat_format_of(processor: Any) -> Detected:
         chat_format = replace(chat_format, write_bos=True)
         reasons += (f"{tokenizer.bos_token!r} is written first: the tokenizer would add it, the template does not.",)
     placeholders = _placeholders(processor)
-    all_tokens = tuple(dict.fromkeys([*placeholders, *_control_tokens(tokenizer)]))
+    all_tokens = control_tokens(processor)
     ways = (
         (replace(chat_format, sanitize=True), "transformers reads control tokens in a text as plain text."),
         (
@@ -125,6 +125,16 @@ def try_template(template: str, tokenizer: Any) -> None:
         raise Gen2EmbedError(
             f"the exported chat template raises {type(error).__name__}: {one_line(error)[:200]}; export the model again"
         ) from error
+
+
+def control_tokens(processor: Any) -> tuple[str, ...]:
+    """Return all tokens that must not act where a user writes them: placeholders first, then the tokenizer's own.
+
+    Args:
+        processor: The model's processor, or its tokenizer if it takes text alone.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return tuple(dict.fromkeys([*_placeholders(processor), *_control_tokens(tokenizer)]))
 
 
 def _image_text(processor: Any) -> str:
