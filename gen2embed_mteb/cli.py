@@ -248,18 +248,29 @@ class ExportOptions:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     from gen2embed_mteb.config import LoadingOptions, ModelArgument
 
+    from gen2embed_mteb.reranking.config import ExportKind
+
     add_flags(parser, ModelArgument)
     add_flags(parser, ExportOptions)
+    add_flags(parser, ExportKind)
     add_flags(parser, LoadingOptions)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from gen2embed_mteb.config import LoadingOptions, ModelArgument
-    from gen2embed_mteb.embedder.export import export
+    from gen2embed_mteb.reranking.config import ExportKind
 
     model, output = from_flags(ModelArgument, arguments).model, from_flags(ExportOptions, arguments).output
-    output = export(model, output, **from_flags(LoadingOptions, arguments).arguments())
-    print(f'Written to {output}. Load it with SentenceTransformer("{output}").')
+    asked, options = from_flags(ExportKind, arguments), from_flags(LoadingOptions, arguments).arguments()
+    if asked.kind == "reranker":
+        from gen2embed_mteb.reranking.export import export_reranker as export
+
+        options["framing"] = asked.framing or "mcq"
+    else:
+        from gen2embed_mteb.embedder.export import export
+    output = export(model, output, **options)
+    client = "CrossEncoder" if asked.kind == "reranker" else "SentenceTransformer"
+    print(f'Written to {output}. Load it with {client}("{output}").')
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -349,7 +360,7 @@ COMMANDS = {
     "calibrate": Command(
         "fit a calibration on unlabelled inputs, and write the model with it", _add_calibrate, _calibrate
     ),
-    "export": Command("write a directory that plain SentenceTransformer loads", _add_export, _export),
+    "export": Command("write a directory that plain SentenceTransformer, or CrossEncoder, loads", _add_export, _export),
     "mteb": Command("mteb's own command line, with the models and tasks of Gen2Embed in it", None, _mteb),
     "doctor": Command(
         "what is installed, what is missing; with a model: whether its vectors can be relied on", _add_doctor, _doctor

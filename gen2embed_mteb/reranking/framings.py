@@ -92,6 +92,22 @@ def framing_of(name: str) -> Framing:
     return FRAMINGS[name]
 
 
+def stock_framing(name: str) -> Framing:
+    """Return a framing by name, if stock modules can express it.
+
+    Raises:
+        Gen2EmbedError: No framing has that name, or a score of it needs two forward passes.
+    """
+    framing = framing_of(name)
+    if not framing.is_stock:
+        stock = ", ".join(one.name for one in FRAMINGS.values() if one.is_stock)
+        raise Gen2EmbedError(
+            f"framing={name!r} cannot be saved: it needs two forward passes for a score, and no stock module makes "
+            f"them; choose one of {stock}"
+        )
+    return framing
+
+
 def plain_template(template: str, family: Family) -> str:
     """Return the template of an embedder without its prompt: what the generator reads.
 

@@ -23,7 +23,7 @@ from gen2embed_mteb.embedder.model_folder import saving
 from gen2embed_mteb.embedder.model_folder.checked_loading import prepare_tokenizer, set_template
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.reranking.answers import answer_tokens, option_tokens
-from gen2embed_mteb.reranking.framings import FRAMINGS, SWAPPED, Framing, framing_of, pair_template
+from gen2embed_mteb.reranking.framings import FRAMINGS, SWAPPED, Framing, framing_of, pair_template, stock_framing
 from gen2embed_mteb.reranking.generation_model import generation_class
 from gen2embed_mteb.reranking.generation_module import generation_module
 from gen2embed_mteb.reranking.health import Answers, Health
@@ -188,12 +188,7 @@ class Reranker(CrossEncoder):
             return
         if not safe_serialization:
             raise Gen2EmbedError("safe_serialization=False would write pickled weights; leave it out")
-        if not self.framing.is_stock:
-            stock = ", ".join(name for name, framing in FRAMINGS.items() if framing.is_stock)
-            raise Gen2EmbedError(
-                f"framing={self.framing.name!r} cannot be saved: it needs two forward passes for a score, and no stock "
-                f"module makes them; choose one of {stock}"
-            )
+        stock_framing(self.framing.name)
         reason = self._of._inexpressible()
         if reason:
             raise Gen2EmbedError(
@@ -246,7 +241,9 @@ class Reranker(CrossEncoder):
 
     def _likelihood_features(self, pairs: list[Pair], prompt: str | None, **kwargs: Any) -> dict[str, Any]:
         limit = self.max_seq_length or NO_LIMIT
-        answers = [answer_tokens(self.tokenizer, self._rendered, pair.candidate.text) for pair in pairs if pair.candidate]
+        answers = [
+            answer_tokens(self.tokenizer, self._rendered, pair.candidate.text) for pair in pairs if pair.candidate
+        ]
         longest = max(map(len, answers))
         if longest >= limit:
             raise Gen2EmbedError(f"a candidate has {longest} tokens, max_seq_length is {limit}; shorten the candidate")
@@ -271,4 +268,3 @@ def _untruncated(options: Any) -> dict[str, Any]:
     given = {key: dict(value) for key, value in (options or {}).items()}
     text = {key: value for key, value in given.get("text", {}).items() if key != "max_length"}
     return {**given, "text": {**text, "truncation": False}}
-
