@@ -28,6 +28,9 @@ class KeepsGenerator:
         # Loading other weights into the embedder puts another base model into its place.
         if kept is None or getattr(kept.model, kept.model.base_model_prefix) is not cast("Gen2Embed", self)[0].model:
             kept = state["_generator"] = Generator(cast("Gen2Embed", self))
+        # An output layer of its own does not follow where the embedder is moved.
+        inputs = kept.model.get_input_embeddings().weight
+        kept.model.get_output_embeddings().to(inputs.device, inputs.dtype)
         found: Generator = kept
         return found
 

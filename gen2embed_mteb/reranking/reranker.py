@@ -91,7 +91,7 @@ class Reranker(CrossEncoder):
             self.max_seq_length = embedder.max_seq_length
         self.eval()
 
-    def predict(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def predict(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Score pairs as `CrossEncoder.predict` does; a warning says if the model does not answer the question.
 
         Args:
