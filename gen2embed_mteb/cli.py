@@ -247,7 +247,6 @@ class ExportOptions:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     from gen2embed_mteb.config import LoadingOptions, ModelArgument
-
     from gen2embed_mteb.reranking.config import ExportKind
 
     add_flags(parser, ModelArgument)

@@ -11,7 +11,9 @@ from sentence_transformers import CrossEncoder
 
 from gen2embed_mteb import cli
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.reranking.config import STOCK_FRAMINGS, ExportKind
 from gen2embed_mteb.reranking.export import export_reranker
+from gen2embed_mteb.reranking.framings import FRAMINGS
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +21,7 @@ CLIENT = """
 import sys
 from sentence_transformers import CrossEncoder
 scores = CrossEncoder(sys.argv[1], device="cpu").predict([("a cat", "a dog"), ("b", "c")])
-assert not any(name.startswith("gen2embed_mteb.embedder") for name in sys.modules)
+assert "gen2embed_mteb.embedder.model" not in sys.modules
 print(*map(float, scores))
 """
 
@@ -53,3 +55,9 @@ def test_the_miniature_is_written_and_ranks_pictures(tmp_path):
     out = export_reranker("gen2embed-mini", tmp_path / "out", device="cpu")
     found = CrossEncoder(str(out), device="cpu").rank("red", [Image.new("RGB", (64, 64), "red"), "a red thing"])
     assert {row["corpus_id"] for row in found} == {0, 1}
+
+
+def test_the_flag_lists_the_framings_that_are_stock():
+    assert tuple(name for name, framing in FRAMINGS.items() if framing.is_stock) == STOCK_FRAMINGS
+    with pytest.raises(Gen2EmbedError, match="--as is 'classifier'; known: embedder, reranker"):
+        ExportKind(kind="classifier")
