@@ -73,7 +73,8 @@ FRAMINGS = {
             yes="True",
             no="False",
         ),
-        Framing(name="likelihood", candidate="", question="\n\nWrite the text that matches this query."),
+        # The query is the whole turn: of two models, neither scored better with a question beside it.
+        Framing(name="likelihood", query="", candidate="", question=""),
     )
 }
 """Every framing by name; `mcq` is the default."""

@@ -84,8 +84,8 @@ def test_likelihood_asks_about_the_query_alone(tiny):
     pair = Pair(reranker._of._content("a cat"), None)
     text = reranker[0].processor.apply_chat_template(pair.as_messages(), tokenize=False, add_generation_prompt=True)
     assert text == (
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nQuery: a cat\n\n"
-        "Write the text that matches this query.<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\na cat<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
 
 

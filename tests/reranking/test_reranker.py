@@ -133,7 +133,7 @@ def test_likelihood_is_that_of_the_candidates_tokens_one_by_one(tiny, tiny_dir, 
     }[family]
 
     def log_probability(query, candidate):
-        text = f"{beginning}Query: {query}\n\nWrite the text that matches this query.{end}"
+        text = f"{beginning}{query}{end}"
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         total = 0.0
         for token in tokenizer(candidate, add_special_tokens=False)["input_ids"]:
