@@ -73,7 +73,7 @@ FRAMINGS = {
             yes="True",
             no="False",
         ),
-        # The query is the whole turn: of two models, neither scored better with a question beside it.
+        # The query is the whole turn: what the candidates are is said in it.
         Framing(name="likelihood", query="", candidate="", question=""),
     )
 }

@@ -33,32 +33,36 @@ class Pair:
 
 
 def shortened(pair: Pair, excess: int, tokenizer: Any) -> Pair:
-    """Return a pair whose longer text has fewer tokens.
+    """Return a pair with fewer tokens of text: the longer text is cut, and both where that does not suffice.
 
     Args:
         pair: The pair.
-        excess: How many tokens it has too many.
+        excess: How many tokens it has too many, at least 1.
         tokenizer: The tokenizer of the model.
 
     Raises:
         Gen2EmbedError: There is no text left to cut.
     """
-    texts = {"query": pair.query.text, "candidate": "" if pair.candidate is None else pair.candidate.text}
-    offsets = {name: _offsets(text, tokenizer) for name, text in texts.items()}
-    counts = {name: len(some) for name, some in offsets.items()}
-    longer, shorter = sorted(counts, key=lambda name: -counts[name])
-    if not counts[longer]:
+    query, candidate = pair.query.text, "" if pair.candidate is None else pair.candidate.text
+    starts = {"query": _starts(query, tokenizer), "candidate": _starts(candidate, tokenizer)}
+    longer, shorter = sorted(starts, key=lambda name: -len(starts[name]))
+    if not starts[longer]:
         raise Gen2EmbedError(
             f"a pair has {excess} tokens more than max_seq_length, and no text that could be cut: raise max_length, or "
             "make its images smaller"
         )
-    # Not below the other text: if that does not suffice, the next calls cut both in turn, a token each.
-    kept = min(max(counts[longer] - excess, counts[shorter]), counts[longer] - 1)
-    cut = replace(getattr(pair, longer), text=texts[longer][: offsets[longer][kept]])
-    return replace(pair, query=cut) if longer == "query" else replace(pair, candidate=cut)
+    left = max(len(starts[longer]) + len(starts[shorter]) - excess, 0)
+    kept = {shorter: min(len(starts[shorter]), left // 2)}
+    kept[longer] = left - kept[shorter]
+    cut = {
+        name: replace(side, text=side.text[: starts[name][kept[name]]]) if kept[name] < len(starts[name]) else side
+        for name, side in (("query", pair.query), ("candidate", pair.candidate))
+        if side is not None
+    }
+    return replace(pair, **cut)
 
 
-def _offsets(text: str, tokenizer: Any) -> list[int]:
+def _starts(text: str, tokenizer: Any) -> list[int]:
     """Return where each token of a text begins."""
     if not text:
         return []
