@@ -69,7 +69,7 @@ def save_merged(
     """
     transformer = model[0]
     inner = transformer.model
-    if inner.dtype in (torch.bfloat16, torch.float16):
+    if kind is None and inner.dtype in (torch.bfloat16, torch.float16):
         logger.warning(
             "%s: plain sentence-transformers normalises in the weights' %s, to a norm of 1 within 4e-3; Gen2Embed in "
             "float32, to 1e-7. For equal vectors in both load it as Gen2Embed, or export with --dtype float32",
