@@ -247,7 +247,7 @@ class ExportOptions:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     from gen2embed_mteb.config import LoadingOptions, ModelArgument
-    from gen2embed_mteb.reranking.config import ExportKind
+    from gen2embed_mteb.embedder.reranking.config import ExportKind
 
     add_flags(parser, ModelArgument)
     add_flags(parser, ExportOptions)
@@ -257,12 +257,12 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     from gen2embed_mteb.config import LoadingOptions, ModelArgument
-    from gen2embed_mteb.reranking.config import ExportKind
+    from gen2embed_mteb.embedder.reranking.config import ExportKind
 
     model, output = from_flags(ModelArgument, arguments).model, from_flags(ExportOptions, arguments).output
     asked, options = from_flags(ExportKind, arguments), from_flags(LoadingOptions, arguments).arguments()
     if asked.kind == "reranker":
-        from gen2embed_mteb.reranking.export import export_reranker as export
+        from gen2embed_mteb.embedder.reranking.export import export_reranker as export
 
         options["framing"] = asked.framing or "mcq"
     else:

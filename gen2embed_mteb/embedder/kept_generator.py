@@ -1,16 +1,17 @@
-"""What `Gen2Embed` offers of the generator that it was made of; `gen2embed_mteb.reranking` is imported when asked."""
+"""What `Gen2Embed` offers of the generator that it was made of; `reranking/` is imported when it is asked for."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+from gen2embed_mteb.embedder.input_preparation import PreparesInputs
 
 if TYPE_CHECKING:
-    from gen2embed_mteb.embedder.model import Gen2Embed
-    from gen2embed_mteb.reranking.generator import Generator
-    from gen2embed_mteb.reranking.reranker import Reranker
+    from gen2embed_mteb.embedder.reranking.generator import Generator
+    from gen2embed_mteb.embedder.reranking.reranker import Reranker
 
 
-class KeepsGenerator:
+class KeepsGenerator(PreparesInputs):
     """The part of `Gen2Embed` that generates and reranks, with the embedder's own weights."""
 
     @property
@@ -21,13 +22,13 @@ class KeepsGenerator:
             Gen2EmbedError: The folder has no output layer and the embeddings are not tied, or transformers has no
                 generative class for the model.
         """
-        from gen2embed_mteb.reranking.generator import Generator
+        from gen2embed_mteb.embedder.reranking.generator import Generator
 
-        state: dict[str, Any] = vars(self)
+        state: Any = vars(self)
         kept = state.get("_generator")
         # Loading other weights into the embedder puts another base model into its place.
-        if kept is None or getattr(kept.model, kept.model.base_model_prefix) is not cast("Gen2Embed", self)[0].model:
-            kept = state["_generator"] = Generator(cast("Gen2Embed", self))
+        if kept is None or getattr(kept.model, kept.model.base_model_prefix) is not self[0].model:
+            kept = state["_generator"] = Generator(self)
         # An output layer of its own does not follow where the embedder is moved.
         inputs = kept.model.get_input_embeddings().weight
         kept.model.get_output_embeddings().to(inputs.device, inputs.dtype)
@@ -43,6 +44,6 @@ class KeepsGenerator:
         Raises:
             Gen2EmbedError: The framing is unknown, or there is no generator.
         """
-        from gen2embed_mteb.reranking.reranker import Reranker
+        from gen2embed_mteb.embedder.reranking.reranker import Reranker
 
-        return Reranker(cast("Gen2Embed", self), framing)
+        return Reranker(self, framing)

@@ -20,7 +20,6 @@ from gen2embed_mteb.embedder.calibration import SHRINKAGE, CalibrationRecord, Me
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import format_of, prompt_of
 from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout
-from gen2embed_mteb.embedder.input_preparation import PreparesInputs
 from gen2embed_mteb.embedder.kept_generator import KeepsGenerator
 from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
@@ -35,7 +34,7 @@ logger = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
-class Gen2Embed(KeepsGenerator, PreparesInputs):
+class Gen2Embed(KeepsGenerator):
     """A multimodal embedding model that is made from a generative one by a prompt alone.
 
     Args:

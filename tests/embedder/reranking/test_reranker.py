@@ -14,9 +14,9 @@ from tiny_models import FAMILIES
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
+from gen2embed_mteb.embedder.reranking.generation_model import generation_class
+from gen2embed_mteb.embedder.reranking.reranker import Reranker
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.reranking.generation_model import generation_class
-from gen2embed_mteb.reranking.reranker import Reranker
 
 pytestmark = pytest.mark.slow
 

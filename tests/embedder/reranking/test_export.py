@@ -10,10 +10,10 @@ import pytest
 from sentence_transformers import CrossEncoder
 
 from gen2embed_mteb import cli
+from gen2embed_mteb.embedder.reranking.config import STOCK_FRAMINGS, ExportKind
+from gen2embed_mteb.embedder.reranking.export import export_reranker
+from gen2embed_mteb.embedder.reranking.framings import FRAMINGS
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.reranking.config import STOCK_FRAMINGS, ExportKind
-from gen2embed_mteb.reranking.export import export_reranker
-from gen2embed_mteb.reranking.framings import FRAMINGS
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from gen2embed_mteb.embedder.reranking.framings import FRAMINGS, framing_of, stock_framing
+from gen2embed_mteb.embedder.reranking.pairs import Pair
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.reranking.framings import FRAMINGS, framing_of, stock_framing
-from gen2embed_mteb.reranking.pairs import Pair
 
 MCQ = (
     "\n\nDoes the candidate match the query?\nA. Yes, it matches completely.\n"

@@ -7,8 +7,8 @@ from PIL import Image
 from tiny_tokenizers import byte_level
 
 from gen2embed_mteb.embedder.inputs import Content
+from gen2embed_mteb.embedder.reranking.pairs import Pair, shortened
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.reranking.pairs import Pair, shortened
 
 
 def test_messages_have_the_roles_of_sentence_transformers():

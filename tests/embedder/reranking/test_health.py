@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gen2embed_mteb.reranking.health import ENOUGH, Answers, Health
+from gen2embed_mteb.embedder.reranking.health import ENOUGH, Answers, Health
 
 
 def test_mass_and_share_of_logits_made_by_hand():

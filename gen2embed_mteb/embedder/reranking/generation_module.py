@@ -14,7 +14,7 @@ from sentence_transformers.base.modality import InputFormatter
 from sentence_transformers.base.modules import transformer as stock
 
 from gen2embed_mteb.embedder.model_folder.checked_loading import prepare_tokenizer, set_template
-from gen2embed_mteb.reranking.generation_model import generation_class
+from gen2embed_mteb.embedder.reranking.generation_model import generation_class
 
 if TYPE_CHECKING:
     from sentence_transformers.sentence_transformer.modules import Transformer

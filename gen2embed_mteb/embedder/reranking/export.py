@@ -7,7 +7,7 @@ from typing import Any
 
 from gen2embed_mteb.embedder.export import empty_directory
 from gen2embed_mteb.embedder.model import Gen2Embed
-from gen2embed_mteb.reranking.framings import stock_framing
+from gen2embed_mteb.embedder.reranking.framings import stock_framing
 
 
 def export_reranker(model: str | Path, output_dir: str | Path, *, framing: str = "mcq", **options: Any) -> Path:

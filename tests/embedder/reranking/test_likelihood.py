@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from gen2embed_mteb.reranking.likelihood import log_probabilities, with_answers
+from gen2embed_mteb.embedder.reranking.likelihood import log_probabilities, with_answers
 
 
 def test_answers_stand_at_the_right_and_padding_at_the_left():

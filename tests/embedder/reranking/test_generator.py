@@ -9,7 +9,7 @@ from PIL import Image
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
-from gen2embed_mteb.reranking.generation_model import generation_class
+from gen2embed_mteb.embedder.reranking.generation_model import generation_class
 
 RED = Image.new("RGB", (64, 64), "red")
 

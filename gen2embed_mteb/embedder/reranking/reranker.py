@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sentence_transformers import CrossEncoder
@@ -21,17 +21,21 @@ from gen2embed_mteb.embedder.chat_formats.probing import control_tokens
 from gen2embed_mteb.embedder.inputs import Content, described, rough_length
 from gen2embed_mteb.embedder.model_folder import saving
 from gen2embed_mteb.embedder.model_folder.checked_loading import prepare_tokenizer, set_template
+from gen2embed_mteb.embedder.reranking.answers import answer_tokens, option_tokens
+from gen2embed_mteb.embedder.reranking.framings import (
+    FRAMINGS,
+    SWAPPED,
+    Framing,
+    framing_of,
+    pair_template,
+    stock_framing,
+)
+from gen2embed_mteb.embedder.reranking.generation_model import generation_class
+from gen2embed_mteb.embedder.reranking.generation_module import generation_module
+from gen2embed_mteb.embedder.reranking.health import Answers, Health
+from gen2embed_mteb.embedder.reranking.likelihood import log_probabilities, with_answers
+from gen2embed_mteb.embedder.reranking.pairs import Pair, shortened
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.reranking.answers import answer_tokens, option_tokens
-from gen2embed_mteb.reranking.framings import FRAMINGS, SWAPPED, Framing, framing_of, pair_template, stock_framing
-from gen2embed_mteb.reranking.generation_model import generation_class
-from gen2embed_mteb.reranking.generation_module import generation_module
-from gen2embed_mteb.reranking.health import Answers, Health
-from gen2embed_mteb.reranking.likelihood import log_probabilities, with_answers
-from gen2embed_mteb.reranking.pairs import Pair, shortened
-
-if TYPE_CHECKING:
-    from gen2embed_mteb.embedder.model import Gen2Embed
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ class Reranker(CrossEncoder):
             same token.
     """
 
-    def __init__(self, embedder: Gen2Embed, framing: str = "mcq") -> None:
+    def __init__(self, embedder: Any, framing: str = "mcq") -> None:
         """Build the modules around the embedder's base model."""
         self.framing: Framing = framing_of(framing)
         generator = embedder.generator
@@ -203,7 +207,7 @@ class Reranker(CrossEncoder):
         saving.save_merged(self, path, write, kind=generation_class(self[0].config)[1])
 
     @property
-    def _of(self) -> Gen2Embed:
+    def _of(self) -> Any:
         return self._embedder[0]
 
     def _pair(self, given: Any) -> Pair:

@@ -12,8 +12,8 @@ from tiny_any import ANY
 from tiny_models import FAMILIES
 
 from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.embedder.reranking.generation_model import generation_class, generation_model
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.reranking.generation_model import generation_class, generation_model
 
 
 @pytest.mark.parametrize("family", ["llama", "internvl", "llava_next", "qwen2_vl"])

@@ -6,8 +6,8 @@ import pytest
 from tiny_models import _llama_tokenizer as blanks_as_letters
 from tiny_tokenizers import byte_level
 
+from gen2embed_mteb.embedder.reranking.answers import answer_text, answer_tokens, option_tokens
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.reranking.answers import answer_text, answer_tokens, option_tokens
 
 
 @pytest.mark.parametrize(

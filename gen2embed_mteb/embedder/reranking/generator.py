@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sentence_transformers.util import batch_to_device
 
 from gen2embed_mteb.embedder.model_folder.adapters import has_adapter
-from gen2embed_mteb.reranking.framings import plain_template
-from gen2embed_mteb.reranking.generation_model import generation_model
-from gen2embed_mteb.reranking.generation_module import generation_module
-
-if TYPE_CHECKING:
-    from gen2embed_mteb.embedder.model import Gen2Embed
+from gen2embed_mteb.embedder.reranking.framings import plain_template
+from gen2embed_mteb.embedder.reranking.generation_model import generation_model
+from gen2embed_mteb.embedder.reranking.generation_module import generation_module
 
 _OF_SENTENCE_TRANSFORMERS = ("modality", "logits_to_keep", "num_images_per_sample", "num_videos_per_sample")
 
@@ -36,7 +33,7 @@ class Generator:
         Gen2EmbedError: There is no generative class for the model, or no output layer (see `generation_model`).
     """
 
-    def __init__(self, embedder: Gen2Embed) -> None:
+    def __init__(self, embedder: Any) -> None:
         """Build the generative model around the embedder's own base model."""
         self._embedder = embedder
         self.model = generation_model(embedder, embedder.source, embedder.revision)
