@@ -48,8 +48,8 @@ def fingerprint(model: Gen2Embed) -> str:
     """Digest everything that decides the vectors of a model.
 
     The digest covers the weights, adapter included, with their types; how strong each adapter is, and whether it is
-    switched on; the model's configuration (positions, sliding window, …); all modules behind the model; prompt, system
-    prompts, layout, processor settings, length, truncation, resize policy and attention. It leaves out versions and
+    switched on; the model's configuration (positions, sliding window, …); all modules behind the model; readout, prompt,
+    system prompts, layout, processor settings, length, truncation, resize policy and attention. It leaves out versions and
     paths. It also leaves out values that a configuration leaves unset (null, false, empty), since other versions of
     transformers may not list them.
 
@@ -61,12 +61,15 @@ def fingerprint(model: Gen2Embed) -> str:
     """
     import torch
 
+    from gen2embed_mteb.embedder.readout import readout_of
+
     digest = hashlib.blake2b(digest_size=32)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     image_processor = getattr(model.processor, "image_processor", None)
+    readout = readout_of(model[0].model)
     settings: dict[str, Any] = {
         "format": FORMAT,
         "config": _canonical(model[0].model.config.to_dict()),
@@ -82,6 +85,7 @@ def fingerprint(model: Gen2Embed) -> str:
         **model.image_options.orientation(),
         "image_processor": _canonical(image_processor.to_dict()) if image_processor is not None else None,
         "tokenizer": hashlib.blake2b(_tokenizer_settings(model.tokenizer)).hexdigest(),
+        **({} if readout.is_default else readout.settings()),
         "attention": getattr(model[0].model.config, "_attn_implementation", None),
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())

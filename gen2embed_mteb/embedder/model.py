@@ -25,6 +25,7 @@ from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, comp
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
 from gen2embed_mteb.embedder.prompts import DEFAULT, SIDES, HierarchicalPrompt, side_of, strategy
+from gen2embed_mteb.embedder.readout import CONFIG_KEY, Readout, chosen_readout, readout_of, set_readout, stored_readout
 from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions
@@ -46,6 +47,9 @@ class Gen2Embed(KeepsGenerator):
         layout: `native`, images as the family's processor lays them out; `official`, bare image tokens with 1-D
             positions, as the released checkpoints were trained.
         gguf_file: The GGUF file of the folder to load, for a text-only model; needs the extra [gguf].
+        readout: Which hidden state becomes the embedding: `last`, `pre-mlp`, `drop-1`, `drop-2`, … (see `readout`);
+            `None` keeps that of an exported directory, and is `last` for anything else.
+        readout_norm: Whether the decoder's final norm is applied to it; `None` likewise, and is `True`.
         max_length: Longest input in tokens; longer text is cut, larger images are reduced. `None`: the limit of the
             tokenizer.
         image_root: Folder that image paths are relative to and may not leave; `None` takes paths as they are.
@@ -62,8 +66,8 @@ class Gen2Embed(KeepsGenerator):
 
     Raises:
         ValueError: The prompt mode, layout or resize policy is unknown, the model cannot be used (see
-            `model_folder.supported`), no chat format fits its template, the `backend` is not torch, or the adapter does
-            not fit.
+            `model_folder.supported`), no chat format fits its template, the `backend` is not torch, the adapter does
+            not fit, or the model has no state for the readout.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class Gen2Embed(KeepsGenerator):
         adapter: str | Path | None = None,
         layout: ImageLayout = "native",
         gguf_file: str | None = None,
+        readout: str | None = None,
+        readout_norm: bool | None = None,
         max_length: int | None = None,
         image_root: str | Path | None = None,
         resize: str = "processor",
@@ -83,6 +89,7 @@ class Gen2Embed(KeepsGenerator):
     ) -> None:
         if prompt_mode is not None:
             prompt_mode = strategy(prompt_mode)
+        Readout(readout or "last", readout_norm is not False)  # refused before the weights are read
         if kwargs.get("backend", "torch") != "torch":
             raise Gen2EmbedError(
                 f"backend={kwargs['backend']!r} is not supported: Gen2Embed runs on torch alone; leave backend out"
@@ -125,6 +132,7 @@ class Gen2Embed(KeepsGenerator):
             if adapter is not None:
                 adapters.load_adapter(self[0].model, adapter, **hub)
         self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
+        self._set_readout(readout, readout_norm)
         checked_loading.prepare_tokenizer(self.tokenizer)
         # This switches off the tokenizer's warning about long text: `preprocess` cuts text that is too long.
         self.tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
@@ -159,6 +167,16 @@ class Gen2Embed(KeepsGenerator):
         return self._layout
 
     @property
+    def readout(self) -> str:
+        """Which hidden state becomes the embedding: `last`, `pre-mlp`, `drop-1`, …"""
+        return readout_of(self[0].model).state
+
+    @property
+    def readout_norm(self) -> bool:
+        """Whether the decoder's final norm is applied to that state."""
+        return readout_of(self[0].model).norm
+
+    @property
     def revision(self) -> str:
         """The hub commit that the weights came from; "" for a local directory."""
         return getattr(self[0].config, "_commit_hash", None) or ""
@@ -179,6 +197,23 @@ class Gen2Embed(KeepsGenerator):
             checked_loading.renew_template(self[0], self._family, prompt)
         else:
             self.processor.chat_template = chat_template(self._family, prompt, self._layout)
+
+    def _set_readout(self, state: str | None, norm: bool | None) -> None:
+        stored = stored_readout(self[0].config, self.source)
+        # A checkpoint names the readout that its adapter was trained with; all weights are in its base model.
+        stated = vars(self).get("_checkpoint_readout", {})
+        state = stated.get("readout") if state is None else state
+        norm = stated.get("readout_norm") if norm is None else norm
+        set_readout(self[0].model, chosen_readout(state, norm, stored, self.source), self.source)
+
+    def _get_model_config(self) -> dict[str, Any]:
+        readout = readout_of(self[0].model)
+        named = adapters.has_adapter(self[0].model) and not readout.is_default
+        return super()._get_model_config() | ({CONFIG_KEY: readout.settings()} if named else {})
+
+    def _parse_model_config(self, model_config: dict[str, Any]) -> None:
+        self._checkpoint_readout = model_config.get(CONFIG_KEY) or {}
+        super()._parse_model_config(model_config)
 
     def calibrate(
         self,

@@ -33,7 +33,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from gen2embed_mteb.embedder.behind_pooling import finish, require_known_modules
 from gen2embed_mteb.embedder.families import family_of
@@ -110,7 +110,10 @@ class PrefixEncoder:
         """
         require_known_modules(model)
         self._model = model
-        self._reuse_prefix = reuse_prefix
+        layers = DynamicCache(config=model[0].model.config).layers
+        # transformers 5.23 makes no masks behind a cache without any attention, as `drop-1` may leave it (Qwen3.5).
+        attends = not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers)
+        self._reuse_prefix = reuse_prefix and attends
         self._prefixes: dict[Side, _Prefix] = {}
         self._lock = threading.RLock()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.adapter_settings import full_matches
+from gen2embed_mteb.embedder.readout import adapter_refusal, left_out, readout_of
 from gen2embed_mteb.errors import Gen2EmbedError
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ def set_adapter_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], 
     expected = get_peft_model_state_dict(model)
     best = {_renamed(key, expected): value for key, value in state.items()}
     missing, unexpected = sorted(set(expected) - set(best)), sorted(set(best) - set(expected))
+    behind = next((key for key in unexpected for part in left_out(model) if key.startswith(f"{part}.")), None)
+    if behind is not None:
+        raise adapter_refusal(readout_of(model), behind, source)
     if missing or unexpected:
         raise Gen2EmbedError(
             f"adapter {source} does not fit {type(model).__name__}: {len(missing)} missing keys {missing[:3]}, "
@@ -156,10 +160,15 @@ def new_adapter(
 
 
 def _in_decoder(model: torch.nn.Module) -> str:
-    """Return a pattern for the names of the decoder's layers, with `{}` for their last part."""
+    """Return a pattern for the names of the decoder's layers, with `{}` for their last part.
+
+    It leaves out what the readout leaves out, so that the adapter fits the same base model with all its layers, too.
+    """
     decoder = model.get_decoder()
     name = next(name for name, module in model.named_modules() if module is decoder)
-    return rf"(?:.*\.)?{re.escape(name)}\.(?:.*\.)?(?:{{}})" if name else r"(?:.*\.)?(?:{})"
+    unused = "|".join(map(re.escape, left_out(model)))
+    start = rf"(?!(?:.*\.)?(?:{unused})\.)" if unused else ""
+    return start + (rf"(?:.*\.)?{re.escape(name)}\.(?:.*\.)?(?:{{}})" if name else r"(?:.*\.)?(?:{})")
 
 
 def save_adapter(model: torch.nn.Module, output_dir: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:

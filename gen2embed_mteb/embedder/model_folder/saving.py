@@ -27,6 +27,7 @@ from sentence_transformers.base.modules import Router
 
 from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model_folder import adapters, compat
+from gen2embed_mteb.embedder.readout import stock_parts
 from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
 from gen2embed_mteb.storage.atomic import ForeignFileError, write_in_scratch
 from gen2embed_mteb.storage.new_folder import new_folder
@@ -84,9 +85,10 @@ def save_merged(
                 transformer.model = adapters.merged_copy(inner)
             # transformers would reverse the renamings of the last file that it loaded, also those of an adapter's file.
             transformer.model._weight_conversions = None
-            write(str(folder))
-            also_ours |= complete_processor_files(transformer, folder)
-            check_written(folder, list(model), transformer.model, kind)
+            with stock_parts(transformer.model):
+                write(str(folder))
+                also_ours |= complete_processor_files(transformer, folder)
+                check_written(folder, list(model), transformer.model, kind)
         finally:
             transformer.model = inner
             inner._weight_conversions = conversions
