@@ -121,11 +121,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if not data_dir:
         raise Gen2EmbedError(f"--data_dir is needed for --benchmark {asked.benchmark}")
     mode = options.prompt_mode or "hierarchical"
-    output_dir = arguments.output_dir or str(Path("results") / asked.benchmark / Path(options.model_name).name / mode)
+    run_name = "-".join(filter(None, (mode, options.readout, "raw" if options.readout_norm == "false" else "")))
+    folder = Path("results") / asked.benchmark / Path(options.model_name).name / run_name
+    output_dir = arguments.output_dir or str(folder)
     settings = {"data_dir": data_dir, "image_dir": image_dir, "output_dir": output_dir}
 
     def config(**of_model: str) -> EvaluationConfig:
-        facts = {"revision": "", "prompt_mode": mode} | of_model
+        facts = {"revision": "", "prompt_mode": mode, "readout": "last"} | of_model
         made: EvaluationConfig = from_flags(EvaluationConfig, arguments, **settings, **facts)
         return made
 
@@ -134,9 +136,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     check(checked)
     from gen2embed_mteb.embedder.fingerprint import fingerprint
     from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+    from gen2embed_mteb.embedder.readout import readout_of
 
     model = _load(options, checked.min_side)
     of_model = {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
+    of_model |= {"readout": readout_of(model[0].model).name}
     result, table = run(PrefixEncoder(model), config(**of_model))
     if is_first_process():
         print(table)

@@ -38,6 +38,26 @@ class PromptOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadoutOptions:
+    """Which hidden state of a model becomes the embedding."""
+
+    readout: str | None = option(
+        "hidden state that becomes the embedding: last, pre-mlp, drop-1, drop-2, … (default: last, or an export's own)",
+        default=None,
+    )
+    readout_norm: str | None = option(
+        "whether the final norm is applied to it (default: true, or an export's own)",
+        default=None,
+        choices=("true", "false"),
+    )
+
+    @property
+    def applies_norm(self) -> bool | None:
+        """Whether the final norm is applied; `None` if it is not said."""
+        return None if self.readout_norm is None else self.readout_norm == "true"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelArgument:
     """Which model it is, as the first word behind the command."""
 
@@ -75,7 +95,7 @@ class DoctorOptions(PromptOptions, FileOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadingOptions(PromptOptions, FileOptions):
+class LoadingOptions(PromptOptions, ReadoutOptions, FileOptions):
     """How a model is loaded, whichever it is."""
 
     adapter: str | None = option("LoRA or DoRA adapter: directory or hub id", default=None)
@@ -91,6 +111,8 @@ class LoadingOptions(PromptOptions, FileOptions):
         """Return the options as `Gen2Embed` takes them."""
         return {
             "prompt_mode": self.prompt_mode,
+            "readout": self.readout,
+            "readout_norm": self.applies_norm,
             "adapter": self.adapter,
             "revision": self.revision,
             "gguf_file": self.gguf_file,
@@ -162,6 +184,7 @@ class EvaluationConfig(EncodingConfig, RowLimits, LinkOption):
     model_name: str = option("the model, for the reports", default="", flag=None)
     revision: str = option("its revision, for the reports", default="", flag=None)
     prompt_mode: str = option("the prompt strategy, for the reports", default="hierarchical", flag=None)
+    readout: str = option("the readout's name, for the reports", default="last", flag=None)
     fingerprint: str = option(
         "digest of weights and prompts; embeddings are reused only where it is equal", default="", flag=None
     )

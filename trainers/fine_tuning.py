@@ -186,6 +186,8 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
     model = Gen2Embed(
         config.model_name,
         prompt_mode=config.prompt_mode,
+        readout=config.readout,
+        readout_norm=config.applies_norm,
         revision=config.revision,
         device="cpu",  # the trainer moves the model when all is checked
         model_kwargs={"dtype": config.dtype or ("bfloat16" if half else "float32")},

@@ -48,10 +48,10 @@ def fingerprint(model: Gen2Embed) -> str:
     """Digest everything that decides the vectors of a model.
 
     The digest covers the weights, adapter included, with their types; how strong each adapter is, and whether it is
-    switched on; the model's configuration (positions, sliding window, …); all modules behind the model; readout, prompt,
-    system prompts, layout, processor settings, length, truncation, resize policy and attention. It leaves out versions and
-    paths. It also leaves out values that a configuration leaves unset (null, false, empty), since other versions of
-    transformers may not list them.
+    switched on; the model's configuration (positions, sliding window, …); all modules behind the model; readout,
+    prompt, system prompts, layout, processor settings, length, truncation, resize policy and attention. It leaves out
+    versions and paths. It also leaves out values that a configuration leaves unset (null, false, empty), since other
+    versions of transformers may not list them.
 
     Args:
         model: The model as it is now; reading its weights takes about a second per gigabyte.

@@ -20,15 +20,20 @@ Cost: one forward pass of two tokens when a model is loaded; while a `pre-mlp` m
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
+from gen2embed_mteb.embedder.decoder_parts import (
+    DecoderParts,
+    Refusal,
+    differing_weight,
+    output_weights,
+    with_zero_output,
+)
 from gen2embed_mteb.errors import Gen2EmbedError
 
 LAST, PRE_MLP = "last", "pre-mlp"
@@ -36,12 +41,6 @@ CONFIG_KEY = "gen2embed"
 """The key of `config.json` under which a written folder names its readout."""
 
 _DROP = re.compile(r"drop-([1-9]\d{0,3})")
-_MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "ff")
-"""Names that decoder layers in transformers give to their MLP."""
-_OUTPUTS = re.compile(r"(^|\.)(down_proj|w2|fc2|fc_out|c_proj|wo|output_linear|ff_out)(_bias|\.weight|\.bias)?$")
-"""Weights of an MLP, of its experts and of its shared expert, that are zero where the MLP returns zero."""
-_PER_LAYER = ("no_rope_layers", "intermediate_size", "activation_sparsity_pattern")
-"""Settings that may be lists with a number per layer; lists with a text or a switch per layer are found by length."""
 _KEPT = "_gen2embed_readout"
 
 
@@ -110,24 +109,6 @@ class _Kept:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class NoMlp(nn.Module):
-    """A module in an MLP's place that returns zeros, so that the residual stream passes as it is.
-
-    Args:
-        num_outputs: How many values the MLP returns (those with experts also return the router's); 0: a tensor alone.
-    """
-
-    def __init__(self, num_outputs: int = 0) -> None:
-        """Keep the number."""
-        super().__init__()
-        self.num_outputs = num_outputs
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-        """Return zeros of the shape of the states."""
-        zeros = torch.zeros_like(hidden_states)
-        return (zeros, *[None] * (self.num_outputs - 1)) if self.num_outputs else zeros
-
-
 def stored_readout(config: Any, source: str) -> Readout:
     """Return the readout that a model's configuration names; the default one if it names none.
 
@@ -183,7 +164,7 @@ def left_out(model: nn.Module) -> tuple[str, ...]:
     return _kept(model).left_out
 
 
-def set_readout(model: nn.Module, wanted: Readout, source: str) -> None:
+def set_readout(model: Any, wanted: Readout, source: str) -> None:
     """Set the readout of a model that was just loaded, in place.
 
     Args:
@@ -196,47 +177,34 @@ def set_readout(model: nn.Module, wanted: Readout, source: str) -> None:
             left out.
     """
     stored = stored_readout(model.config, source)
-    vars(model)[_KEPT] = kept = _Kept(wanted)
-    if wanted.is_default:
-        return
-    decoder = model.get_decoder()  # type: ignore[operator]
-    name = next(name for name, module in model.named_modules() if module is decoder)
-    path = f"{name}." if name else ""
-    where = f"{source} (model type {model.config.model_type!r})"  # type: ignore[union-attr]
-    run = _Run(model, decoder, wanted, where)
-    if wanted.num_dropped and not stored.num_dropped:
-        count = wanted.num_dropped
-        if count >= len(run.layers):
-            raise Gen2EmbedError(
-                f"readout={wanted.state!r} leaves no layer of {where}, which has {len(run.layers)}; drop fewer"
+    kept = _Kept(wanted)
+    if not wanted.is_default:
+        where = f"{source} (model type {model.config.model_type!r})"
+
+        def refusal(reason: str) -> Gen2EmbedError:
+            return Gen2EmbedError(
+                f"readout={wanted.state!r} with readout_norm={wanted.norm} is not possible for {where}: {reason}. Use "
+                "another readout; 'last' with readout_norm=True is always possible"
             )
-        first = len(run.layers) - count
-        kept.left_out = tuple(f"{path}{run.layers_name}.{number}" for number in range(first, len(run.layers)))
-        _refuse_adapter(model, kept, where)
-        kept.parts[name, run.layers_name] = run.layers
-        _drop_layers(model, decoder, run, count, kept, where)
-    elif wanted.state == PRE_MLP:
-        attribute = run.mlp()
-        layer = f"{path}{run.layers_name}.{len(run.layers) - 1}"
-        kept.left_out = (f"{layer}.{attribute}",)
-        _refuse_adapter(model, kept, where)
-        weights = _output_weights(getattr(run.layers[-1], attribute), where)
-        if stored.state == PRE_MLP and any(bool(weight.any()) for weight in weights):
-            raise Gen2EmbedError(
-                f"{source}/config.json names the readout {PRE_MLP!r}, but the output weights of {layer}.{attribute} "
-                "are not zero: the files are not of one model; write the folder again with gen2embed export"
-            )
-        kept.parts[layer, attribute] = run.leave_mlp_out(model, attribute)
-    if not wanted.norm:
-        attribute, norm = run.norm()
-        _refuse_adapter(model, _Kept(wanted, (f"{path}{attribute}",)), where)
-        kept.parts[name, attribute] = norm
-        setattr(decoder, attribute, _without_weights(norm, where))
-    setattr(model.config, CONFIG_KEY, wanted.settings())
+
+        parts = DecoderParts(model, refusal)
+        path = next(name for name, module in model.named_modules() if module is parts.decoder)
+        change = _Change(model, parts, path, kept, where, refusal)
+        if wanted.num_dropped and not stored.num_dropped:
+            _drop_layers(change)
+        elif wanted.state == PRE_MLP:
+            _leave_mlp_out(change, stored)
+        if not wanted.norm:
+            name = parts.norm_name
+            _refuse_adapter(model, wanted, [_joined(path, name)], where)
+            kept.parts[path, name] = getattr(parts.decoder, name)
+            parts.leave_norm_weights_out()
+        setattr(model.config, CONFIG_KEY, wanted.settings())
+    vars(model)[_KEPT] = kept
 
 
 @contextlib.contextmanager
-def generator_parts(model: nn.Module) -> Iterator[nn.Module]:
+def generator_parts(model: Any) -> Iterator[Any]:
     """Let a model run as the generator that it was loaded as: with all layers, its last MLP and its final norm.
 
     Args:
@@ -246,9 +214,9 @@ def generator_parts(model: nn.Module) -> Iterator[nn.Module]:
         The model; afterwards it has its readout again.
     """
     kept = _kept(model)
-    config = model.get_decoder().config  # type: ignore[operator]
-    device = next(model.parameters()).device
-    parts = {key: part.to(device) for key, part in kept.parts.items()}
+    config = model.get_decoder().config
+    weight = next(model.get_decoder().parameters())
+    parts = {key: part.to(weight.device, weight.dtype) for key, part in kept.parts.items()}
     now = {name: getattr(config, name) for name in kept.settings}
     with _in_place(model, parts):
         _set(config, kept.settings)
@@ -259,7 +227,7 @@ def generator_parts(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
-def stock_parts(model: nn.Module) -> Iterator[None]:
+def stock_parts(model: Any) -> Iterator[None]:
     """Let a model consist of stock parts while it is written: in place of the last MLP a copy whose output is zero.
 
     Args:
@@ -270,222 +238,18 @@ def stock_parts(model: nn.Module) -> Iterator[None]:
     """
     kept = _kept(model)
     parts = {}
-    if kept.readout.state == PRE_MLP:
-        ((key, mlp),) = ((key, part) for key, part in kept.parts.items() if ".".join(key) in kept.left_out)
-        parts[key] = zeroed = copy.deepcopy(mlp)
-        with torch.no_grad():
-            for weight in _output_weights(zeroed, type(model).__name__):
-                weight.zero_()
-            _check_zero(zeroed, model)
+    for key, mlp in kept.parts.items():
+        if kept.readout.state == PRE_MLP and _joined(*key) in kept.left_out:
+            weight = next(model.get_decoder().parameters())
+            zeroed = with_zero_output(mlp.to(weight.device, weight.dtype), model.get_decoder().config.hidden_size)
+            if zeroed is None:
+                raise Gen2EmbedError(
+                    f"readout={PRE_MLP!r} of a {type(model).__name__} cannot be saved: the output of its last MLP is "
+                    "not zero where its output weights are. Use readout='drop-1'"
+                )
+            parts[key] = zeroed
     with _in_place(model, parts):
         yield
-
-
-class _Run:
-    """What one forward pass of two tokens shows of a decoder: which of its parts run, in which order.
-
-    Args:
-        model: The whole model.
-        decoder: Its decoder.
-        readout: What it is needed for, for messages.
-        where: The model's name and type, for messages.
-    """
-
-    def __init__(self, model: nn.Module, decoder: nn.Module, readout: Readout, where: str) -> None:
-        """Find the layers, and run the decoder."""
-        self.readout, self.where, self.decoder = readout, where, decoder
-        number = decoder.config.num_hidden_layers  # type: ignore[union-attr]
-        lists = [name for name, part in decoder.named_children() if isinstance(part, nn.ModuleList)]
-        lists = [name for name in lists if len(getattr(decoder, name)) == number]
-        if len(lists) != 1:
-            raise self._refusal(f"its decoder {type(decoder).__name__} has no single list of {number} layers")
-        self.layers_name = lists[0]
-        self.layers: nn.ModuleList = getattr(decoder, lists[0])
-        self.in_layer, self.in_decoder, self.state = self._run(model)
-
-    def _run(self, model: nn.Module) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]], torch.Tensor]:
-        """Run two tokens; return names and outputs of the last layer's parts and the decoder's, and the last state."""
-        in_layer: list[tuple[str, Any]] = []
-        in_decoder: list[tuple[str, Any]] = []
-        handles = [
-            part.register_forward_hook(lambda _, __, output, name=name, seen=seen: seen.append((name, output)))
-            for owner, seen in ((self.layers[-1], in_layer), (self.decoder, in_decoder))
-            for name, part in owner.named_children()
-        ]
-        training = model.training
-        try:
-            with torch.no_grad():
-                model.eval()
-                ids = torch.zeros((1, 2), dtype=torch.long, device=next(self.decoder.parameters()).device)
-                state = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise self._refusal(f"its decoder does not run on tokens alone ({error})") from error
-        finally:
-            model.train(training)
-            for handle in handles:
-                handle.remove()
-        return in_layer, in_decoder, state
-
-    def leave_mlp_out(self, model: nn.Module, attribute: str) -> nn.Module:
-        """Replace the last layer's MLP by zeros; return the MLP.
-
-        Raises:
-            Gen2EmbedError: Behind the MLP, something else changes the state.
-        """
-        layer = self.layers[-1]
-        mlp = getattr(layer, attribute)
-        output = dict(self.in_layer)[attribute]
-        setattr(layer, attribute, NoMlp(len(output) if isinstance(output, tuple) else 0))
-        try:
-            seen, _, _ = self._run(model)
-            behind = seen[[name for name, _ in seen].index(attribute) + 1 :]
-            # A norm or dropout of the MLP's output may follow: of zeros they return zeros.
-            others = [name for name, output in behind if not isinstance(output, torch.Tensor) or output.any()]
-            if others:
-                raise self._refusal(f"its last layer {type(layer).__name__} also runs {', '.join(others)} behind its MLP")
-        except Exception:
-            setattr(layer, attribute, mlp)
-            raise
-        return mlp
-
-    def mlp(self) -> str:
-        """Return the name of the last layer's MLP.
-
-        Raises:
-            Gen2EmbedError: The layer has no single MLP.
-        """
-        names = [name for name, _ in self.in_layer]
-        found = [name for name in _MLPS if name in names]
-        if len(found) != 1:
-            layer = type(self.layers[-1]).__name__
-            raise self._refusal(f"its last layer {layer} has no single MLP, but {', '.join(dict.fromkeys(names))}")
-        return found[0]
-
-    def norm(self) -> tuple[str, nn.Module]:
-        """Return the name of the decoder's final norm, and the norm.
-
-        Raises:
-            Gen2EmbedError: The decoder's last part is no norm.
-        """
-        name, output = self.in_decoder[-1]
-        if "norm" not in name and "ln" not in name or not torch.equal(output, self.state):
-            raise self._refusal(f"its decoder {type(self.decoder).__name__} ends with {name}, which is no norm")
-        return name, getattr(self.decoder, name)
-
-    def _refusal(self, reason: str) -> Gen2EmbedError:
-        return _refusal(self.readout, self.where, reason)
-
-
-def _refusal(readout: Readout, where: str, reason: str) -> Gen2EmbedError:
-    return Gen2EmbedError(
-        f"readout={readout.state!r} with readout_norm={readout.norm} is not possible for {where}: {reason}. Use another "
-        f"readout, such as {LAST!r} with readout_norm=True"
-    )
-
-
-def _drop_layers(model: nn.Module, decoder: nn.Module, run: _Run, count: int, kept: _Kept, where: str) -> None:
-    """Delete the last layers, with their settings; compare the rest with a new model of the changed settings."""
-    from transformers import AutoModel
-
-    config = decoder.config
-    number = len(run.layers)
-    changed: dict[str, Any] = {"num_hidden_layers": number - count}
-    for name, value in vars(config).items():
-        if isinstance(value, (list, tuple)) and len(value) == number:
-            per_layer = name in _PER_LAYER or ("layer" in name and all(isinstance(v, (str, bool)) for v in value))
-            changed |= {name: value[: number - count]} if per_layer else {}
-    shared = getattr(config, "num_kv_shared_layers", None)
-    if shared:  # the last layers use keys and values of those before them
-        changed["num_kv_shared_layers"] = max(0, shared - count)
-    kept.settings = {name: getattr(config, name) for name in changed}
-    _set(config, changed)
-    setattr(decoder, run.layers_name, nn.ModuleList(list(run.layers)[: number - count]))
-    try:
-        with torch.device("meta"):
-            described = AutoModel.from_config(copy.deepcopy(model.config))
-        there = {_plain(key): value.shape for key, value in model.state_dict().items() if not _of_adapter(key)}
-        due = {_plain(key): value.shape for key, value in described.state_dict().items()}
-        reason = next((key for key in sorted({**there, **due}) if there.get(key) != due.get(key)), "")
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        reason = str(error)
-    if reason:
-        raise _refusal(
-            kept.readout, where, f"a model with {number - count} layers has other weights besides them ({reason})"
-        )
-
-
-def _plain(key: str) -> str:
-    return key.replace(".base_layer.", ".")
-
-
-def _of_adapter(key: str) -> bool:
-    return ".lora_" in key
-
-
-def _output_weights(mlp: nn.Module, where: str) -> list[torch.Tensor]:
-    """Return the weights of an MLP that are zero where it returns zero.
-
-    Raises:
-        Gen2EmbedError: None is found by its name.
-    """
-    found = [weight for name, weight in mlp.named_parameters() if _OUTPUTS.search(name)]
-    if not found:
-        names = sorted({name.removesuffix(".weight") for name, _ in mlp.named_parameters()})
-        raise Gen2EmbedError(
-            f"readout={PRE_MLP!r} is not possible for {where}: which of {', '.join(names)[:200]} gives the output of "
-            f"its last MLP {type(mlp).__name__} is not known. Use readout='drop-1'"
-        )
-    return found
-
-
-def _check_zero(mlp: nn.Module, model: nn.Module) -> None:
-    width = model.get_decoder().config.hidden_size  # type: ignore[operator]
-    weight = next(mlp.parameters())
-    output = mlp(torch.ones((1, 2, width), dtype=weight.dtype, device=weight.device))
-    output = output[0] if isinstance(output, tuple) else output
-    if output.any():
-        raise Gen2EmbedError(
-            f"readout={PRE_MLP!r} of a {type(model).__name__} cannot be saved: the output of its last MLP is not zero "
-            "where its output weights are. Use readout='drop-1'"
-        )
-
-
-def _without_weights(norm: nn.Module, where: str) -> nn.Module:
-    """Return a copy of a norm that only scales.
-
-    Raises:
-        Gen2EmbedError: It does more than scale, as a LayerNorm does.
-    """
-    weight = getattr(norm, "weight", None)
-    if isinstance(weight, torch.Tensor) and not _has_bias(norm):
-        states = torch.linspace(-1, 2, len(weight), dtype=torch.float32, device=weight.device)[None, None]
-        plain = copy.deepcopy(norm)
-        for value in (1.0, 0.0):  # Gemma multiplies by 1 + weight
-            with torch.no_grad():
-                plain.weight.fill_(value)  # type: ignore[operator, union-attr]
-                exact = copy.deepcopy(plain).float()(states)
-            ratio = exact / states
-            if bool(exact.any()) and float(ratio.max() - ratio.min()) < 1e-4 * float(ratio.abs().max()):
-                return plain
-    raise Gen2EmbedError(
-        f"readout_norm=False is not possible for {where}: its final norm {type(norm).__name__} does more than scale, and "
-        "no stock module leaves that out. Leave readout_norm out"
-    )
-
-
-def _has_bias(norm: nn.Module) -> bool:
-    return getattr(norm, "bias", None) is not None
-
-
-def _refuse_adapter(model: nn.Module, kept: _Kept, where: str) -> None:
-    """Refuse an adapter that has weights in a part that is left out: it was trained with another readout."""
-    if not hasattr(model, "peft_config"):
-        return
-    for name, _ in model.named_parameters():
-        if (".lora_" in name or ".modules_to_save." in name) and any(
-            name.startswith(f"{part}.") for part in kept.left_out
-        ):
-            raise adapter_refusal(kept.readout, name, where)
 
 
 def adapter_refusal(readout: Readout, name: str, where: str) -> Gen2EmbedError:
@@ -503,18 +267,85 @@ def adapter_refusal(readout: Readout, name: str, where: str) -> Gen2EmbedError:
     )
 
 
-def _kept(model: nn.Module) -> _Kept:
+@dataclass(frozen=True)
+class _Change:
+    """What the changes of one model need: the model, its decoder's parts and path, what is kept, and messages."""
+
+    model: Any
+    parts: DecoderParts
+    path: str
+    kept: _Kept
+    where: str
+    refusal: Refusal
+
+
+def _drop_layers(change: _Change) -> None:
+    """Delete the last layers, with their settings; the rest must be what a new model of the changed settings is."""
+    model, parts, path, kept, refusal = change.model, change.parts, change.path, change.kept, change.refusal
+    layers, name = parts.layers, parts.layers_name
+    number = len(layers) - kept.readout.num_dropped
+    if number < 1:
+        raise refusal(f"it has {len(layers)} layers, of which none would be left")
+    kept.left_out = tuple(_joined(path, name, str(index)) for index in range(number, len(layers)))
+    _refuse_adapter(model, kept.readout, kept.left_out, change.where)
+    changed = parts.settings_with(number)
+    config = parts.decoder.config
+    kept.settings = {key: getattr(config, key) for key in changed}
+    kept.parts[path, name] = layers
+    _set(config, changed)
+    setattr(parts.decoder, name, nn.ModuleList(list(layers)[:number]))
+    if differing := differing_weight(model):
+        _set(config, kept.settings)
+        setattr(parts.decoder, name, layers)
+        raise refusal(f"with {number} layers, other weights differ, too ({differing})")
+
+
+def _leave_mlp_out(change: _Change, stored: Readout) -> None:
+    """Put a module that returns zeros in place of the last layer's MLP."""
+    model, parts, path, kept, refusal = change.model, change.parts, change.path, change.kept, change.refusal
+    name, layer = parts.mlp_name, _joined(path, parts.layers_name, str(len(parts.layers) - 1))
+    mlp = getattr(parts.layers[-1], name)
+    kept.left_out = (f"{layer}.{name}",)
+    _refuse_adapter(model, kept.readout, kept.left_out, change.where)
+    weights = output_weights(mlp)
+    if not weights:
+        names = sorted({key.removesuffix(".weight") for key, _ in mlp.named_parameters()})
+        raise refusal(f"which of {', '.join(names)[:200]} gives the output of its last MLP is not known")
+    if stored.state == PRE_MLP and any(bool(weight.any()) for weight in weights):
+        raise Gen2EmbedError(
+            f"{change.where}: config.json names the readout {PRE_MLP!r}, but the output weights of {layer}.{name} are "
+            "not zero: the files are not of one model; write the folder again with gen2embed export"
+        )
+    parts.leave_mlp_out()
+    kept.parts[layer, name] = mlp
+
+
+def _refuse_adapter(model: Any, readout: Readout, parts: Iterable[str], where: str) -> None:
+    """Refuse an adapter that has weights in a part that is left out: it was trained with another readout."""
+    if not hasattr(model, "peft_config"):
+        return
+    inside = tuple(f"{part}." for part in parts)
+    for name, _ in model.named_parameters():
+        if (".lora_" in name or ".modules_to_save." in name) and name.startswith(inside):
+            raise adapter_refusal(readout, name, where)
+
+
+def _kept(model: Any) -> _Kept:
     found: _Kept = vars(model).get(_KEPT, _Kept(Readout()))
     return found
 
 
-def _set(config: Any, values: dict[str, Any]) -> None:
+def _joined(*names: str) -> str:
+    return ".".join(filter(None, names))
+
+
+def _set(config: Any, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         setattr(config, name, value)
 
 
 @contextlib.contextmanager
-def _in_place(model: nn.Module, parts: dict[tuple[str, str], nn.Module]) -> Iterator[None]:
+def _in_place(model: Any, parts: Mapping[tuple[str, str], nn.Module]) -> Iterator[None]:
     """Put parts in their places for a while."""
     now = {}
     try:

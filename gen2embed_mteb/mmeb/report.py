@@ -50,6 +50,7 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
         "model": config.model_name,
         "revision": config.revision,
         "prompt_mode": config.prompt_mode,
+        **({} if config.readout == "last" else {"readout": config.readout}),
         "benchmark": result.benchmark.name,
         "settings": run_settings(config),
         "datasets": {
@@ -139,7 +140,8 @@ def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
         GitHub's Markdown with a newline at the end; figures in percent.
     """
     averages, datasets = _tables(result, config)
-    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
+    read = "" if config.readout == "last" else f", readout `{config.readout}`"
+    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`{read}"
     notes = [
         "Precision@1 in percent. *strict*: a tie with the positive does not count as a hit.",
         f"{sum(len(score.rows) for score in result.scores)} rows scored, {len(result.errors)} set aside.",

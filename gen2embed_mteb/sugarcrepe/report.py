@@ -28,6 +28,7 @@ def results_json(result: CompositionalityResult, config: EvaluationConfig) -> di
         "model": config.model_name,
         "revision": config.revision,
         "prompt_mode": config.prompt_mode,
+        **({} if config.readout == "last" else {"readout": config.readout}),
         "benchmark": result.benchmark.name,
         "settings": run_settings(config),
         "datasets": {
@@ -48,7 +49,8 @@ def results_json(result: CompositionalityResult, config: EvaluationConfig) -> di
 
 def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
     """Build `results.md`: our figures above the paper's, in percent, with a newline at the end."""
-    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
+    read = "" if config.readout == "last" else f", readout `{config.readout}`"
+    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`{read}"
     note = f"Accuracy in percent, a tie is wrong. {result.num_scored} scored, {len(result.errors)} set aside."
     if config.limit is not None:
         note += f" Only the first {config.limit} records of each set."
