@@ -81,9 +81,10 @@ def set_adapter_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], 
     expected = get_peft_model_state_dict(model)
     best = {_renamed(key, expected): value for key, value in state.items()}
     missing, unexpected = sorted(set(expected) - set(best)), sorted(set(best) - set(expected))
-    behind = next((key for key in unexpected for part in left_out(model) if key.startswith(f"{part}.")), None)
+    names = [f".{key}" for key in [*unexpected, *(key for key in state if _renamed(key, expected) in unexpected)]]
+    behind = next((name for name in names for part in left_out(model) if f".{part}." in name), None)
     if behind is not None:
-        raise adapter_refusal(readout_of(model), behind, source)
+        raise adapter_refusal(readout_of(model), behind[1:], source)
     if missing or unexpected:
         raise Gen2EmbedError(
             f"adapter {source} does not fit {type(model).__name__}: {len(missing)} missing keys {missing[:3]}, "
