@@ -123,6 +123,35 @@ def test_export_then_plain_sentence_transformers(tmp_path):
     assert done.stdout.strip() == "(1, 192)"
 
 
+def test_export_with_a_readout(tmp_path):
+    out = tmp_path / "model"
+    words = ["export", "gen2embed-mini", str(out), "--readout", "drop-1", "--readout_norm", "false"]
+    assert cli.main(words) == 0
+    want = Gen2Embed("gen2embed-mini", readout="drop-1", readout_norm=False).encode_query(["a red circle"])
+    assert np.abs(SentenceTransformer(str(out)).encode_query(["a red circle"]) - want).max() < 1e-6
+
+
+def test_evaluate_with_a_readout_keeps_its_results_apart(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "--model_name", "gen2embed-mini", "--benchmark", "mmeb-mini", "--data_dir", str(data)]
+    words += ["--subsets", "Digits", "--limit", "2"]
+    digests = set()
+    for more, name in (
+        ([], "last"),
+        (["--readout", "pre-mlp"], "pre-mlp"),
+        (["--readout-norm", "false"], "last-raw"),
+        (["--readout", "pre-mlp", "--readout_norm", "false"], "pre-mlp-raw"),
+    ):
+        assert cli.main([*words, *more]) == 0
+        folder = "-".join(["hierarchical", *name.replace("last", "").strip("-").split()])
+        results = json.loads((tmp_path / "results/mmeb-mini/gen2embed-mini" / folder / "results.json").read_text())
+        assert results.get("readout", "last") == name
+        title = (tmp_path / "results/mmeb-mini/gen2embed-mini" / folder / "results.md").read_text().splitlines()[0]
+        assert title.endswith("prompt `hierarchical`" + (f", readout `{name}`" if more else ""))
+        digests.add(results["fingerprint"])
+    assert len(digests) == 4
+
+
 def test_doctor_reports_what_is_installed(capsys):
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out

@@ -25,7 +25,7 @@ from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, comp
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
 from gen2embed_mteb.embedder.prompts import DEFAULT, SIDES, HierarchicalPrompt, side_of, strategy
-from gen2embed_mteb.embedder.readout import CONFIG_KEY, Readout, chosen_readout, readout_of, set_readout, stored_readout
+from gen2embed_mteb.embedder.readout import Readout, chosen_readout, readout_of, set_readout, stored_readout
 from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions
@@ -200,20 +200,10 @@ class Gen2Embed(KeepsGenerator):
 
     def _set_readout(self, state: str | None, norm: bool | None) -> None:
         stored = stored_readout(self[0].config, self.source)
-        # A checkpoint names the readout that its adapter was trained with; all weights are in its base model.
-        stated = vars(self).get("_checkpoint_readout", {})
-        state = stated.get("readout") if state is None else state
-        norm = stated.get("readout_norm") if norm is None else norm
+        trained = readout_of(self[0].model)  # an adapter names the one that it was trained for
+        if not trained.is_default:
+            state, norm = trained.state if state is None else state, trained.norm if norm is None else norm
         set_readout(self[0].model, chosen_readout(state, norm, stored, self.source), self.source)
-
-    def _get_model_config(self) -> dict[str, Any]:
-        readout = readout_of(self[0].model)
-        named = adapters.has_adapter(self[0].model) and not readout.is_default
-        return super()._get_model_config() | ({CONFIG_KEY: readout.settings()} if named else {})
-
-    def _parse_model_config(self, model_config: dict[str, Any]) -> None:
-        self._checkpoint_readout = model_config.get(CONFIG_KEY) or {}
-        super()._parse_model_config(model_config)
 
     def calibrate(
         self,

@@ -20,9 +20,11 @@ Cost: one forward pass of two tokens when a model is loaded; while a `pre-mlp` m
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -35,10 +37,14 @@ from gen2embed_mteb.embedder.decoder_parts import (
     with_zero_output,
 )
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.storage.atomic import json_bytes, write_atomic
 
 LAST, PRE_MLP = "last", "pre-mlp"
 CONFIG_KEY = "gen2embed"
 """The key of `config.json` under which a written folder names its readout."""
+
+READOUT_FILE = "readout.json"
+"""The file beside an adapter that names the readout that it was trained for."""
 
 _DROP = re.compile(r"drop-([1-9]\d{0,3})")
 _KEPT = "_gen2embed_readout"
@@ -152,6 +158,38 @@ def chosen_readout(state: str | None, norm: bool | None, stored: Readout, source
             "exported from, or leave readout out"
         )
     return wanted
+
+
+def write_readout(model: nn.Module, folder: Path) -> None:
+    """Write the readout of a model beside its adapter, which was trained for it; nothing for the default one.
+
+    Args:
+        model: The model of transformers.
+        folder: The adapter's folder, which is new.
+    """
+    readout = readout_of(model)
+    if not readout.is_default:
+        write_atomic(folder / READOUT_FILE, json_bytes(readout.settings()))
+
+
+def note_readout_of_adapter(model: nn.Module, folder: Path) -> None:
+    """Note on a model which readout its adapter was trained for; `set_readout` is to set it.
+
+    Args:
+        model: The model of transformers; its parts stay as they are.
+        folder: The adapter's folder.
+
+    Raises:
+        Gen2EmbedError: Its `readout.json` names none that is known.
+    """
+    path = folder / READOUT_FILE
+    if _KEPT in vars(model) or not path.is_file():
+        return
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        vars(model)[_KEPT] = _Kept(Readout(stated.get("readout", LAST), stated.get("readout_norm", True)))
+    except (ValueError, AttributeError, RecursionError) as error:  # a `Gen2EmbedError` is a ValueError
+        raise Gen2EmbedError(f"{path} names no readout ({error}); delete it, and pass readout=") from error
 
 
 def readout_of(model: nn.Module) -> Readout:

@@ -330,11 +330,15 @@ def test_a_new_adapter_leaves_it_out_and_fits_the_whole_base(
     want = model.encode_query(["a fox", "b " * 9])
     assert np.abs(want - Gen2Embed(scaled_dir(family), **options).encode_query(["a fox", "b " * 9])).max() > 0.01
     save_adapter(inner, tmp_path / "adapter")
-    again = Gen2Embed(scaled_dir(family), **options, adapter=tmp_path / "adapter")
+    again = Gen2Embed(scaled_dir(family), device="cpu", adapter=tmp_path / "adapter")  # readout.json names the readout
+    assert (again.readout, again.readout_norm) == (readout, norm)
     assert np.abs(again.encode_query(["a fox", "b " * 9]) - want).max() < 1e-6
     model.save_pretrained(str(tmp_path / "merged"))
     plain = SentenceTransformer(str(tmp_path / "merged"), device="cpu")
     assert np.abs(plain.encode_query(["a fox", "b " * 9]) - want).max() < 1e-6
+    (tmp_path / "adapter" / "readout.json").write_text('{"readout": "middle"}')
+    with pytest.raises(Gen2EmbedError, match=r"adapter/readout\.json names no readout \(unknown readout 'middle'"):
+        Gen2Embed(scaled_dir(family), device="cpu", adapter=tmp_path / "adapter")
     # A checkpoint keeps the adapter apart, and knows with which readout it was trained.
     model.save_pretrained(str(tmp_path / "checkpoint-1"))
     checkpoint = Gen2Embed(tmp_path / "checkpoint-1", device="cpu")

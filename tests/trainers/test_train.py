@@ -111,6 +111,28 @@ def test_the_result_is_a_model_its_adapter_and_their_history(trained, model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("readout", "norm"), [("pre-mlp", "true"), ("drop-1", "false")])
+def test_training_with_a_readout(model, data, tmp_path, readout, norm):
+    """What does not run is not trained; the result names its readout, and so does the checkpoint."""
+    sampled, output = tmp_path / "sampled", tmp_path / "out"
+    flags = ["--readout", readout, "--readout_norm", norm]
+    assert sample(sampled, data, "--model_name", str(model), "--num_hard_negatives", "1", *flags) == 0
+    assert cli.main(words(model, sampled, output, "--max_steps", "2", "--learning_rate", "0.01", *flags)) == 0
+    last = [name for name in adapter(output) if ".layers.1." in name]
+    assert not [name for name in last if "down_proj" in name]
+    assert bool([name for name in last if "q_proj" in name]) == (readout == "pre-mlp")
+    merged = Gen2Embed(output)
+    adapted, checkpoint = Gen2Embed(output / "adapter"), Gen2Embed(output / "checkpoint-2")
+    want = adapted.encode_query(["a red circle"])
+    for found in (merged, adapted, checkpoint):
+        assert (found.readout, found.readout_norm) == (readout, norm == "true")
+        assert np.abs(found.encode_query(["a red circle"]) - want).max() < 1e-5
+    assert np.abs(SentenceTransformer(str(output)).encode_query(["a red circle"]) - want).max() < 1e-5
+    plain = Gen2Embed(model, readout=readout, readout_norm=norm == "true")
+    assert np.abs(plain.encode_query(["a red circle"]) - want).max() > 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_5", "gemma3", "idefics3", "internvl", "llava_onevision"])
 def test_a_family_not_written_by_hand_from_sampling_to_a_plain_model(family, data, tmp_path):
     """Recurrent layers, sliding windows, padded images, tiles in one tensor, side features."""

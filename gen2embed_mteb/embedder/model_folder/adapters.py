@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.adapter_settings import full_matches
-from gen2embed_mteb.embedder.readout import adapter_refusal, left_out, readout_of
+from gen2embed_mteb.embedder.readout import (
+    adapter_refusal,
+    left_out,
+    note_readout_of_adapter,
+    readout_of,
+    write_readout,
+)
 from gen2embed_mteb.errors import Gen2EmbedError
 
 if TYPE_CHECKING:
@@ -62,6 +68,7 @@ def load_adapter(model: torch.nn.Module, adapter: str | Path, **hub_options: Any
     for key, value in stated.items():
         setattr(config, key, value)  # the adapter's own values, for saving it again
     set_adapter_weights(model, state, str(adapter))
+    note_readout_of_adapter(model, folder)
     model.eval()
 
 
@@ -193,6 +200,7 @@ def save_adapter(model: torch.nn.Module, output_dir: Path, state: Mapping[str, t
     config = copy.copy(model.peft_config[name])
     config.inference_mode = True
     config.save_pretrained(str(output_dir))
+    write_readout(model, output_dir)
     if state is None:
         check_adapter(model, output_dir)
 

@@ -27,7 +27,7 @@ from sentence_transformers.base.modules import Router
 
 from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model_folder import adapters, compat
-from gen2embed_mteb.embedder.readout import stock_parts
+from gen2embed_mteb.embedder.readout import stock_parts, write_readout
 from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
 from gen2embed_mteb.storage.atomic import ForeignFileError, write_in_scratch
 from gen2embed_mteb.storage.new_folder import new_folder
@@ -48,7 +48,7 @@ _DECISIVE = re.compile(
     r"(model|pytorch_model|adapter_model|consolidated)[^/]*\.(safetensors|bin|pt|pth|json)|adapter_config\.json"
     r"|config\.json|config_sentence_transformers\.json|sentence_[a-z_]*config\.json|modules\.json|generation_config\.json"
     r"|[a-z_]*processor_config\.json|tokenizer.*|vocab\..*|merges\.txt|added_tokens\.json|special_tokens_map\.json"
-    r"|chat_template.*|additional_chat_templates/.*|calibration\.json"
+    r"|readout\.json|calibration\.json|chat_template.*|additional_chat_templates/.*"
 )
 """Files that a loader finds by name: one that remained from another model would be mixed with the new model."""
 
@@ -127,6 +127,7 @@ def save_checkpoint(model: SentenceTransformer, path: str, write: Callable[[str]
         finally:
             inner._hf_peft_config_loaded = loaded
         also_ours |= complete_processor_files(model[0], folder)
+        write_readout(inner, folder)
         adapters.check_adapter(inner, folder)
 
 

@@ -371,6 +371,4 @@ _SENTENCE_VALUES = {
     "default_prompt_name": _is_text,
     "similarity_fn_name": _one_of("cosine", "dot", "euclidean", "manhattan", None),
     "truncate_dim": lambda value: value is None or _natural()(value),
-    # The readout of a checkpoint; the values are checked when they are used.
-    "gen2embed": lambda value: isinstance(value, dict) and set(value) <= {"readout", "readout_norm"},
 }
