@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gen2embed_mteb.embedder.input_preparation import PreparesInputs
+from gen2embed_mteb.embedder.readout import run_as_generator
 
 if TYPE_CHECKING:
     from gen2embed_mteb.embedder.reranking.generator import Generator
@@ -29,6 +30,7 @@ class KeepsGenerator(PreparesInputs):
         # Loading other weights into the embedder puts another base model into its place.
         if kept is None or getattr(kept.model, kept.model.base_model_prefix) is not self[0].model:
             kept = state["_generator"] = Generator(self)
+            run_as_generator(kept.model, self[0].model)
         # An output layer of its own does not follow where the embedder is moved.
         inputs = kept.model.get_input_embeddings().weight
         kept.model.get_output_embeddings().to(inputs.device, inputs.dtype)

@@ -20,6 +20,7 @@ Cost: one forward pass of two tokens when a model is loaded; while a `pre-mlp` m
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -262,6 +263,28 @@ def generator_parts(model: Any) -> Iterator[Any]:
             yield model
         finally:
             _set(config, now)
+
+
+def run_as_generator(generator: Any, model: Any) -> None:
+    """Let a generative model that is built around a model run with `generator_parts`, whenever it is called.
+
+    Args:
+        generator: The generative model.
+        model: The model of transformers inside it, which may have a readout.
+    """
+    if readout_of(model).is_default:
+        return
+    if generator.config is not model.config:
+        _set(generator.config.get_text_config(decoder=True), _kept(model).settings)
+    for name in ("forward", "generate"):
+        call = getattr(generator, name)
+
+        @functools.wraps(call)
+        def run(*args: Any, call: Any = call, **kwargs: Any) -> Any:
+            with generator_parts(model):
+                return call(*args, **kwargs)
+
+        setattr(generator, name, run)
 
 
 @contextlib.contextmanager

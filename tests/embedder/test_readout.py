@@ -206,6 +206,15 @@ def test_the_same_weights_still_generate(scaled_dir: Any, readout: str, norm: bo
     assert not torch.equal(own, plain(input_ids=ids).last_hidden_state)
 
 
+@pytest.mark.parametrize(("readout", "norm"), READOUTS)
+def test_the_generator_of_a_model_with_a_readout(readout: str, norm: bool) -> None:
+    plain = Gen2Embed("gen2embed-mini", device="cpu")
+    model = Gen2Embed("gen2embed-mini", device="cpu", readout=readout, readout_norm=norm)
+    before = model.encode_query(["a red circle"])
+    assert model.generator.generate(["a red circle"]) == plain.generator.generate(["a red circle"])
+    assert np.array_equal(model.encode_query(["a red circle"]), before)
+
+
 def test_what_a_folder_without_the_weights_refuses(scaled_dir: Any, tmp_path: Path) -> None:
     folders = {
         (readout, norm): export(scaled_dir("llama"), tmp_path / f"{readout}-{norm}", readout=readout, readout_norm=norm)
