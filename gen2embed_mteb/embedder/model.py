@@ -25,7 +25,8 @@ from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, comp
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
 from gen2embed_mteb.embedder.prompts import DEFAULT, SIDES, HierarchicalPrompt, side_of, strategy
-from gen2embed_mteb.embedder.readout import Readout, chosen_readout, readout_of, set_readout, stored_readout
+from gen2embed_mteb.embedder.readout import readout_of, set_readout
+from gen2embed_mteb.embedder.readout_choice import Readout, chosen_readout, stored_readout
 from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions
@@ -122,10 +123,15 @@ class Gen2Embed(KeepsGenerator):
                 )
             checked_loading.check_pooling(name, self)
             self.calibration = CalibrationRecord.read(Path(name))
-            if self.calibration is not None and (adapter is not None or prompt_mode not in (None, self.prompt)):
+            if self.calibration is not None and (
+                adapter is not None
+                or prompt_mode not in (None, self.prompt)
+                or chosen_readout(readout, readout_norm, stored_readout(self[0].config, name), name)
+                != stored_readout(self[0].config, name)
+            ):
                 logger.warning(
-                    "%s was calibrated with its own prompt and weights; with others it is used without calibration. "
-                    "Calibrate it again: gen2embed calibrate",
+                    "%s was calibrated with its own prompt, readout and weights; with others it is used without "
+                    "calibration. Calibrate it again: gen2embed calibrate",
                     name,
                 )
                 calibrations.detach(self)

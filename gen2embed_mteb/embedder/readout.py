@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,66 +36,14 @@ from gen2embed_mteb.embedder.decoder_parts import (
     output_weights,
     with_zero_output,
 )
+from gen2embed_mteb.embedder.readout_choice import CONFIG_KEY, LAST, PRE_MLP, Readout, stored_readout
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.storage.atomic import json_bytes, write_atomic
-
-LAST, PRE_MLP = "last", "pre-mlp"
-CONFIG_KEY = "gen2embed"
-"""The key of `config.json` under which a written folder names its readout."""
 
 READOUT_FILE = "readout.json"
 """The file beside an adapter that names the readout that it was trained for."""
 
-_DROP = re.compile(r"drop-([1-9]\d{0,3})")
 _KEPT = "_gen2embed_readout"
-
-
-@dataclass(frozen=True)
-class Readout:
-    """Which hidden state becomes the embedding.
-
-    Attributes:
-        state: `last`, `pre-mlp`, or `drop-K` with K of 1 or more.
-        norm: Whether the decoder's final norm is applied to it.
-
-    Raises:
-        Gen2EmbedError: The state is none of these.
-    """
-
-    state: str = LAST
-    norm: bool = True
-
-    def __post_init__(self) -> None:
-        """Check both values, and write the state in its common form."""
-        known = f"known: {LAST}, {PRE_MLP}, drop-1, drop-2, …"
-        if not isinstance(self.state, str):
-            raise Gen2EmbedError(f"readout is {self.state!r}; {known}")
-        state = self.state.lower().replace("_", "-")
-        if state not in (LAST, PRE_MLP) and not _DROP.fullmatch(state):
-            raise Gen2EmbedError(f"unknown readout {self.state!r}; {known}")
-        if not isinstance(self.norm, bool):
-            raise Gen2EmbedError(f"readout_norm is {self.norm!r}; pass True or False")
-        object.__setattr__(self, "state", state)
-
-    @property
-    def num_dropped(self) -> int:
-        """How many of the last layers do not run."""
-        match = _DROP.fullmatch(self.state)
-        return int(match[1]) if match else 0
-
-    @property
-    def is_default(self) -> bool:
-        """Whether it is the paper's: the last state, with the final norm."""
-        return self == Readout()
-
-    @property
-    def name(self) -> str:
-        """A name for folders and messages: the state, and `-raw` without the final norm."""
-        return self.state if self.norm else f"{self.state}-raw"
-
-    def settings(self) -> dict[str, Any]:
-        """Return it as `config.json` has it."""
-        return {"readout": self.state, "readout_norm": self.norm}
 
 
 @dataclass
@@ -114,51 +61,6 @@ class _Kept:
     left_out: tuple[str, ...] = ()
     parts: dict[tuple[str, str], nn.Module] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-def stored_readout(config: Any, source: str) -> Readout:
-    """Return the readout that a model's configuration names; the default one if it names none.
-
-    Args:
-        config: The configuration of the whole model.
-        source: The model's name, for messages.
-
-    Raises:
-        Gen2EmbedError: `config.json` names none that is known.
-    """
-    stated = getattr(config, CONFIG_KEY, None)
-    if stated is None:
-        return Readout()
-    try:
-        return Readout(stated.get("readout", LAST), stated.get("readout_norm", True))
-    except (AttributeError, Gen2EmbedError) as error:
-        raise Gen2EmbedError(
-            f"{source}/config.json: {CONFIG_KEY} is {str(stated)[:80]}, which names no readout ({error}); write the "
-            "folder again: gen2embed export BASE_MODEL OUT --readout …"
-        ) from error
-
-
-def chosen_readout(state: str | None, norm: bool | None, stored: Readout, source: str) -> Readout:
-    """Return the readout that a caller asks for, of a model that may have one already.
-
-    Args:
-        state: As in `Readout`; `None` keeps the stored one.
-        norm: As in `Readout`; `None` keeps the stored one.
-        stored: What the model's folder has.
-        source: The model's name, for messages.
-
-    Raises:
-        Gen2EmbedError: The values are unknown, or the weights that it needs were left out when the folder was written.
-    """
-    wanted = Readout(stored.state if state is None else state, stored.norm if norm is None else norm)
-    lost = stored.state not in (LAST, wanted.state) or (wanted.norm and not stored.norm)
-    if lost:
-        raise Gen2EmbedError(
-            f"{source} was exported with readout={stored.state!r}, readout_norm={stored.norm}, and the weights that "
-            f"readout={wanted.state!r}, readout_norm={wanted.norm} needs are not in it; use the model that it was "
-            "exported from, or leave readout out"
-        )
-    return wanted
 
 
 def write_readout(model: nn.Module, folder: Path) -> None:

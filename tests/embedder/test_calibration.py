@@ -177,6 +177,7 @@ def test_with_another_prompt_or_an_adapter_it_is_taken_away_with_a_warning(calib
     assert other.calibration is None
     want = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", prompt_mode="system").encode_query(TEXTS)
     assert np.abs(other.encode_query(TEXTS) - want).max() < 1e-6
+    assert Gen2Embed(tmp_path / "model", device="cpu", readout="pre-mlp").calibration is None
     caplog.clear()
     assert Gen2Embed(tmp_path / "model", device="cpu", prompt_mode="hierarchical").calibration == model.calibration
     assert not caplog.records
