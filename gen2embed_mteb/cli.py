@@ -136,7 +136,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     check(checked)
     from gen2embed_mteb.embedder.fingerprint import fingerprint
     from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
-    from gen2embed_mteb.embedder.readout import readout_of
+    from gen2embed_mteb.embedder.readouts.readout import readout_of
 
     model = _load(options, checked.min_side)
     of_model = {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}

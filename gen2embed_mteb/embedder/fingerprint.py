@@ -61,7 +61,7 @@ def fingerprint(model: Gen2Embed) -> str:
     """
     import torch
 
-    from gen2embed_mteb.embedder.readout import readout_of
+    from gen2embed_mteb.embedder.readouts.readout import readout_of
 
     digest = hashlib.blake2b(digest_size=32)
     for name, tensor in sorted(model.state_dict().items()):

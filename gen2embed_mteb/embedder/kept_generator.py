@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gen2embed_mteb.embedder.input_preparation import PreparesInputs
-from gen2embed_mteb.embedder.readout import run_as_generator
+from gen2embed_mteb.embedder.preparation.features import PreparesInputs
+from gen2embed_mteb.embedder.readouts.readout import run_as_generator
 
 if TYPE_CHECKING:
     from gen2embed_mteb.embedder.reranking.generator import Generator

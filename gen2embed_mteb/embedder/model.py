@@ -25,8 +25,8 @@ from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, comp
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
 from gen2embed_mteb.embedder.prompts import DEFAULT, SIDES, HierarchicalPrompt, side_of, strategy
-from gen2embed_mteb.embedder.readout import readout_of, set_readout
-from gen2embed_mteb.embedder.readout_choice import Readout, chosen_readout, stored_readout
+from gen2embed_mteb.embedder.readouts.choice import Readout, chosen_readout, stored_readout
+from gen2embed_mteb.embedder.readouts.readout import readout_of, set_readout
 from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions

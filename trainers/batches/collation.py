@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gen2embed_mteb.embedder.input_preparation import NO_LIMIT
-from gen2embed_mteb.embedder.inputs import Content, content_of
+from gen2embed_mteb.embedder.preparation.features import NO_LIMIT
+from gen2embed_mteb.embedder.preparation.inputs import Content, content_of
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.images.source import ImageSource
 from trainers.batches.image_rows import ImageRows

@@ -22,7 +22,7 @@ from PIL import Image
 from sentence_transformers.base.losses.gradcache import _create_minibatch
 from torch import Tensor
 
-from gen2embed_mteb.embedder.inputs import Content
+from gen2embed_mteb.embedder.preparation.inputs import Content
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.images.decoding import Size
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gen2embed_mteb.embedder.inputs import INPUT_KEYS, STORED_IMAGE
+from gen2embed_mteb.embedder.preparation.inputs import INPUT_KEYS, STORED_IMAGE
 
 
 class Cell(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.adapter_settings import full_matches
-from gen2embed_mteb.embedder.readout import (
+from gen2embed_mteb.embedder.readouts.readout import (
     adapter_refusal,
     left_out,
     note_readout_of_adapter,

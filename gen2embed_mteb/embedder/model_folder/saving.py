@@ -27,7 +27,7 @@ from sentence_transformers.base.modules import Router
 
 from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model_folder import adapters, compat
-from gen2embed_mteb.embedder.readout import stock_parts, write_readout
+from gen2embed_mteb.embedder.readouts.readout import stock_parts, write_readout
 from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error
 from gen2embed_mteb.storage.atomic import ForeignFileError, write_in_scratch
 from gen2embed_mteb.storage.new_folder import new_folder

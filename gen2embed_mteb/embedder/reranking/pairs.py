@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gen2embed_mteb.embedder.inputs import Content
+from gen2embed_mteb.embedder.preparation.inputs import Content
 from gen2embed_mteb.errors import Gen2EmbedError
 
 

@@ -18,9 +18,9 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.util import batch_to_device
 
 from gen2embed_mteb.embedder.chat_formats.probing import control_tokens
-from gen2embed_mteb.embedder.inputs import Content, described, rough_length
 from gen2embed_mteb.embedder.model_folder import saving
 from gen2embed_mteb.embedder.model_folder.checked_loading import prepare_tokenizer, set_template
+from gen2embed_mteb.embedder.preparation.inputs import Content, described, rough_length
 from gen2embed_mteb.embedder.reranking.answers import answer_tokens, option_tokens
 from gen2embed_mteb.embedder.reranking.framings import (
     FRAMINGS,

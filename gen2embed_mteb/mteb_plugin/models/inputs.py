@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from gen2embed_mteb.bulk.types import Item
-from gen2embed_mteb.embedder.inputs import described, text_of
+from gen2embed_mteb.embedder.preparation.inputs import described, text_of
 from gen2embed_mteb.images.decoding import ImageFacts, image_digest
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.modes import to_rgb

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from tiny_tokenizers import byte_level
 
-from gen2embed_mteb.embedder.inputs import Content
+from gen2embed_mteb.embedder.preparation.inputs import Content
 from gen2embed_mteb.embedder.reranking.pairs import Pair, shortened
 from gen2embed_mteb.errors import Gen2EmbedError
 

@@ -14,8 +14,8 @@ from tiny_torchvision import LOADABLE
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.chat_formats.probing import takes_images
 from gen2embed_mteb.embedder.families.generic import LORA_TARGETS
-from gen2embed_mteb.embedder.inputs import content_of
 from gen2embed_mteb.embedder.model_folder.adapters import new_adapter, save_adapter
+from gen2embed_mteb.embedder.preparation.inputs import content_of
 from gen2embed_mteb.errors import Gen2EmbedError
 from trainers import SahaLoss
 from trainers.batches.collation import CellReader

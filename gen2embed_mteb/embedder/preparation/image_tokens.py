@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 from PIL import Image
 
-from gen2embed_mteb.embedder.inputs import Content
+from gen2embed_mteb.embedder.preparation.inputs import Content
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.images.decoding import Size
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from gen2embed_mteb.embedder.inputs import content_of
+from gen2embed_mteb.embedder.preparation.inputs import content_of
 
 
 def png(colour: str) -> bytes:

@@ -29,14 +29,14 @@ from typing import Any
 
 from torch import nn
 
-from gen2embed_mteb.embedder.decoder_parts import (
+from gen2embed_mteb.embedder.readouts.choice import CONFIG_KEY, LAST, PRE_MLP, Readout, stored_readout
+from gen2embed_mteb.embedder.readouts.decoder_parts import (
     DecoderParts,
     Refusal,
     differing_weight,
     output_weights,
     with_zero_output,
 )
-from gen2embed_mteb.embedder.readout_choice import CONFIG_KEY, LAST, PRE_MLP, Readout, stored_readout
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.storage.atomic import json_bytes, write_atomic
 

@@ -15,10 +15,10 @@ from sentence_transformers import SentenceTransformer
 
 from gen2embed_mteb.embedder.chat_formats.probing import takes_images
 from gen2embed_mteb.embedder.families import Family, ImageLayout, family_of
-from gen2embed_mteb.embedder.image_tokens import Renderer
-from gen2embed_mteb.embedder.inputs import Content, content_of, rough_length
+from gen2embed_mteb.embedder.preparation.image_tokens import Renderer
+from gen2embed_mteb.embedder.preparation.inputs import Content, content_of, rough_length
+from gen2embed_mteb.embedder.preparation.truncation import Fitter
 from gen2embed_mteb.embedder.prompts import side_of
-from gen2embed_mteb.embedder.truncation import Fitter
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.decoding import Size
 from gen2embed_mteb.images.resizing import ImageOptions, fitted_size

@@ -11,8 +11,8 @@ from tiny_models import FAMILIES
 from tiny_torchvision import LOADABLE
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.embedder.image_tokens import ImageTokens, Renderer
-from gen2embed_mteb.embedder.inputs import Content
+from gen2embed_mteb.embedder.preparation.image_tokens import ImageTokens, Renderer
+from gen2embed_mteb.embedder.preparation.inputs import Content
 from gen2embed_mteb.errors import Gen2EmbedError
 
 MULTIMODAL = [family for family in LOADABLE if family not in TEXT_ONLY]

@@ -18,8 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from gen2embed_mteb.embedder.image_tokens import PROBES, ImageTokens, Renderer
-from gen2embed_mteb.embedder.inputs import Content
+from gen2embed_mteb.embedder.preparation.image_tokens import PROBES, ImageTokens, Renderer
+from gen2embed_mteb.embedder.preparation.inputs import Content
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.decoding import Size
 from gen2embed_mteb.images.resizing import min_side_size

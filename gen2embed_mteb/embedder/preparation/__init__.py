@@ -1,0 +1,1 @@
+"""From an input to the features of the model: opened, counted, cut, rendered and tokenized."""

@@ -1,0 +1,1 @@
+"""Which hidden state of the decoder becomes the embedding."""
