@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +24,7 @@ from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.tables import as_text
 from gen2embed_mteb.flags import option
+from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.mmeb.readers import BadRow
 from gen2embed_mteb.names import Side
 from trainers.data.config import DataConfig
@@ -100,7 +101,9 @@ def calibrate(model: Gen2Embed, output_dir: str | Path, config: CalibrateConfig)
         inputs = read(data, config.limit)
         if model.calibration is not None:
             detach(model)
-        sums, num_faults = _encode(model, inputs, data, Path(folder) / "vectors")
+        # The flag is one of the data; all other image settings are the model's.
+        options = replace(model.image_options, exif_orientation=config.exif_orientation)
+        sums, num_faults = _encode(model, inputs, data, options, Path(folder) / "vectors")
     num_rejected = len(inputs.rejected) + num_faults
     total = len(inputs.queries) + len(inputs.documents) + len(inputs.rejected)
     if num_rejected > config.max_error_rate * total:
@@ -139,10 +142,12 @@ def read(data: TrainingData, limit: int | None) -> Inputs:
     return Inputs(list(queries), list(documents), rejected)
 
 
-def _encode(model: Gen2Embed, inputs: Inputs, data: TrainingData, folder: Path) -> tuple[list[Moments], int]:
+def _encode(
+    model: Gen2Embed, inputs: Inputs, data: TrainingData, options: ImageOptions, folder: Path
+) -> tuple[list[Moments], int]:
     """Return the sums over the vectors of each side, and how many inputs have no vector."""
     store = EmbeddingStore(folder, {"purpose": "calibration"})
-    bulk = BulkEncoder(PrefixEncoder(model), store, data.images, image_options=model.image_options)
+    bulk = BulkEncoder(PrefixEncoder(model), store, data.images, image_options=options)
     sums, num_faults = [], 0
     for side, items in zip(SIDES, (inputs.queries, inputs.documents), strict=True):
         bulk.add(side, items, label=f"{side} inputs")

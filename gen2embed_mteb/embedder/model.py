@@ -123,11 +123,11 @@ class Gen2Embed(KeepsGenerator):
                 )
             checked_loading.check_pooling(name, self)
             self.calibration = CalibrationRecord.read(Path(name))
+            stored = stored_readout(self[0].config, name)
             if self.calibration is not None and (
                 adapter is not None
                 or prompt_mode not in (None, self.prompt)
-                or chosen_readout(readout, readout_norm, stored_readout(self[0].config, name), name)
-                != stored_readout(self[0].config, name)
+                or chosen_readout(readout, readout_norm, stored, name) != stored
             ):
                 logger.warning(
                     "%s was calibrated with its own prompt, readout and weights; with others it is used without "

@@ -124,3 +124,24 @@ def test_images_are_inputs_too(tiny_dir, tmp_path):
     more = ["--image_dir", str(images), "--image_columns", "positive"]
     assert calibrate(tiny_dir("qwen2_vl"), tmp_path / "out", tmp_path / "pairs.jsonl", *more) == 0
     assert json.loads((tmp_path / "out" / "calibration.json").read_text())["num_documents"] == 60
+
+
+def test_images_are_turned_where_that_is_asked(tiny_dir, tmp_path):
+    """Every picture is marked as turned by 90 degrees, so the fitted map differs with the flag, and only then."""
+    images = tmp_path / "images"
+    images.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rows = []
+    for number in range(60):
+        picture = Image.linear_gradient("L").resize((60 + number, 40)).convert("RGB")
+        picture.save(images / f"{number}.jpg", exif=exif)
+        rows.append({"query": f"picture {number}", "positive": f"{number}.jpg"})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--image_dir", str(images), "--image_columns", "positive"]
+    vectors = []
+    for name, flag in (("plain", []), ("turned", ["--exif_orientation"]), ("again", [])):
+        assert calibrate(tiny_dir("qwen2_vl"), tmp_path / name, tmp_path / "pairs.jsonl", *more, *flag) == 0
+        vectors.append(Gen2Embed(tmp_path / name, device="cpu").encode_query(["a"]))
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-4
+    assert np.abs(vectors[0] - vectors[2]).max() < 1e-6
