@@ -379,6 +379,7 @@ def test_reports(data: Path, tmp_path: Path) -> None:
         "revision",
         "prompt_mode",
         "benchmark",
+        "method",
         "settings",
         "datasets",
         "meta_tasks",
@@ -408,8 +409,14 @@ def test_reports(data: Path, tmp_path: Path) -> None:
     assert table == markdown(result, config)
     assert "| RefCOCO-Matching | Grounding | OOD | 100.0 | 100.0 | 5 | 0 |" in table
     # Classification, Retrieval, Grounding, IND, OOD, Overall, as the paper prints them.
-    assert "| paper, IV: + Q-Rein. | 48.6 | 44.1 | 52.6 | – | – | 43.3 |" in table
-    assert "| paper, VII: SaHa, k = 15 | – | – | – | 71.2 | 62.1 | 67.1 |" in table
+    how = "Qwen2-VL-2B | 1 | 0 | no | 0 |"
+    assert f"| paper, IV: + Q-Rein. | 48.6 | 44.1 | 52.6 | – | – | 43.3 | {how}" in table
+    assert f"| paper, VII: SaHa, k = 15 | – | – | – | 71.2 | 62.1 | 67.1 | {how}" in table
+    assert (
+        "| FreeRet, top 50 reranked, 7B | 69.4 | 69.9 | 78.2 | – | – | 70.7 | Qwen2.5-VL-7B | 51 | 0 | no | 50 |"
+        in table
+    )
+    assert "| Overall | backbone | forwards per query | unlabelled inputs | transductive | rerank k |" in table
     assert max(len(line) for line in text_table(result, config).splitlines()) <= 120
 
 
