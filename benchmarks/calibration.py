@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,21 @@ import numpy as np
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.store import EmbeddingStore
+from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.embedder.calibration import Moments, attach, detach, fit
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.tables import as_markdown, percent
+from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, SEED, ensure
 from gen2embed_mteb.mini.places import EVAL_IMAGES, EVAL_TABLES
 from gen2embed_mteb.mmeb.evaluate import evaluate
+from gen2embed_mteb.mmeb.readers import EvalRow, read_eval_rows
 from gen2embed_mteb.mmeb.report import results_json
 from gen2embed_mteb.mmeb.scoring import EvaluationResult, average
+from gen2embed_mteb.mmeb.tables import open_subset
 from gen2embed_mteb.storage.developer_files import write_json
 from trainers.calibration import CalibrateConfig, read
 from trainers.data.training_data import open_training_data
@@ -76,7 +80,6 @@ def main() -> None:
     root = ensure("eval")
     prompts = {}
     for mode in PROMPTS:
-        started = time.monotonic()
         model = Gen2Embed(arguments.model_name, prompt_mode=mode)
         folder = arguments.work_dir / mode
         folders = _calibrated(model, folder)
@@ -101,10 +104,7 @@ def main() -> None:
             )
             outcomes[name] = (evaluate(PrefixEncoder(model), MMEB_MINI, config), config)
             print(f"{mode}, {name}: {percent(average(outcomes[name][0].scores).overall)}", flush=True)
-        prompts[mode] = {
-            "runs": _record(outcomes),
-            "seconds": round(time.monotonic() - started, 1),
-        }
+        prompts[mode] = {"runs": _record(outcomes)}
     print(as_markdown(table(prompts)))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -116,6 +116,7 @@ def main() -> None:
             "seed": SEED,
             "limit": arguments.limit,
             "versions": installed_versions(),
+            "inputs_shared_with_the_evaluation": shared_inputs(root, arguments.limit),
             "prompts": prompts,
         },
     )
@@ -144,6 +145,37 @@ def _calibrated(model: Gen2Embed, folder: Path) -> dict[str, Path]:
         model.save_pretrained(str(written[name]))
         detach(model)
     return written
+
+
+def shared_inputs(root: Path, limit: int | None) -> dict[str, dict[str, int]]:
+    """Count the inputs of the default fit that are inputs of the evaluation too, by text and content of the images.
+
+    Args:
+        root: Where MMEB-mini is.
+        limit: Rows per dataset of the evaluation.
+    """
+    images = ImageSource(root / EVAL_IMAGES)
+    evaluated: dict[str, set[Any]] = {"query": set(), "document": set()}
+    for dataset in MMEB_MINI.datasets:
+        side = "query" if dataset.candidates_as_queries else "document"
+        for row in read_eval_rows(open_subset(root / EVAL_TABLES, dataset, "test"), dataset, limit):
+            if isinstance(row, EvalRow):
+                evaluated["query"].add(_content(images, row.query))
+                evaluated[side].update(_content(images, item) for item in row.candidates)
+    config = CalibrateConfig(data_dir="mmeb-mini")
+    with tempfile.TemporaryDirectory() as folder:
+        data = open_training_data(config, Path(folder))
+        inputs = read(data, config.limit)
+        fitted = {"query": inputs.queries, "document": inputs.documents}
+        found = {side: {_content(data.images, item) for item in items} for side, items in fitted.items()}
+    return {
+        side: {"fitted": len(items), "evaluated": len(evaluated[side]), "shared": len(items & evaluated[side])}
+        for side, items in found.items()
+    }
+
+
+def _content(images: Any, item: Item) -> tuple[str, tuple[str, ...]]:
+    return item.text, tuple(images.facts(path).digest for path in item.images)
 
 
 def _record(outcomes: dict[str, tuple[EvaluationResult, EvaluationConfig]]) -> dict[str, Any]:

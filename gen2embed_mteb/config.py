@@ -216,7 +216,7 @@ class ComparisonOptions(FitOptions):
         """A name of these options for folders and titles; empty for the plain cosine."""
         parts = []
         if self.calibration:
-            parts.append(OWN if self.calibration == OWN else f"calibrated-{Path(self.calibration).name}")
+            parts.append(OWN if self.calibration == OWN else f"calibrated-{Path(self.calibration).resolve().name}")
             parts += [f"a{self.shrinkage:g}"] if self.shrinkage != SHRINKAGE else []
             parts += [self.means] if self.means != "shared" else []
         if self.scoring != "cosine":
