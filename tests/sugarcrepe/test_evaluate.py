@@ -101,7 +101,9 @@ def test_sugarcrepe_by_hand(folder: Path) -> None:
         ("document", "", ((32, 32),)): 3,
     }
     assert not result.too_many_errors
-    printed = text_table(result).splitlines()
+    assert content["method"]["forwards_per_query"] == 1 and not content["method"]["transductive"]
+    printed = text_table(result, settings(folder, model_name="m")).splitlines()
+    assert any(line.startswith("Ours: backbone: m; forwards per query: 1; unlabelled inputs: 0") for line in printed)
     assert max(map(len, printed)) <= 100
     assert any(line.split() == ["Avg.", "66.7", *(f"{mean:.1f}" for mean in SUGARCREPE.values())] for line in printed)
     number = 1 + list(SUGARCREPE).index("Gen2Embed (Qwen2-VL-2B), prompt only")
