@@ -104,12 +104,13 @@ def modules_for(
     check_layout(family, layout)
     check_supported(config)  # before the weights are read
     options = processor_options(source, shared)
-    if not family.is_generic:
+    tries_own = layout == "native" and family.tries_own_template
+    if not tries_own:
         options["chat_template"] = chat_template(family, prompt, layout)
     with compat.quiet_loading():
         transformer = CheckedTransformer(
             source.name,
-            prompt=prompt if family.is_generic else None,
+            prompt=prompt if tries_own else None,
             config=config,
             model_kwargs={**shared, **(model_kwargs or {})},
             processor_kwargs={**options, **(processor_kwargs or {})},
