@@ -2,9 +2,11 @@
 
 A model of any other type gets a generic record, and its own chat template carries the prompt (see `chat_formats`). A
 family is written by hand where published figures depend on its template, or for the `official` layout; it may still
-prefer a model's own template in the native layout (`prefers_own_template`). To add one, write a file with its record beside this one, an entry in `FAMILIES`, and a template in `templates/`. The template gets
-the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn and the beginning of
-the assistant turn (see `chat_template`).
+prefer a model's own template in the native layout (`prefers_own_template`).
+
+To add one, write a file with its record beside this one, an entry in `FAMILIES`, and a template in `templates/`. The
+template gets the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn and the
+beginning of the assistant turn (see `chat_template`).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.adapters import load_adapter
 from gen2embed_mteb.embedder.model_folder.gguf_files import dense_options, forget_gguf
 from gen2embed_mteb.embedder.model_folder.settings import MODULES, TRANSFORMER
-from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error
+from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error, reading_part
 from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError, Tensor
 from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 UNUSED = re.compile(r"(^|\.)lm_head\.|rotary_emb\.inv_freq$|\.position_ids$")
 """Tensors of generative checkpoints that embedding does not need: the output layer, and constants that are computed."""
 
-_PARTS = re.compile(r"^((model|language_model|visual|vision_tower|vision_model)\.)+")
+_PARTS = re.compile(r"^((thinker|model|language_model|visual|vision_tower|vision_model)\.)+")
 """The prefix of a layer's name, which differs between versions of transformers."""
 
 
@@ -307,7 +307,7 @@ def check_pooling(name: str, modules: Iterable[torch.nn.Module]) -> None:
 
 
 def load_config(source: model_folder.Source, options: dict[str, Any]) -> Any:
-    """Load the configuration of a checked model.
+    """Load the configuration of a checked model; of one that also speaks, that of the part that reads (`reading_part`).
 
     Raises:
         ModelFolderError: `transformers` cannot make a configuration from the file.
@@ -315,7 +315,7 @@ def load_config(source: model_folder.Source, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source.name, **options)
+        return reading_part(AutoConfig.from_pretrained(source.name, **options))
     except Exception as error:  # whatever it raises follows from the file
         path = source.folder / "config.json"
         raise ModelFolderError(f"{path}: not a configuration ({type(error).__name__}: {one_line(error)})") from error
@@ -338,7 +338,9 @@ def check_size(source: model_folder.Source, config: Any, tensors: dict[str, Tens
         raise ModelFolderError(
             f"{path}: no model can be made of it ({type(error).__name__}: {one_line(error)})"
         ) from error
-    held = sum(tensor.size for name, tensor in tensors.items() if not UNUSED.search(name))
+    others = getattr(described, "_keys_to_ignore_on_load_unexpected", None) or ()  # those of a talker, for example
+    unused = [UNUSED, *map(re.compile, others)]
+    held = sum(tensor.size for name, tensor in tensors.items() if not any(one.search(name) for one in unused))
     if size > held:
         there = {_PARTS.sub("", name) for name in tensors}
         lost = next((name for name, _ in described.named_parameters() if _PARTS.sub("", name) not in there), "")
