@@ -123,7 +123,14 @@ def write_omni(directory: Path, seed: int = 0) -> Path:
     thinker = transformers.AutoConfig.from_pretrained(directory)
     ids = {f"tts_codec_{name}_token_id": 0 for name in ("start", "end", "pad", "mask")}
     ids |= {f"{name}_token_id": 0 for name in ("vision_start", "vision_end", "audio_start", "audio_end")}
-    talker = {**TEXT, **ids, "embedding_size": 32, "head_dim": 16, "vocab_size": 64, "rope_parameters": mrope([2, 3, 3])}
+    talker = {
+        **TEXT,
+        **ids,
+        "embedding_size": 32,
+        "head_dim": 16,
+        "vocab_size": 64,
+        "rope_parameters": mrope([2, 3, 3]),
+    }
     speaker = {"enc_channels": [8, 8, 8, 8, 24], "enc_attention_channels": 8, "enc_res2net_scale": 2, "enc_dim": 8}
     dit = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ff_mult": 1, "emb_dim": 8}
     dit |= {"head_dim": 8, "num_embeds": 16, "mel_dim": 8, "enc_emb_dim": 8, "enc_se_channels": 8, **speaker}

@@ -20,6 +20,7 @@ from gen2embed_mteb.embedder.model_folder.supported import check_supported, read
 from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError
 from gen2embed_mteb.mteb_plugin.models.model_files import facts_of
 
+
 @pytest.fixture(scope="module")
 def omni_dir(tmp_path_factory):
     return write_omni(tmp_path_factory.mktemp("omni"))
