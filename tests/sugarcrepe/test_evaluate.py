@@ -234,7 +234,7 @@ def test_resumes_and_refuses_like_mmeb(folder: Path) -> None:
 def test_a_model_of_text_alone_is_refused_before_anything_is_encoded(folder: Path) -> None:
     encoder = PlainEncoder(text_alone="words takes text alone")
     with pytest.raises(
-        Gen2EmbedError, match="words takes text alone, and there are images in replace_obj, .* add_att: use"
+        Gen2EmbedError, match=r"words takes text alone, and there are images in replace_obj, .* add_att: use"
     ):
         evaluate_captions(encoder, SUGARCREPE_BENCHMARK, settings(folder))
     assert not encoder.given
