@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,17 @@ from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.bulk.types import Encoder, Fault, Item
 from gen2embed_mteb.config import OWN, EvaluationConfig
+from gen2embed_mteb.data_files.rows import RowLimits
 from gen2embed_mteb.embedder.affine_map import AffineMap
 from gen2embed_mteb.evaluation.applied_calibration import stored_map
-from gen2embed_mteb.evaluation.run import RowError, image_source, is_first_process, open_bulk_encoder
+from gen2embed_mteb.evaluation.run import (
+    ROWS_SEARCHED,
+    RowError,
+    image_source,
+    is_first_process,
+    open_bulk_encoder,
+    refuse_images,
+)
 from gen2embed_mteb.evaluation.run_folder import check_reports
 from gen2embed_mteb.mmeb.comparison import Comparison, compare, first_of_each, require_own_inputs
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
@@ -62,9 +71,10 @@ def evaluate(
     Raises:
         DataError: A dataset or a column is missing, or a file is damaged.
         FileNotFoundError: The images cannot be found.
+        Gen2EmbedError: The model takes text alone, and a dataset has images; or the settings ask for a calibration
+            that cannot be read, that does not fit the vectors, or that is fitted on a dataset's own inputs, of which
+            there are too few.
         ForeignFileError: The output folder holds files with the names of ours that we did not write.
-        Gen2EmbedError: The settings ask for a calibration that cannot be read, that does not fit the vectors, or that
-            is fitted on a dataset's own inputs, of which there are too few.
         StoreMismatchError: The output folder belongs to another model, prompt or run.
         ValueError: A dataset or meta-task is unknown.
     """
@@ -77,6 +87,7 @@ def evaluate(
         if config.calibration == OWN:
             require_own_inputs(dataset, table, config)
     stored = stored_map(config)
+    refuse_images(getattr(encoder, "text_alone", ""), images_in(tables, config.limit, config))
     images, folder = image_source(config), embedding_dir or config.vectors_folder
     bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint, share=share)
     scores: list[DatasetScore] = []
@@ -103,6 +114,25 @@ def evaluate(
     if errors:
         logger.warning("%d rows were set aside; see %s", len(errors), output_dir / "errors.jsonl")
     return result
+
+
+def images_in(
+    tables: Sequence[tuple[DatasetInfo, SubsetTable]], limit: int | None = None, limits: RowLimits | None = None
+) -> dict[str, Callable[[], bool]]:
+    """Return, for each dataset by name, what tells whether one of its first rows has an image.
+
+    Args:
+        tables: The opened datasets.
+        limit: As in `read_eval_rows`.
+        limits: Likewise.
+    """
+
+    def look(dataset: DatasetInfo, table: SubsetTable) -> bool:
+        rows = read_eval_rows(table, dataset, min(limit or ROWS_SEARCHED, ROWS_SEARCHED), limits)
+        good = (row for row in rows if not isinstance(row, BadRow))
+        return any(item.images for row in good for item in (row.query, *row.candidates))
+
+    return {dataset.name: partial(look, dataset, table) for dataset, table in tables}
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,10 @@ def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
 
 def _obtained(config: EvaluationConfig) -> list[str]:
     """Return how our figures were obtained, and the paper's."""
-    return [f"Ours: {method_of(config).sentence()}", "The paper's: backbone in brackets; 1 forward per query, nothing unlabelled, no reranking."]
+    return [
+        f"Ours: {method_of(config).sentence()}",
+        "The paper's: backbone in brackets; 1 forward per query, nothing unlabelled, no reranking.",
+    ]
 
 
 def text_table(result: CompositionalityResult, config: EvaluationConfig) -> str:
