@@ -100,6 +100,18 @@ def _positions(
     return torch.as_tensor(positions)
 
 
+def split_features(rows: Rows, takes: Callable[[str], bool]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the features of tokens, and those of images.
+
+    Args:
+        rows: The sequences.
+        takes: Returns whether the model takes a feature of a name; others are left out.
+    """
+    taken = {name: value for name, value in rows.others.items() if takes(name)}
+    per_token = {name: value for name, value in taken.items() if value.shape == rows.input_ids.shape}
+    return per_token, {name: value for name, value in taken.items() if name not in per_token}
+
+
 @dataclass(frozen=True)
 class SharedBeginning:
     """The p tokens that several sequences begin with.
@@ -137,14 +149,13 @@ class SharedBeginning:
             takes: Returns whether the model takes a feature of a name.
             arguments: Further arguments of the model's forward pass.
         """
-        others = {name: value for name, value in row.others.items() if takes(name)}
-        per_token = {name: value for name, value in others.items() if value.shape == row.input_ids.shape}
+        per_token, images = split_features(row, takes)
         return cls(
             model,
             row.input_ids[0, :length],
             row.positions[..., :length],
             {name: value[:, :length] for name, value in per_token.items()},
-            {name: value for name, value in others.items() if name not in per_token},
+            images,
             arguments,
         )
 
