@@ -158,15 +158,17 @@ class QueryScorer:
         found: list[list[torch.Tensor]] = [[] for _ in self._templates]
         own = in_full = 0
         for batch in batches:
-            some = [pairs[number] for number in batch]
+            some = [pairs[place] for place in batch]
             fitted, questions = self.reranker._asked(some)
             if any(now.query != pair.query for now, pair in zip(fitted, some, strict=True)):
                 return None
-            images = None
-            if whole_images := pairs[0].query.images:
+            alone = None
+            if with_images := bool(pairs[0].query.images):
                 without = [Pair(replace(pair.query, images=()), pair.candidate) for pair in fitted]
-                images = split_features(self._laid_out(self.reranker._asked(without)[1][0]), self._takes)[1]
-            for parts, features in zip(found, questions, strict=True):
+                alone = [self._laid_out(one) for one in self.reranker._asked(without)[1]]
+                bare_probe = Pair(without[0].query, Content("a"))
+                of_images = int(whole.lengths[0]) - self._laid_out(self.reranker._asked([bare_probe])[1][0]).lengths[0]
+            for number, features in enumerate(questions):
                 rows = self._laid_out(features)
                 shortest = int(rows.lengths.min())
                 if beginning is None:
@@ -177,11 +179,16 @@ class QueryScorer:
                         return None
                     beginning = self._beginning(whole, shared)
                 shared = beginning.num_shared(rows.input_ids, shortest)
-                if shared == 0 or (whole_images and shared < len(beginning)):
+                if shared == 0 or (with_images and shared < len(beginning)):
                     return None  # an image may stand behind what this batch shares
-                given = split_features(rows, self._takes)[1] if images is None else images
-                laid = Behind.of_rows(rows, beginning, shared, given, self._takes)
-                parts.append(laid.options(self._option_tokens))
+                source = rows if alone is None else alone[number]
+                if alone is not None and not (
+                    bool((rows.lengths - source.lengths == of_images).all()) and _end_alike(rows, source, shared)
+                ):
+                    return None  # the images of a pair depend on each other (LLaVA-OneVision), or all stand in front
+                images = split_features(source, self._takes)[1]
+                laid = Behind.of_rows(rows, beginning, shared, images, self._takes)
+                found[number].append(laid.options(self._option_tokens))
                 tokens = int(rows.lengths.sum())
                 own += tokens - shared * len(some)
                 in_full += tokens
@@ -316,6 +323,15 @@ class QueryScorer:
 
     def _say(self, reason: str) -> None:
         logger.warning("%s: %s; every pair now runs in full", self._embedder.source, reason)
+
+
+def _end_alike(rows: Rows, others: Rows, shared: int) -> bool:
+    """Return whether each sequence without its first `shared` tokens is the end of the other sequence."""
+    pairs = zip(rows.input_ids, others.input_ids, rows.lengths.tolist(), others.lengths.tolist(), strict=True)
+    return all(
+        length - shared <= other and torch.equal(row[shared:length], ids[other - length + shared : other])
+        for row, ids, length, other in pairs
+    )
 
 
 def _num_common(sequences: Sequence[Sequence[int]]) -> int:

@@ -122,7 +122,7 @@ class Reranker(CrossEncoder):
         self._judge()
         return scores
 
-    def rank(
+    def rank(  # noqa: PLR0917 # as in sentence-transformers
         self,
         query: Any,
         documents: Sequence[Any],

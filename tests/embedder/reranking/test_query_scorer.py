@@ -50,7 +50,9 @@ def test_scores_are_those_of_the_plain_forward_pass(tiny: Any, family: str) -> N
         for query, candidates in cases(model, framing):
             plain = reranker.predict([(query, candidate) for candidate in candidates])
             found = scorer.score(query, candidates)
-            assert np.abs(found.scores - plain).max() < 1e-5 * max(1.0, float(np.abs(plain).max()))
+            # A likelihood is a difference of sums over up to thirty tokens.
+            limit = 3e-5 if framing == "likelihood" else 1e-5
+            assert np.abs(found.scores - plain).max() < limit * max(1.0, float(np.abs(plain).max()))
             assert found.num_tokens <= found.num_tokens_in_full
             if framing == "likelihood":
                 assert found.options.shape == (len(candidates), 0, 2)
@@ -61,30 +63,29 @@ def test_scores_are_those_of_the_plain_forward_pass(tiny: Any, family: str) -> N
     assert scorer.reuses_query
 
 
-@pytest.mark.parametrize("framing", [name for name in FRAMINGS])
-def test_the_query_is_run_once_and_tokens_are_counted(tiny: Any, framing: str) -> None:
+@pytest.mark.parametrize("framing", list(FRAMINGS))
+def test_the_query_is_run_once_and_tokens_are_counted(tiny: Any, framing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers of tokens that went through the model, counted at the model itself."""
     model = tiny("qwen2_vl")
     reranker = model.reranker(framing)
-    query = {"text": "What is it?", "image": pictures(1)[0]}
+    query = {"text": "What is it?", "image": pictures(1)[0].resize((280, 280))}
     candidates = ["red", "a green thing, said at some length", "blue"]
     seen: list[int] = []
 
-    def count(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
-        ids = kwargs["input_ids"]
-        seen.append(ids.numel() if mask is None else int(mask[:, mask.shape[1] - ids.shape[1] :].sum()))
+    stock = type(reranker[0].model).forward
 
-    handle = reranker[0].model.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        plain = reranker.predict([(query, candidate) for candidate in candidates])
-        in_full, seen[:] = sum(seen), []
-        scorer = QueryScorer(reranker)
-        scorer.score("a", ["b"])  # runs what is shared among queries
-        seen.clear()
-        found = scorer.score(query, candidates)
-    finally:
-        handle.remove()
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+        seen.append(ids.numel() if mask is None else int(mask[:, mask.shape[1] - ids.shape[1] :].sum()))
+        return stock(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(reranker[0].model), "forward", forward)
+    plain = reranker.predict([(query, candidate) for candidate in candidates])
+    in_full = sum(seen)
+    scorer = QueryScorer(reranker)
+    scorer.score("a", ["b"])  # runs what is shared among queries
+    seen.clear()
+    found = scorer.score(query, candidates)
     assert np.abs(found.scores - plain).max() < 1e-5
     assert found.num_tokens == sum(seen)
     assert found.num_tokens_in_full == in_full
@@ -109,7 +110,7 @@ def test_a_query_that_must_be_cut_runs_in_full(tiny_dir: Any) -> None:
     for framing in ("mcq", "likelihood"):
         reranker = model.reranker(framing)
         long = "k z " * 300
-        for query, candidates in ((long, ["a", "b c"]), ("a", [long[:300], "b"])):
+        for query, candidates in ((long, ["a", "b c"]), ("a", [long[:80], "b"])):
             if framing == "likelihood" and query == long:
                 continue  # both cut the prompt, each to the room that its longest answer leaves
             found = QueryScorer(reranker).score(query, candidates)
