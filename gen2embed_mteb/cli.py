@@ -141,7 +141,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     model = _load(options, checked.min_side)
     of_model = {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
     of_model |= {"readout": readout_of(model[0].model).name}
-    result, table = run(PrefixEncoder(model), config(**of_model))
+    judge = None
+    if checked.rerank is not None:
+        from gen2embed_mteb.mmeb.reranking import open_judge
+
+        judge = open_judge(model, checked.rerank, of_model["fingerprint"])
+    result, table = run(PrefixEncoder(model), config(**of_model), judge)
     if is_first_process():
         print(table)
         print(f"\nWritten to {output_dir}")

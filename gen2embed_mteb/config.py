@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.embedder.reranking.config import RerankOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.options import LinkOption
@@ -167,7 +168,7 @@ class EncodingConfig(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(EncodingConfig, RowLimits, LinkOption):
+class EvaluationConfig(EncodingConfig, RerankOptions, RowLimits, LinkOption):
     """The settings of one evaluation run."""
 
     data_dir: str = option(
@@ -200,6 +201,7 @@ class EvaluationConfig(EncodingConfig, RowLimits, LinkOption):
             Gen2EmbedError: A value is out of its range; the message names it and the remedy.
         """
         EncodingConfig.__post_init__(self)
+        self.check_rerank()
         if not self.fingerprint:
             # Without it the vectors of one model could be taken for those of another.
             raise Gen2EmbedError("fingerprint is empty; pass a digest of the model's weights and prompts")

@@ -19,6 +19,7 @@ from gen2embed_mteb.evaluation.paper import rows_beside
 from gen2embed_mteb.evaluation.run import errors_bytes, installed_versions
 from gen2embed_mteb.evaluation.run_folder import RESULTS, SCORE_SUFFIX, begin_reports, run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
+from gen2embed_mteb.mmeb.rerank_report import rerank_json, rerank_notes, rerank_table
 from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average, ranking_metrics
 
 LEADERBOARD_METADATA = (
@@ -73,6 +74,7 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
         "ind": official.ind,
         "ood": official.ood,
         "overall": official.overall,
+        **rerank_json(result, config),
         "fingerprint": config.fingerprint,
         "versions": installed_versions(),
         "seconds": round(result.seconds, 3),
@@ -152,7 +154,10 @@ def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
         notes.append("The paper's rows are of all 36 datasets; compare them with a run on all of them.")
     else:
         notes.append("The paper's rows are of MMEB itself: compare the order of the strategies, not the figures.")
-    return "\n\n".join([title, " ".join(notes), as_markdown(averages), as_markdown(datasets)]) + "\n"
+    parts = [title, " ".join(notes), as_markdown(averages), as_markdown(datasets)]
+    reranked = rerank_table(result, config)
+    parts += [" ".join(rerank_notes(result, config)), as_markdown(reranked)] if reranked else []
+    return "\n\n".join(parts) + "\n"
 
 
 def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
@@ -166,7 +171,9 @@ def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
         Aligned columns, without a newline at the end.
     """
     averages, datasets = _tables(result, config)
-    return f"{as_text(datasets)}\n\n{as_text(averages)}"
+    reranked = rerank_table(result, config)
+    more = [as_text(reranked), "\n".join(rerank_notes(result, config))] if reranked else []
+    return "\n\n".join([as_text(datasets), as_text(averages), *more])
 
 
 def averages_table(runs: Sequence[tuple[str, Averages]], prompt_mode: str) -> Table:
