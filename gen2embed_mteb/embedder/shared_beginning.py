@@ -19,6 +19,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from gen2embed_mteb.embedder.readouts.readout import undisturbed
+
 OF_TEXT = frozenset({"input_ids", "attention_mask", "position_ids"})
 # What sentence-transformers 6.2 puts beside the features, for itself; it never passes them to the model either.
 _BOOKKEEPING = frozenset({"modality", "num_images_per_sample", "num_videos_per_sample", "prompt_length", "task"})
@@ -206,14 +208,15 @@ class SharedBeginning:
     def _run(self, length: int) -> DynamicCache:
         """Run the first `length` tokens, and return what the layers keep of them."""
         device = self.model.device
-        cache = DynamicCache(config=self.model.config)
-        self.model(
-            input_ids=self.token_ids[None, :length].to(device),
-            position_ids=self.positions[..., :length].to(device),
-            past_key_values=cache,
-            use_cache=True,
-            **{name: value[:, :length].to(device) for name, value in self.per_token.items()},
-            **{name: value.to(device) for name, value in self.images.items()},
-            **self.arguments,
-        )
+        with undisturbed(self.model):  # the number of layers in its configuration
+            cache = DynamicCache(config=self.model.config)
+            self.model(
+                input_ids=self.token_ids[None, :length].to(device),
+                position_ids=self.positions[..., :length].to(device),
+                past_key_values=cache,
+                use_cache=True,
+                **{name: value[:, :length].to(device) for name, value in self.per_token.items()},
+                **{name: value.to(device) for name, value in self.images.items()},
+                **self.arguments,
+            )
         return cache

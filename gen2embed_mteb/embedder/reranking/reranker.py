@@ -21,6 +21,7 @@ from gen2embed_mteb.embedder.chat_formats.probing import control_tokens
 from gen2embed_mteb.embedder.model_folder import saving
 from gen2embed_mteb.embedder.model_folder.checked_loading import prepare_tokenizer, set_template
 from gen2embed_mteb.embedder.preparation.inputs import Content, described, rough_length
+from gen2embed_mteb.embedder.readouts.readout import generator_parts
 from gen2embed_mteb.embedder.reranking.answers import answer_tokens, option_tokens
 from gen2embed_mteb.embedder.reranking.framings import (
     FRAMINGS,
@@ -272,7 +273,8 @@ class Reranker(CrossEncoder):
         def write(folder: str) -> None:
             CrossEncoder.save(self, folder, model_name=model_name, create_model_card=create_model_card)
 
-        saving.save_merged(self, path, write, kind=generation_class(self[0].config)[1])
+        with generator_parts(self._of[0].model):  # those that a readout leaves out
+            saving.save_merged(self, path, write, kind=generation_class(self[0].config)[1])
 
     @property
     def _of(self) -> Any:
