@@ -123,7 +123,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     mode = options.prompt_mode or "hierarchical"
     run_name = "-".join(filter(None, (mode, options.readout, "raw" if options.readout_norm == "false" else "")))
     folder = Path("results") / asked.benchmark / Path(options.model_name).name / run_name
-    output_dir = arguments.output_dir or str(folder)
+    reranked = f"-rerank-{arguments.rerank}-{arguments.rerank_top}" if arguments.rerank else ""
+    output_dir = arguments.output_dir or f"{folder}{reranked}"
     settings = {"data_dir": data_dir, "image_dir": image_dir, "output_dir": output_dir}
 
     def config(**of_model: str) -> EvaluationConfig:

@@ -174,7 +174,7 @@ class EvaluationConfig(EncodingConfig, RerankOptions, RowLimits, LinkOption):
     data_dir: str = option(
         "folder or hub id of the benchmark's tables; the -mini ones draw their own", needs="a folder"
     )
-    output_dir: str = option("default: results/<benchmark>/<model>/<prompt_mode>", needs="a folder")
+    output_dir: str = option("default: results/<benchmark>/<model>/<prompt_mode>, with what reranks", needs="a folder")
     image_dir: str = option("folder or .zip archive of the images; default: beside the tables", default="")
     split: str = option("split to evaluate", default="test", flag="eval_split")
     subsets: tuple[str, ...] = option("datasets to run (default: all)", default=())
