@@ -30,7 +30,7 @@ from PIL import Image
 from sentence_transformers.util import batch_to_device
 
 from gen2embed_mteb.embedder.families import family_of
-from gen2embed_mteb.embedder.preparation.inputs import Content
+from gen2embed_mteb.embedder.preparation.inputs import Content, rough_length
 from gen2embed_mteb.embedder.reranking.behind_beginning import Behind, in_batches, in_order
 from gen2embed_mteb.embedder.reranking.pairs import Pair
 from gen2embed_mteb.embedder.reranking.reranker import OPTIONS, Reranker
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _COARSE = 0.5
 """The largest difference of two scores that counts as rounding, by the type of the weights; else `_COARSE`."""
+_AROUND = 64  # tokens of a question, roughly
 _MOST_READ = 2048
 """The most tokens per call whose logits are read: each has one number per word of the vocabulary."""
 
@@ -237,12 +238,12 @@ class QueryScorer:
         return PairScores(found, chosen, num_tokens, num_tokens)
 
     def _batches(self, pairs: list[Pair]) -> list[list[int]]:
-        """Return the numbers of pairs in batches of like lengths."""
-        sides = [side for pair in pairs for side in (pair.query, pair.candidate or Content(""))]
-        counts = self._embedder.count_tokens(
-            [side.text for side in sides], [[image.size for image in side.images] for side in sides]
-        )
-        return in_batches([sum(counts[start : start + 2]) for start in range(0, len(counts), 2)], self._batch_tokens)
+        """Return the numbers of pairs in batches of like lengths.
+
+        Lengths are estimates: counting would take the embedder's tokenizer, which another thread may be using.
+        """
+        lengths = [_AROUND + rough_length(pair.query) + rough_length(pair.candidate) for pair in pairs]
+        return in_batches(lengths, self._batch_tokens)
 
     def _of_questions(self, logits: torch.Tensor, num_tokens: int, in_full: int) -> PairScores:
         """Return the scores.
