@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.mteb_plugin.models.model_table import COMMITS, HUB_MODELS, ORGANISATION, Model, mini
+from gen2embed_mteb.mteb_plugin.models.model_table import COMMITS, HUB_MODELS, ORGANISATION, OWN_TEMPLATE, Model, mini
 from gen2embed_mteb.mteb_plugin.models.revisions import inputs_digest, pairs_digest, revision_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class Gen2EmbedMeta(ModelMeta):
             if fields.get("revision") is None:
                 options = fields["loader_kwargs"]
                 commit = COMMITS.get(options["source"])
-                found = revision_of(options["source"], options["layout"], commit)
+                own = options["source"] in OWN_TEMPLATE
+                found = revision_of(options["source"], options["layout"], commit, own_template=own)
                 if found is not None and fields["model_type"] == ["cross-encoder"]:
                     found = f"{found}-{pairs_digest()}"
                 fields["revision"] = found
