@@ -121,7 +121,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if not data_dir:
         raise Gen2EmbedError(f"--data_dir is needed for --benchmark {asked.benchmark}")
     mode = options.prompt_mode or "hierarchical"
-    run_name = "-".join(filter(None, (mode, options.readout, "raw" if options.readout_norm == "false" else "")))
+    pooled = "phrase" if options.pooling == "phrase" else ""
+    run_name = "-".join(filter(None, (mode, options.readout, "raw" if options.readout_norm == "false" else "", pooled)))
     folder = Path("results") / asked.benchmark / Path(options.model_name).name / run_name
     output_dir = arguments.output_dir or str(folder)
     settings = {"data_dir": data_dir, "image_dir": image_dir, "output_dir": output_dir}
@@ -140,7 +141,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     model = _load(options, checked.min_side)
     of_model = {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
-    of_model |= {"readout": readout_of(model[0].model).name}
+    of_model |= {"readout": readout_of(model[0].model).name + (", mean over the phrase" if pooled else "")}
     result, table = run(PrefixEncoder(model), config(**of_model))
     if is_first_process():
         print(table)
@@ -154,7 +155,8 @@ def _load(options: Any, min_side: int) -> Any:
     """Return the model; bulk encoding resizes its images, and enlarges them by the same rule."""
     from gen2embed_mteb.embedder.model import Gen2Embed
 
-    return Gen2Embed(options.model_name, layout=options.layout, min_side=min_side, **options.arguments())
+    own = {"layout": options.layout, "pooling": options.pooling}
+    return Gen2Embed(options.model_name, min_side=min_side, **own, **options.arguments())
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:

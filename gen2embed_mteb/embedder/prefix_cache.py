@@ -23,7 +23,7 @@ import copy
 import inspect
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from gen2embed_mteb.embedder.behind_pooling import finish, require_known_modules
+from gen2embed_mteb.embedder.dataset_prompts import prompts_for
 from gen2embed_mteb.embedder.families import family_of
+from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, mean_of_last
 from gen2embed_mteb.names import Side
 
 if TYPE_CHECKING:
@@ -47,7 +49,13 @@ logger = logging.getLogger(__name__)
 _OF_TEXT = frozenset({"input_ids", "attention_mask", "position_ids"})
 # What sentence-transformers 6.2 puts beside the features, for itself; it never passes them to the model either.
 _BOOKKEEPING = frozenset({"modality", "num_images_per_sample", "num_videos_per_sample", "prompt_length", "task"})
-_BOOKKEEPING |= {"special_tokens_mask", "offset_mapping", "overflow_to_sample_mapping", "query_expansion_positions"}
+_BOOKKEEPING |= {
+    PHRASE_LENGTH,
+    "special_tokens_mask",
+    "offset_mapping",
+    "overflow_to_sample_mapping",
+    "query_expansion_positions",
+}
 _MOST_LENGTHS = 16
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """The largest difference of two unit vectors that counts as rounding: wrong caches differ by 0.009 or more. In half
@@ -64,6 +72,7 @@ class Prepared:
         attention_mask: (n, shared + length) int64, or `None` where nothing is padded.
         position_ids: (n, length) int64, or (3, n, length) for M-RoPE.
         last: (n,) int64, the index of each row's last token in `input_ids`.
+        pooled: (n,) int64, how many of each row's last states are averaged; `None` where the last one is taken.
         num_shared: How many tokens of the cached prefix stand before `input_ids`.
         others: All other features that the model takes, by name: those of images, and (n, shared + length) integers
             per token, such as the types of tokens.
@@ -75,6 +84,7 @@ class Prepared:
     last: torch.Tensor
     num_shared: int
     others: dict[str, torch.Tensor]
+    pooled: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -100,9 +110,12 @@ class PrefixEncoder:
     Args:
         model: The model.
         reuse_prefix: `False` runs every input in full.
+        prompts: The prompts of a dataset, by side (see `for_dataset`); a side without one gets the model's usual texts.
     """
 
-    def __init__(self, model: Gen2Embed, *, reuse_prefix: bool = True) -> None:
+    def __init__(
+        self, model: Gen2Embed, *, reuse_prefix: bool = True, prompts: Mapping[Side, str] | None = None
+    ) -> None:
         """Keep the model; the prefix of a side is run when that side is first used.
 
         Raises:
@@ -110,6 +123,8 @@ class PrefixEncoder:
         """
         require_known_modules(model)
         self._model = model
+        self.prompts: dict[Side, str] = dict(prompts or {})
+        self._of_datasets: dict[tuple[tuple[Side, str], ...], PrefixEncoder] = {}
         layers = DynamicCache(config=model[0].model.config).layers
         # transformers 5.23 makes no masks behind a cache without any attention, as `drop-1` may leave it (Qwen3.5).
         attends = not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers)
@@ -121,6 +136,24 @@ class PrefixEncoder:
     def reuses_prefix(self) -> bool:
         """Whether the prefix is run once; `False` also if a check found that it cannot be reused."""
         return self._reuse_prefix
+
+    def for_dataset(self, dataset: str) -> PrefixEncoder | None:
+        """Return the encoder that has the prompts of a dataset, with a shared prefix of its own.
+
+        Args:
+            dataset: The dataset's name, as in `Gen2Embed.prompts` before the colon.
+
+        Returns:
+            The same object for datasets with the same prompts; `None` if the model has no prompts for this one, so that
+            its usual texts are used.
+        """
+        prompts = prompts_for(self._model, dataset)
+        if not prompts:
+            return None
+        key = tuple(sorted(prompts.items()))
+        if key not in self._of_datasets:
+            self._of_datasets[key] = PrefixEncoder(self._model, reuse_prefix=self._reuse_prefix, prompts=prompts)
+        return self._of_datasets[key]
 
     @property
     def batch_tokens(self) -> int:
@@ -142,7 +175,8 @@ class PrefixEncoder:
         """
         prefix = self._prefix(side) if self._reuse_prefix else None  # may find that it cannot be reused
         shared = len(prefix.token_ids) if prefix is not None and self._reuse_prefix else 0
-        return [max(1, count - shared) for count in self._model.count_tokens(texts, image_sizes, task=side)]
+        counts = self._model.count_tokens(texts, image_sizes, task=side, prompt=self._prompt(side))
+        return [max(1, count - shared) for count in counts]
 
     def prepare(self, side: Side, inputs: list[dict[str, Any]]) -> Prepared:
         """Render, tokenize and lay out a batch; may run at the same time as `encode_prepared` of another batch.
@@ -166,7 +200,9 @@ class PrefixEncoder:
         input_ids = features["input_ids"].gather(1, columns)
         others = self._others(features, columns, aligned)
         positions = self._positions(input_ids, aligned, others)
-        shared = self._num_shared(side, input_ids, int(lengths.min())) if reuse else 0
+        pooled = features.get(PHRASE_LENGTH)
+        needed = 1 if pooled is None else int(pooled.max())  # states that must be computed, at the end of every row
+        shared = self._num_shared(side, input_ids, int(lengths.min()) - needed) if reuse else 0
         return Prepared(
             input_ids=input_ids[:, shared:],
             attention_mask=None if bool(aligned.all()) else aligned,
@@ -174,6 +210,7 @@ class PrefixEncoder:
             last=lengths - 1 - shared,
             num_shared=shared,
             others={name: value for name, value in others.items() if self._takes(name)},
+            pooled=pooled,
         )
 
     @torch.inference_mode()
@@ -190,7 +227,11 @@ class PrefixEncoder:
             **{name: feature.to(device) for name, feature in batch.others.items()},
         )
         states = output.last_hidden_state
-        vectors = states[torch.arange(len(states), device=device), batch.last.to(device)]
+        last = batch.last.to(device)
+        if batch.pooled is None:
+            vectors = states[torch.arange(len(states), device=device), last]
+        else:
+            vectors = mean_of_last(states, last, batch.pooled.to(device))
         vectors = functional.normalize(finish(self._model, vectors, side), dim=1)
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
@@ -203,8 +244,11 @@ class PrefixEncoder:
         return self.encode_prepared("document", self.prepare("document", inputs))
 
     def _preprocess(self, side: Side, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Preprocess inputs as `encode_query` and `encode_document` do, with the side's system prompt in `prompts`."""
-        return self._model.preprocess(inputs, prompt=self._model.side_prompt(side), task=side)
+        """Preprocess inputs as `encode_query` and `encode_document` do, with the prompt of the dataset or the side."""
+        return self._model.preprocess(inputs, prompt=self._prompt(side), task=side)
+
+    def _prompt(self, side: Side) -> str | None:
+        return self.prompts.get(side) or self._model.side_prompt(side)
 
     def _takes(self, name: str) -> bool:
         """Return whether the model's forward pass takes a feature of this name."""
@@ -238,15 +282,14 @@ class PrefixEncoder:
         positions, _ = compute(**{name: known[name] for name in wanted})
         return torch.as_tensor(positions)
 
-    def _num_shared(self, side: Side, input_ids: torch.Tensor, shortest: int) -> int:
+    def _num_shared(self, side: Side, input_ids: torch.Tensor, most: int) -> int:
         """Return how many tokens of the side's prefix all rows begin with.
 
         This may be fewer than the whole prefix, since the beginning of a text may merge with the prompt's last token,
-        and none at all where a template puts images first.
+        and none at all where a template puts images first. They are at most `most`.
         """
         prefix = self._prefix(side).token_ids
-        # At least the last token of every row must run.
-        width = min(len(prefix), shortest - 1)
+        width = max(0, min(len(prefix), most))
         equal = (input_ids[:, :width] == prefix[:width]).all(dim=0)
         return int(equal.int().cumprod(dim=0).sum())
 

@@ -73,7 +73,7 @@ def evaluate(
     scores: list[DatasetScore] = []
     errors: list[RowError] = []
     for dataset, table in tables:
-        score, rejected = _evaluate_dataset(bulk, dataset, table, config)
+        score, rejected = _evaluate_dataset(bulk.for_dataset(dataset.name), dataset, table, config)
         scores.append(score)
         errors.extend(rejected)
         warn_about_ties(score)

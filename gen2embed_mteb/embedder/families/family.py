@@ -27,6 +27,7 @@ class Family:
         has_video_processor: Whether the processor requires a video processor, which needs torchvision.
         writes_special_tokens: Whether the template writes all special tokens itself. Only then can transformers read
             control tokens in the user's text as plain text; otherwise `Gen2Embed` puts a space inside them.
+        blank_before_answer: Whether a blank stands between the user's turn and the answer.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Family:
     lora_targets: tuple[str, ...]
     has_video_processor: bool
     writes_special_tokens: bool
+    blank_before_answer: bool = False
 
     @property
     def is_generic(self) -> bool:
