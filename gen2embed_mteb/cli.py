@@ -141,7 +141,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     model = _load(options, checked.min_side)
     of_model = {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
-    of_model |= {"readout": readout_of(model[0].model).name + (", mean over the phrase" if pooled else "")}
+    of_model |= {"readout": readout_of(model[0].model).name + (", phrase mean" if pooled else "")}
     result, table = run(PrefixEncoder(model), config(**of_model))
     if is_first_process():
         print(table)

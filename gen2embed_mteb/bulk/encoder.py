@@ -9,8 +9,8 @@
 3. Shards found in the store are reused. Each process computes its share of the others, batch by batch, while threads
    open and prepare the next batches (`pipeline.py`); then it waits for the other processes' shares (`processes.py`).
 
-An encoder may have prompts of its own for each dataset (`for_dataset`). Then the same input has another vector in another
-dataset: inputs are compared within the datasets of the same prompts only, and a shard's key contains the prompt.
+An encoder may have prompts of its own for each dataset (`for_dataset`). Then the same input has another vector in
+another dataset: inputs are compared within the datasets of the same prompts only, and a shard's key contains the prompt.
 
 An input whose image cannot be opened, or that the encoder refuses even alone, is recorded with its reason.
 
