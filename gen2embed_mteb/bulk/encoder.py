@@ -10,7 +10,7 @@
    open and prepare the next batches (`pipeline.py`); then it waits for the other processes' shares (`processes.py`).
 
 An encoder may have prompts of its own for each dataset (`for_dataset`). Then the same input has another vector in
-another dataset: inputs are compared within the datasets of the same prompts only, and a shard's key contains the prompt.
+another dataset: inputs are compared only within the datasets of the same prompts, and a shard's key has the prompt.
 
 An input whose image cannot be opened, or that the encoder refuses even alone, is recorded with its reason.
 

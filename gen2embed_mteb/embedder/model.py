@@ -165,6 +165,7 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
     def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[list[torch.nn.Module], dict]:
         """Build the modules of a model that was not saved by sentence-transformers; the parent class calls this."""
         self._is_base = True
+        check_pooling_mode(self._pooling, strategy(self._load_options["prompt_mode"]))  # before the weights are read
         if not kwargs.get("local_files_only") and not Path(model_name_or_path).is_dir():
             self.model_card_data.set_base_model(model_name_or_path, revision=kwargs.get("revision"))
         return modules.modules_for(model_name_or_path, **self._load_options, **kwargs), {}
