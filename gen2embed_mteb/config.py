@@ -17,10 +17,9 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.options import LinkOption
 from gen2embed_mteb.images.resizing import ImageOptions
-from gen2embed_mteb.names import DEFAULT
+from gen2embed_mteb.names import DEFAULT, POOLINGS
 
 LAYOUTS = ("native", "official")
-POOLINGS = ("last", "phrase")
 
 
 @dataclass(frozen=True, kw_only=True)

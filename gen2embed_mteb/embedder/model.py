@@ -26,13 +26,14 @@ from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, comp
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
 from gen2embed_mteb.embedder.named_prompts import NamedPrompts
-from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, Pooling, check_pooling_mode, pool_phrase
+from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, check_pooling_mode, pool_phrase
 from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout, chosen_readout, stored_readout
 from gen2embed_mteb.embedder.readouts.readout import readout_of, set_readout
 from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions
+from gen2embed_mteb.names import Pooling
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,13 @@ saved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
-
-Pooling = Literal["last", "phrase"]
-POOLINGS: tuple[Pooling, ...] = ("last", "phrase")
+from gen2embed_mteb.names import POOLINGS
 
 PHRASE_LENGTH = "phrase_length"
 """The name under which `preprocess` puts the number of the phrase's tokens beside the features: (n,) int64."""
