@@ -21,6 +21,8 @@ from gen2embed_mteb.images.source import ImageSource
 
 FAMILIES = ("qwen2_vl", "llava_next", "gemma3", "qwen3_5", "llama")
 """By hand with 3-D positions, by hand without special tokens, sliding windows, recurrent states, text alone."""
+FORWARD = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "image_sizes")
+FORWARD += ("mm_token_type_ids", "token_type_ids", "pixel_attention_mask")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def oracle(model: Gen2Embed, entry: dict, side: str, prompt: str | None = None) 
     ids = features["input_ids"][0]
     assert bool(features["attention_mask"].all())
     count = next(n for n in range(1, len(ids)) if phrase.lstrip() in model.tokenizer.decode(ids[-n:]))
-    taken = {name: value for name, value in features.items() if name in model[0].model_forward_params or ()}
+    taken = {name: value for name, value in features.items() if name in FORWARD}
     with torch.inference_mode():
         states = model[0].model(**taken).last_hidden_state[0]
     mean = states[-count:].double().mean(dim=0)
@@ -96,10 +98,11 @@ def test_a_dataset_s_phrase_is_averaged_with_its_own_length(tiny, inputs):
 
 
 def test_a_text_that_is_cut_keeps_the_phrase(tiny_dir):
-    model = Gen2Embed(tiny_dir("qwen2_vl"), prompt_mode="lens", pooling="phrase", max_length=150, device="cpu")
+    model = Gen2Embed(tiny_dir("qwen2_vl"), prompt_mode="lens", pooling="phrase", device="cpu")
+    model.max_seq_length = model.count_tokens([""], [[]], task="query")[0] + 20
     long = {"text": "word " * 400}
     features = model.preprocess([long], task="query")
-    assert features["input_ids"].shape[1] <= 150
+    assert model.max_seq_length - 2 <= features["input_ids"].shape[1] <= model.max_seq_length
     assert model.tokenizer.decode(features["input_ids"][0]).endswith("\nThe meaning in one word:")
     assert np.abs(model.encode_query([long])[0] - oracle(model, long, "query")).max() < 1e-5
 
