@@ -185,10 +185,12 @@ def _sample(arguments: argparse.Namespace) -> int:
     if config.method != "in-batch":
         from gen2embed_mteb.embedder.fingerprint import fingerprint
         from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+        from gen2embed_mteb.embedder.readouts.readout import readout_of
 
         model = _load(options, config.min_side)
         encoder = PrefixEncoder(model)
-        record = ModelRecord(options.model_name, model.revision, model.prompt_mode, fingerprint(model))
+        readout = readout_of(model[0].model).name
+        record = ModelRecord(options.model_name, model.revision, model.prompt_mode, fingerprint(model), readout)
     result = sample(encoder, record, data, config)
     if is_first_process():
         print(text_table(result))

@@ -24,11 +24,9 @@ import copy
 import hashlib
 import json
 import math
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ import numpy.typing as npt
 
 from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT, Batch, Pipeline, Work
 from gen2embed_mteb.bulk.processes import Peers, Share
+from gen2embed_mteb.bulk.progress import progress, token_bar
 from gen2embed_mteb.bulk.store import EmbeddingStore, StoredShard, StoreMismatchError
 from gen2embed_mteb.bulk.types import DatasetEncoder, Encoder, Fault, Item, staged
 from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system
@@ -270,7 +269,7 @@ class BulkEncoder:
         if not new:
             return
         with ThreadPoolExecutor(self._num_workers, thread_name_prefix="facts") as pool:
-            found = _progress(pool.map(self._facts_of, new), len(new), f"{label}: reading images", "image")
+            found = progress(pool.map(self._facts_of, new), len(new), f"{label}: reading images", "image")
             self._facts.update(zip(new, found, strict=True))
 
     def _facts_of(self, path: str) -> ImageFacts | Fault:
@@ -313,7 +312,7 @@ class BulkEncoder:
         started = time.monotonic()
         total = sum(batch.num_tokens for shard in missing for batch in shard.batches)
         rows = 0
-        with _token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side) as stages:
+        with token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side) as stages:
 
             def place(planned: _PlannedShard, shard: StoredShard) -> None:
                 nonlocal rows
@@ -389,19 +388,3 @@ def _key(side: Side, batches: list[Batch], prompt: str) -> str:
 
 def _chunks(batches: list[Batch], size: int) -> list[list[Batch]]:
     return [batches[start : start + size] for start in range(0, len(batches), size)]
-
-
-@contextmanager
-def _token_bar(total: int, label: str, *, silent: bool) -> Iterator[Any]:
-    """Yield a progress bar over tokens, which estimates the remaining time better than the number of inputs."""
-    from tqdm import tqdm
-
-    off = silent or not sys.stderr.isatty()
-    with tqdm(total=total, unit="tok", unit_scale=True, desc=label, disable=off) as bar:
-        yield bar
-
-
-def _progress(items: Iterator[Any], total: int, label: str, unit: str) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    return iter(tqdm(items, total=total, unit=unit, desc=label, disable=not sys.stderr.isatty(), leave=False))

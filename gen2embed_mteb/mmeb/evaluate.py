@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,15 @@ from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.bulk.types import Encoder, Fault, Item
 from gen2embed_mteb.config import EvaluationConfig
-from gen2embed_mteb.evaluation.run import RowError, image_source, is_first_process, open_bulk_encoder
+from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.evaluation.run import (
+    ROWS_SEARCHED,
+    RowError,
+    image_source,
+    is_first_process,
+    open_bulk_encoder,
+    refuse_images,
+)
 from gen2embed_mteb.evaluation.run_folder import check_reports
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval_rows
@@ -58,6 +67,7 @@ def evaluate(
     Raises:
         DataError: A dataset or a column is missing, or a file is damaged.
         FileNotFoundError: The images cannot be found.
+        Gen2EmbedError: The model takes text alone, and a dataset has images.
         ForeignFileError: The output folder holds files with the names of ours that we did not write.
         StoreMismatchError: The output folder belongs to another model, prompt or run.
         ValueError: A dataset or meta-task is unknown.
@@ -68,6 +78,7 @@ def evaluate(
     tables = open_subsets(config.data_dir, chosen.datasets, config.split)
     for dataset, table in tables:
         table.require(eval_columns(dataset, table.columns))
+    refuse_images(getattr(encoder, "text_alone", ""), images_in(tables, config.limit, config))
     images, folder = image_source(config), embedding_dir or config.embedding_dir
     bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint, share=share)
     scores: list[DatasetScore] = []
@@ -94,6 +105,25 @@ def evaluate(
     if errors:
         logger.warning("%d rows were set aside; see %s", len(errors), output_dir / "errors.jsonl")
     return result
+
+
+def images_in(
+    tables: Sequence[tuple[DatasetInfo, SubsetTable]], limit: int | None = None, limits: RowLimits | None = None
+) -> dict[str, Callable[[], bool]]:
+    """Return, for each dataset by name, what tells whether one of its first rows has an image.
+
+    Args:
+        tables: The opened datasets.
+        limit: As in `read_eval_rows`.
+        limits: Likewise.
+    """
+
+    def look(dataset: DatasetInfo, table: SubsetTable) -> bool:
+        rows = read_eval_rows(table, dataset, min(limit or ROWS_SEARCHED, ROWS_SEARCHED), limits)
+        good = (row for row in rows if not isinstance(row, BadRow))
+        return any(item.images for row in good for item in (row.query, *row.candidates))
+
+    return {dataset.name: partial(look, dataset, table) for dataset, table in tables}
 
 
 @dataclass(frozen=True)

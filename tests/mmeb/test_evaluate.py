@@ -19,6 +19,7 @@ from plain_encoder import PlainEncoder, vector
 
 from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.config import EvaluationConfig
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb import MMEB, Benchmark
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.report import markdown, text_table
@@ -471,3 +472,17 @@ def test_every_dataset_is_scored_with_its_own_prompts(data: Path, tmp_path: Path
     before = results(tmp_path / "out")
     evaluate(PrefixEncoder(model), MMEB, config)
     assert results(tmp_path / "out") == before
+
+
+def test_a_model_of_text_alone_is_refused_before_anything_is_encoded(data: Path, tmp_path: Path) -> None:
+    write_table(data / "CIRR" / "test-00000-of-00001.parquet", [eval_row("a\n", "", [("b", ""), ("c", "")])])
+    encoder = PlainEncoder(text_alone="words takes text alone")
+    config = settings(data, tmp_path / "out", subsets=("CIRR", "VOC2007", "MSCOCO_t2i"))
+    with pytest.raises(
+        Gen2EmbedError, match=r"words takes text alone, and .* in VOC2007, MSCOCO_t2i: .*--subsets CIRR$"
+    ):
+        evaluate(encoder, MMEB, config)
+    assert not encoder.given
+    assert not (tmp_path / "out").exists()
+    result = evaluate(encoder, MMEB, settings(data, tmp_path / "out", subsets=("CIRR",)))
+    assert result.num_scored == 1

@@ -806,3 +806,14 @@ def test_a_subset_is_mined_with_its_own_prompts(data: Path, tmp_path: Path) -> N
     }
     assert np.array_equal(mined["out", "VOC2007"], mined["plain", "VOC2007"])
     assert not np.allclose(mined["out", "MSCOCO_t2i"], mined["plain", "MSCOCO_t2i"], atol=1e-3)
+
+
+def test_a_model_of_text_alone_is_refused_before_anything_is_encoded(data: Path, tmp_path: Path) -> None:
+    words = [train_row(f"{word} one", "", word) for word in WORDS]
+    write_table(data / "HatefulMemes" / "original-00000-of-00001.parquet", words)
+    encoder = Exact(text_alone="words takes text alone")
+    with pytest.raises(Gen2EmbedError, match=r"text alone, and .* in VOC2007, MSCOCO_t2i: .* --subsets HatefulMemes$"):
+        run(settings(data, tmp_path / "out", subsets=(*BOTH, "HatefulMemes")), encoder)
+    assert not encoder.given
+    assert not (tmp_path / "out").exists()
+    assert run(settings(data, tmp_path / "out", subsets=("HatefulMemes",)), encoder).made == ("HatefulMemes",)
