@@ -151,7 +151,9 @@ def test_a_folder_of_an_earlier_export_is_read_as_before(own_dir, exported, tiny
 def test_the_generator_reads_the_model_s_own_template(own):
     plain = parts_of(own.generator.template)
     assert plain.own == OWN
-    assert not any(vars(plain.prompt).values())
+    texts = {name: text for name, text in vars(plain.prompt).items() if name != "caller"}
+    assert not any(texts.values())
+    assert plain.prompt.caller == "system"
 
 
 def test_inspect_prompt_shows_what_the_model_reads(own, own_dir):

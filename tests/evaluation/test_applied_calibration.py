@@ -46,6 +46,16 @@ def test_another_readout_is_refused(tiny: Any, folder: Path) -> None:
         require_fitting(model, asked(folder))
 
 
+def test_another_pooling_is_refused(tiny: Any, tmp_path: Path) -> None:
+    model = tiny("qwen2_vl", prompt_mode="lens", pooling="phrase")
+    last = Gen2Embed(model.source, device="cpu", prompt_mode="lens")
+    last.calibrate(TEXTS, TEXTS)
+    last.save_pretrained(str(tmp_path / "lens"))
+    with pytest.raises(Gen2EmbedError, match=r"calibrated with pooling=last.*the model has pooling=phrase"):
+        require_fitting(model, asked(tmp_path / "lens"))
+    require_fitting(model, asked("own"))
+
+
 def test_another_width_is_refused(tiny_dir: Any, folder: Path) -> None:
     model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", prompt_mode="system", truncate_dim=16)
     with pytest.raises(Gen2EmbedError, match="maps vectors of 32 dimensions, the model's have 16"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mmeb_files import COLOURS, M, eval_row, write_images, write_table
 from plain_encoder import PlainEncoder
+from slow_calibration import own_map
 
 from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.config import EvaluationConfig
@@ -63,20 +64,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(data: Path, output: Path, **changes: Any) -> EvaluationConfig:
     values: dict[str, Any] = {"data_dir": str(data), "output_dir": str(output), "fingerprint": "plain"}
     return EvaluationConfig(**{**values, "subsets": ("GQA", "RefCOCO-Matching"), "batch_size": 8, **changes})
-
-
-def own_map(sides: dict[str, np.ndarray], shrinkage: float, means: str) -> dict[str, np.ndarray]:
-    """Each distinct input's vector, mapped by the formula, in float64."""
-    everything = np.concatenate(list(sides.values()))
-    centres = {side: (rows if means == "side" else everything).mean(axis=0) for side, rows in sides.items()}
-    centred = np.concatenate([rows - centres[side] for side, rows in sides.items()])
-    covariance = centred.T @ centred / len(centred)
-    width = len(covariance)
-    shrunk = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / width * np.eye(width)
-    values, directions = np.linalg.eigh(shrunk)
-    whitening = directions @ np.diag(values**-0.5) @ directions.T
-    mapped = {side: (rows - centres[side]) @ whitening for side, rows in sides.items()}
-    return {side: rows / np.linalg.norm(rows, axis=1, keepdims=True) for side, rows in mapped.items()}
 
 
 def slow(data: Path, config: EvaluationConfig, result: EvaluationResult) -> list[tuple[int, bool]]:
