@@ -179,6 +179,13 @@ class PrefixEncoder:
     @torch.inference_mode()
     def encode_prepared(self, side: Side, batch: Prepared) -> npt.NDArray[np.float32]:
         """Run a prepared batch, and return (n, d) float32 unit rows."""
+        states = self._last_hidden_state(side, batch)
+        vectors = states[torch.arange(len(states), device=states.device), batch.last.to(states.device)]
+        vectors = functional.normalize(finish(self._model, vectors, side), dim=1)
+        return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
+
+    def _last_hidden_state(self, side: Side, batch: Prepared) -> torch.Tensor:
+        """Run the model on a prepared batch, and return (n, length, d) states, in the model's floating type."""
         device = self._model.device
         cache = self._repeated(side, batch.num_shared, len(batch.input_ids)) if batch.num_shared else None
         output = self._model[0].model(
@@ -189,10 +196,8 @@ class PrefixEncoder:
             use_cache=cache is not None,
             **{name: feature.to(device) for name, feature in batch.others.items()},
         )
-        states = output.last_hidden_state
-        vectors = states[torch.arange(len(states), device=device), batch.last.to(device)]
-        vectors = functional.normalize(finish(self._model, vectors, side), dim=1)
-        return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
+        states: torch.Tensor = output.last_hidden_state
+        return states
 
     def encode_query(self, inputs: list[dict[str, Any]], /) -> npt.NDArray[np.float32]:
         """Encode queries, and return (n, d) float32 unit rows."""
