@@ -115,7 +115,8 @@ def main() -> None:
 def _model(name: str, work: Path) -> Path:
     if name == "smollm2":
         return exported(sources.smollm2(work), work / "smollm2-float32", gguf_file=sources.SMOLLM2)
-    return exported(sources.gemma(work), work / "gemma3-float32", gguf_file=sources.GEMMA)
+    base = sources.with_template(sources.gemma(work), sources.GEMMA, work / "gemma3-base")
+    return exported(base, work / "gemma3-float32")
 
 
 def _yardstick(folder: Path, tasks: list[Task]) -> dict[str, Hits]:

@@ -11,12 +11,23 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from gen2embed_mteb.storage.developer_files import write_atomic, write_json
 from real.tasks import Task, functions, shuffled, usable
 from real.wordnet import PARTS, read
 
-from gen2embed_mteb.storage.developer_files import write_atomic, write_json
-
-LIBRARIES = ("torch", "torch.nn", "torch.nn.functional", "torch.optim", "torch.linalg", "torch.special", "torch.fft")
+LIBRARIES = (
+    "torch",
+    "torch.nn",
+    "torch.nn.functional",
+    "torch.optim",
+    "torch.linalg",
+    "torch.special",
+    "torch.fft",
+    "pyarrow.compute",
+    "peft",
+    "datasets",
+    "huggingface_hub",
+)
 NUM_MEANINGS = 900
 NUM_FUNCTIONS = 400
 

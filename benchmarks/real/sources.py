@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,6 +21,9 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.storage.developer_files import write_atomic
@@ -32,6 +36,24 @@ SHA256 = {
     "model.zip": "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
     "wordnet-base.deb": "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
 }
+PLAIN_TURNS = """{{- bos_token }}
+{%- for message in messages %}
+    {{- message['role'].capitalize() + ': ' }}
+    {%- if message['content'] is string %}
+        {{- message['content'] }}
+    {%- else %}
+        {%- for part in message['content'] %}
+            {%- if part['type'] == 'text' %}
+                {{- part['text'] }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- 'Assistant:' }}
+{%- endif %}"""
+"""The chat template for a base model, which knows no marks of turns: each turn is a line that begins with its role."""
 _WORDNET_URL = "https://deb.debian.org/debian/pool/main/w/wordnet/wordnet-base_3.0-37_all.deb"
 _INSTALLED_WORDNET = Path("/usr/share/wordnet")
 
@@ -57,6 +79,28 @@ def gemma(folder: Path) -> Path:
         ]
         _keep(target, b"".join(parts))
     return target.parent
+
+
+def with_template(source: Path, file: str, target: Path) -> Path:
+    """Return a folder of a base model's weights with a chat template of ours, written once.
+
+    Args:
+        source: The folder of its GGUF file.
+        file: The file's name.
+        target: The folder to write.
+    """
+    if not (target / "config.json").is_file():
+        print(f"Reading {file} …", flush=True)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch = target.with_name(f"{target.name}-scratch")
+        shutil.rmtree(scratch, ignore_errors=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, local_files_only=True)
+        tokenizer.chat_template = PLAIN_TURNS
+        tokenizer.save_pretrained(scratch)
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, local_files_only=True, dtype=torch.float32)
+        model.save_pretrained(scratch)
+        scratch.rename(target)
+    return target
 
 
 def minilm(folder: Path) -> Path:

@@ -130,6 +130,7 @@ def usable(lexicon: Lexicon) -> list[Synset]:
 
 
 def shuffled(items: Sequence[T], seed: str) -> list[T]:
+    """Return items in a random order, the same one for the same seed."""
     return [items[number] for number in _chance(seed).permutation(len(items))]
 
 
