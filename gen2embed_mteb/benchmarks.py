@@ -20,6 +20,7 @@ def open_benchmark(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, 
         configuration that raises an error if the output folder cannot be used; the folder of the tables; that of the
         images.
     """
+    from gen2embed_mteb.evaluation.applied_calibration import refuse_comparison
     from gen2embed_mteb.evaluation.run_folder import check_reports
     from gen2embed_mteb.mini.places import crepe_places, evaluation_places
 
@@ -35,9 +36,13 @@ def open_benchmark(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, 
 
         def run_captions(encoder: Any, config: Any) -> tuple[Any, str]:
             captions = sugarcrepe.evaluate_captions(encoder, benchmark, config)
-            return captions, sugarcrepe.text_table(captions)
+            return captions, sugarcrepe.text_table(captions, config)
 
-        return run_captions, lambda config: check_reports(config, benchmark.name), data_dir, image_dir
+        def check_captions(config: Any) -> None:
+            refuse_comparison(config, benchmark.title)
+            check_reports(config, benchmark.name)
+
+        return run_captions, check_captions, data_dir, image_dir
 
     from gen2embed_mteb.mmeb import MMEB
     from gen2embed_mteb.mmeb.evaluate import evaluate

@@ -111,7 +111,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from gen2embed_mteb.config import EvaluationConfig, ModelOptions
+    from gen2embed_mteb.config import ComparisonOptions, EvaluationConfig, ModelOptions
     from gen2embed_mteb.evaluation.run import is_first_process
     from gen2embed_mteb.evaluation.run_folder import UNKNOWN
 
@@ -122,11 +122,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise Gen2EmbedError(f"--data_dir is needed for --benchmark {asked.benchmark}")
     mode = options.prompt_mode or "hierarchical"
     run_name = "-".join(filter(None, (mode, options.readout, "raw" if options.readout_norm == "false" else "")))
-    folder = Path("results") / asked.benchmark / Path(options.model_name).name / run_name
-    output_dir = arguments.output_dir or str(folder)
+    plain = Path("results") / asked.benchmark / Path(options.model_name).name / run_name
+    comparison = from_flags(ComparisonOptions, arguments).comparison
+    output_dir = arguments.output_dir or str(plain.with_name("-".join(filter(None, (run_name, comparison)))))
     settings = {"data_dir": data_dir, "image_dir": image_dir, "output_dir": output_dir}
+    if not (arguments.output_dir or arguments.embedding_dir):
+        settings["embedding_dir"] = str(plain / "embeddings")  # those of the model itself, whatever is done with them
 
-    def config(**of_model: str) -> EvaluationConfig:
+    def config(**of_model: Any) -> EvaluationConfig:
         facts = {"revision": "", "prompt_mode": mode, "readout": "last"} | of_model
         made: EvaluationConfig = from_flags(EvaluationConfig, arguments, **settings, **facts)
         return made
@@ -137,10 +140,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from gen2embed_mteb.embedder.fingerprint import fingerprint
     from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
     from gen2embed_mteb.embedder.readouts.readout import readout_of
+    from gen2embed_mteb.evaluation.applied_calibration import require_fitting
+    from gen2embed_mteb.evaluation.method import facts_of
 
     model = _load(options, checked.min_side)
+    require_fitting(model, checked)
     of_model = {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
-    of_model |= {"readout": readout_of(model[0].model).name}
+    of_model |= {"readout": readout_of(model[0].model).name, **facts_of(model, options.model_name)}
     result, table = run(PrefixEncoder(model), config(**of_model))
     if is_first_process():
         print(table)
@@ -183,10 +189,12 @@ def _sample(arguments: argparse.Namespace) -> int:
     if config.method != "in-batch":
         from gen2embed_mteb.embedder.fingerprint import fingerprint
         from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+        from gen2embed_mteb.embedder.readouts.readout import readout_of
 
         model = _load(options, config.min_side)
         encoder = PrefixEncoder(model)
-        record = ModelRecord(options.model_name, model.revision, model.prompt_mode, fingerprint(model))
+        readout = readout_of(model[0].model).name
+        record = ModelRecord(options.model_name, model.revision, model.prompt_mode, fingerprint(model), readout)
     result = sample(encoder, record, data, config)
     if is_first_process():
         print(text_table(result))

@@ -10,9 +10,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.embedder.calibration import SHRINKAGE, Means, check_settings
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.options import LinkOption
@@ -20,6 +21,10 @@ from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.names import DEFAULT
 
 LAYOUTS = ("native", "official")
+OWN = "own"
+"""The value of `calibration` that stands for a map fitted on the inputs of the evaluation itself."""
+SCORINGS = ("cosine", "csls")
+CSLS_NEIGHBORS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,13 +172,79 @@ class EncodingConfig(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(EncodingConfig, RowLimits, LinkOption):
+class FitOptions:
+    """How a calibration is fitted."""
+
+    shrinkage: float = option("how little the directions are evened out, up to 1", default=SHRINKAGE)
+    means: Means = option("one mean for both sides, or one for each", default="shared", choices=get_args(Means))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions(FitOptions):
+    """How vectors are compared. They are stored before that, so that none of these options encodes anything again."""
+
+    calibration: str = option(
+        "folder of a calibrated model, whose calibration is applied; or own: fitted on the evaluation's own inputs, "
+        "without labels (transductive)",
+        default="",
+    )
+    scoring: str = option(
+        "score of a candidate; csls subtracts its mean cosine with the nearest queries (transductive)",
+        default="cosine",
+        choices=SCORINGS,
+    )
+    csls_neighbors: int = option("nearest queries that csls averages over", default=CSLS_NEIGHBORS, least=1)
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            Gen2EmbedError: A value is out of its range, or it would have no effect.
+        """
+        check_options(self)
+        check_settings(self.shrinkage, self.means)
+        if self.calibration != OWN and (self.shrinkage, self.means) != (SHRINKAGE, "shared"):
+            raise Gen2EmbedError(
+                f"shrinkage is {self.shrinkage} and means is {self.means!r}, but nothing is fitted; they belong to "
+                "--calibration own (a calibrated folder has its own)"
+            )
+        if self.scoring != "csls" and self.csls_neighbors != CSLS_NEIGHBORS:
+            raise Gen2EmbedError(f"csls_neighbors is {self.csls_neighbors}, but scoring is not csls; pass both")
+
+    @property
+    def comparison(self) -> str:
+        """A name of these options for folders and titles; empty for the plain cosine."""
+        parts = []
+        if self.calibration:
+            parts.append(OWN if self.calibration == OWN else f"calibrated-{Path(self.calibration).resolve().name}")
+            parts += [f"a{self.shrinkage:g}"] if self.shrinkage != SHRINKAGE else []
+            parts += [self.means] if self.means != "shared" else []
+        if self.scoring != "cosine":
+            parts.append(self.scoring + (f"{self.csls_neighbors}" if self.csls_neighbors != CSLS_NEIGHBORS else ""))
+        return "-".join(parts)
+
+    @property
+    def transductive(self) -> bool:
+        """Whether inputs of the evaluation itself are used beside the one that is scored."""
+        return self.calibration == OWN or self.scoring == "csls"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(ComparisonOptions, EncodingConfig, RowLimits, LinkOption):
     """The settings of one evaluation run."""
 
     data_dir: str = option(
         "folder or hub id of the benchmark's tables; the -mini ones draw their own", needs="a folder"
     )
-    output_dir: str = option("default: results/<benchmark>/<model>/<prompt_mode>", needs="a folder")
+    output_dir: str = option(
+        "default: results/<benchmark>/<model>/<prompt_mode>, with readout, calibration and scoring in its name",
+        needs="a folder",
+    )
+    embedding_dir: str = option(
+        "folder for vectors, which runs of one model can share (default: embeddings, in the output folder of the run "
+        "without calibration and scoring)",
+        default="",
+    )
     image_dir: str = option("folder or .zip archive of the images; default: beside the tables", default="")
     split: str = option("split to evaluate", default="test", flag="eval_split")
     subsets: tuple[str, ...] = option("datasets to run (default: all)", default=())
@@ -185,6 +256,11 @@ class EvaluationConfig(EncodingConfig, RowLimits, LinkOption):
     revision: str = option("its revision, for the reports", default="", flag=None)
     prompt_mode: str = option("the prompt strategy, for the reports", default="hierarchical", flag=None)
     readout: str = option("the readout's name, for the reports", default="last", flag=None)
+    backbone: str = option("the model's backbone, for the reports (default: the model)", default="", flag=None)
+    calibrated_on: int = option(
+        "how many inputs the model itself was calibrated on, for the reports", default=0, least=0, flag=None
+    )
+    calibration_data: str = option("what these inputs were, for the reports", default="", flag=None)
     fingerprint: str = option(
         "digest of weights and prompts; embeddings are reused only where it is equal", default="", flag=None
     )
@@ -200,11 +276,12 @@ class EvaluationConfig(EncodingConfig, RowLimits, LinkOption):
             Gen2EmbedError: A value is out of its range; the message names it and the remedy.
         """
         EncodingConfig.__post_init__(self)
+        ComparisonOptions.__post_init__(self)
         if not self.fingerprint:
             # Without it the vectors of one model could be taken for those of another.
             raise Gen2EmbedError("fingerprint is empty; pass a digest of the model's weights and prompts")
 
     @property
-    def embedding_dir(self) -> Path:
+    def vectors_folder(self) -> Path:
         """The folder of the vectors."""
-        return Path(self.output_dir) / "embeddings"
+        return Path(self.embedding_dir) if self.embedding_dir else Path(self.output_dir) / "embeddings"

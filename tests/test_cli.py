@@ -152,6 +152,44 @@ def test_evaluate_with_a_readout_keeps_its_results_apart(data, tmp_path, monkeyp
     assert len(digests) == 4
 
 
+def test_a_calibrated_folder_applied_gives_the_figures_of_the_folder_itself(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = Gen2Embed("gen2embed-mini", device="cpu")
+    colors, shapes = ("red", "blue", "green", "white"), ("circle", "square", "triangle", "star", "cross")
+    texts = [f"{n} {color} {shape}" for n in ("a", "the", "two") for color in colors for shape in shapes]
+    model.calibrate(texts, texts, means="side", data="texts")
+    model.save_pretrained("calibrated")
+    words = ["evaluate", "--benchmark", "mmeb-mini", "--data_dir", str(data), "--subsets", "Scenes_t2i", "Pointing"]
+    mini = [*words, "--model_name", "gen2embed-mini"]
+    assert cli.main(mini) == 0
+    vectors = tmp_path / "results/mmeb-mini/gen2embed-mini/hierarchical/embeddings"
+    before = {path.name: path.stat().st_mtime_ns for path in vectors.glob("*.npy")}
+    assert before
+    assert cli.main([*mini, "--calibration", "calibrated"]) == 0
+    assert cli.main([*mini, "--scoring", "csls"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in vectors.glob("*.npy")} == before  # nothing was encoded again
+    assert "Transductive: 24 unlabelled queries of the evaluation itself were used" in capsys.readouterr().out
+    assert cli.main([*words, "--model_name", "calibrated"]) == 0
+    root = tmp_path / "results/mmeb-mini"
+    folders = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*"))
+    names = ["hierarchical", "hierarchical-calibrated-calibrated", "hierarchical-csls"]
+    assert folders == ["calibrated/hierarchical", *(f"gen2embed-mini/{name}" for name in names)]
+    itself, plain, applied, csls = (json.loads((root / name / "results.json").read_text()) for name in folders)
+    for figures in ("datasets", "meta_tasks", "overall"):
+        assert applied[figures] == itself[figures]
+    for results in (applied, itself):
+        assert results["method"]["unlabelled_inputs"] == [{"count": 120, "of": "texts"}]
+        assert not results["method"]["transductive"]
+    assert applied["fingerprint"] == plain["fingerprint"] == csls["fingerprint"] != itself["fingerprint"]
+    assert cli.main([*mini, "--prompt_mode", "system", "--calibration", "calibrated"]) == 2
+    assert "was calibrated with the prompt hierarchical, the model has system" in capsys.readouterr().err
+    assert cli.main([*mini, "--calibration", "nowhere"]) == 2
+    assert "no such folder: 'nowhere' (given as calibration" in capsys.readouterr().err
+    crepe = ["evaluate", "--benchmark", "sugarcrepe-mini", "--data_dir", str(data), "--model_name", "gen2embed-mini"]
+    assert cli.main([*crepe, "--calibration", "own"]) == 2
+    assert "captions of its own record" in capsys.readouterr().err
+
+
 def test_doctor_reports_what_is_installed(capsys):
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out

@@ -12,12 +12,13 @@ import logging
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
-from gen2embed_mteb.embedder.calibration import SHRINKAGE, CalibrationRecord, Means, Moments, attach, detach, fit
+from gen2embed_mteb.config import FitOptions
+from gen2embed_mteb.embedder.calibration import CalibrationRecord, Moments, attach, detach, fit
 from gen2embed_mteb.embedder.export import empty_directory
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
@@ -37,7 +38,7 @@ _CHUNK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateConfig(DataConfig):
+class CalibrateConfig(FitOptions, DataConfig):
     """On which inputs a calibration is fitted, and how."""
 
     data_dir: str = option(
@@ -46,8 +47,6 @@ class CalibrateConfig(DataConfig):
         needs="a folder, a file, a Hub id, or mmeb-mini",
     )
     limit: int | None = option("pairs to fit on, in all subsets together", default=2000, least=1)
-    shrinkage: float = option("how little the directions are evened out, up to 1", default=SHRINKAGE)
-    means: Means = option("one mean for both sides, or one for each", default="shared", choices=get_args(Means))
     max_error_rate: float = option("share of rejected rows above which nothing is written", default=0.001)
 
     def __post_init__(self) -> None:

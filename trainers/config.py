@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen2embed_mteb.config import ModelName, PromptOptions, ReadoutOptions
+from gen2embed_mteb.config import FileOptions, ModelName, PromptOptions, ReadoutOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import option
 from gen2embed_mteb.images.options import LinkOption
@@ -15,7 +15,7 @@ DTYPES = ("", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Recipe, LinkOption, ModelName, PromptOptions, ReadoutOptions):
+class TrainConfig(Recipe, LinkOption, ModelName, PromptOptions, ReadoutOptions, FileOptions):
     """Which model is trained, on which data; the training arguments are in `SahaTrainingArguments`."""
 
     processed_data_path: str = option(

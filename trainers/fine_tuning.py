@@ -32,10 +32,12 @@ from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
+from gen2embed_mteb.embedder.model_folder.loading import text_alone
 from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.evaluation.run import find_images, installed_versions
+from gen2embed_mteb.evaluation.run import find_images, installed_versions, refuse_images
 from gen2embed_mteb.flags import add_flags
+from gen2embed_mteb.mmeb.evaluate import images_in
 from gen2embed_mteb.mmeb.tables import open_subsets
 from gen2embed_mteb.storage.atomic import remove_stale
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
@@ -112,7 +114,10 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
             follow_links=config.follow_links,
             exif_orientation=config.exif_orientation,
         )
-        evaluator = _evaluator(config, args)
+        no_images = text_alone(config.model_name, revision=config.revision, gguf_file=config.gguf_file)
+        sampled = {sampling.record["subset"] for sampling in samplings}
+        refuse_images(no_images, {one.name: one.has_images for one in data.subsets if one.name in sampled})
+        evaluator = _evaluator(config, args, no_images)
         training_set = training_dataset(data, samplings, args.seed)
     args.batch_sampler = partial(SahaBatchSampler, sampling=training_set.clusters, mix_subsets=config.mix_subsets)
     if args.ddp_find_unused_parameters is None:
@@ -188,6 +193,7 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
         prompt_mode=config.prompt_mode,
         readout=config.readout,
         readout_norm=config.applies_norm,
+        gguf_file=config.gguf_file,
         revision=config.revision,
         device="cpu",  # the trainer moves the model when all is checked
         model_kwargs={"dtype": config.dtype or ("bfloat16" if half else "float32")},
@@ -207,7 +213,7 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
     return model
 
 
-def _evaluator(config: TrainConfig, args: SahaTrainingArguments) -> MmebEvaluator | None:
+def _evaluator(config: TrainConfig, args: SahaTrainingArguments, no_images: str) -> MmebEvaluator | None:
     if not config.eval_benchmark:
         return None
     if args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3()):
@@ -236,7 +242,8 @@ def _evaluator(config: TrainConfig, args: SahaTrainingArguments) -> MmebEvaluato
         fingerprint="of each step's model",
     )
     # A missing benchmark is reported now, not at the first evaluation.
-    open_subsets(data_dir, benchmark.select(settings.subsets, ()).datasets, settings.split)
+    tables = open_subsets(data_dir, benchmark.select(settings.subsets, ()).datasets, settings.split)
+    refuse_images(no_images, images_in(tables, settings.limit, settings))
     find_images(data_dir, image_dir, follow_links=config.follow_links)
     return MmebEvaluator(benchmark, settings)
 

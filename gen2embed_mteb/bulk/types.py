@@ -26,6 +26,9 @@ class Fault(NamedTuple):
 class Encoder(Protocol):
     """The methods that bulk encoding needs of a model; `Gen2Embed` has them.
 
+    An encoder of text alone has an attribute `text_alone`, a text that says so: data with images is then refused before
+    anything is encoded.
+
     Both methods take a list of `{"text": str, "image": PIL image or list of them}`, of which one key may be missing,
     and return an array-like of shape (n, d), one row of norm 1 per input.
     """

@@ -42,6 +42,8 @@ SHRINKAGE = 0.9
 LEAST_INPUTS = 100
 """Fewer inputs than this, both sides together, are refused: the mean of few inputs is mostly their content."""
 RECORD_FILE = "calibration.json"
+_NO_SPREAD = 1e-12
+"""The variance below which unit vectors in float32 differ by rounding alone."""
 _CHUNK = 1024
 """Inputs whose vectors are held at a time."""
 _FULL_WIDTH = 10**9
@@ -75,11 +77,7 @@ class CalibrationRecord:
             Gen2EmbedError: A value is out of its range, or there are too few inputs.
         """
         check_settings(self.shrinkage, self.means)
-        total = self.num_queries + self.num_documents
-        if total < LEAST_INPUTS:
-            raise Gen2EmbedError(
-                f"calibration on {total} inputs: their mean would be mostly their content; pass at least {LEAST_INPUTS}"
-            )
+        check_number_of_inputs(self.num_queries + self.num_documents)
         if min(self.num_queries, self.num_documents) == 0:
             raise Gen2EmbedError(
                 f"calibration on {self.num_queries} queries and {self.num_documents} documents: a map that is fitted "
@@ -106,6 +104,18 @@ class CalibrationRecord:
             raise Gen2EmbedError(
                 f"{path} is no record of a calibration ({error}); calibrate the model again"
             ) from error
+
+
+def check_number_of_inputs(number: int) -> None:
+    """Check that there are enough inputs to fit on, both sides together.
+
+    Raises:
+        Gen2EmbedError: There are too few.
+    """
+    if number < LEAST_INPUTS:
+        raise Gen2EmbedError(
+            f"calibration on {number} inputs: their mean would be mostly their content; pass at least {LEAST_INPUTS}"
+        )
 
 
 def check_settings(shrinkage: float, means: str) -> None:
@@ -220,10 +230,30 @@ def fit(
         Gen2EmbedError: A setting is out of its range, or there are too few inputs.
     """
     record = CalibrationRecord(queries.count, documents.count, shrinkage, means, data)
+    return Calibration(*solve(queries, documents, shrinkage=shrinkage, means=means), record)
+
+
+def solve(
+    queries: Moments, documents: Moments, *, shrinkage: float, means: Means
+) -> tuple[_Vector, dict[Side, _Vector]]:
+    """Return W, and m for each side; the sums are not checked for their number.
+
+    Args:
+        queries: The sums over the queries' vectors.
+        documents: The sums over the candidates' vectors; if either is empty, both sides have the other's mean.
+        shrinkage: a in (0, 1].
+        means: "shared" or "side".
+
+    Returns:
+        (d, d) float64, and per side (d,) float64.
+
+    Raises:
+        Gen2EmbedError: All vectors are equal.
+    """
     both = Moments(len(queries.total))
     both.merge(queries)
     both.merge(documents)
-    if means == "shared":
+    if means == "shared" or not min(queries.count, documents.count):
         centres: dict[Side, _Vector] = {"query": both.mean, "document": both.mean}
         covariance = both.scatter / both.count
     else:
@@ -231,10 +261,10 @@ def fit(
         covariance = (queries.scatter + documents.scatter) / both.count
     width = len(covariance)
     spread = float(np.trace(covariance)) / width
-    if spread <= 0:
+    if spread * width < _NO_SPREAD:
         raise Gen2EmbedError("all vectors are equal: check the model with gen2embed doctor MODEL")
     values, directions = np.linalg.eigh((1 - shrinkage) * covariance + shrinkage * spread * np.eye(width))
-    return Calibration((directions / np.sqrt(values)) @ directions.T, centres, record)
+    return (directions / np.sqrt(values)) @ directions.T, centres
 
 
 def calibrate(

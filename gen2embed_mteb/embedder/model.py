@@ -194,15 +194,16 @@ class Gen2Embed(KeepsGenerator):
 
     @property
     def chat_format(self) -> ChatFormat | None:
-        """How the model's own chat template gets the prompt; `None` for a family with a template written by hand."""
+        """How the model's own chat template gets the prompt; `None` where a template written by hand has it."""
         return format_of(self.processor.chat_template)
 
     def _set_prompt(self, prompt: HierarchicalPrompt) -> None:
         check_layout(self._family, self._layout)
-        if self._family.is_generic:
+        if self._layout == "native":
             checked_loading.renew_template(self[0], self._family, prompt)
         else:
             self.processor.chat_template = chat_template(self._family, prompt, self._layout)
+            self[0].processing_kwargs = self._family.processing_kwargs
 
     def _set_readout(self, state: str | None, norm: bool | None) -> None:
         stored = stored_readout(self[0].config, self.source)

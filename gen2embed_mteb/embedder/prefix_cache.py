@@ -118,6 +118,11 @@ class PrefixEncoder:
         self._lock = threading.RLock()
 
     @property
+    def text_alone(self) -> str:
+        """Why no input may have images, for messages; empty if the model takes them."""
+        return self._model.text_alone
+
+    @property
     def reuses_prefix(self) -> bool:
         """Whether the prefix is run once; `False` also if a check found that it cannot be reused."""
         return self._reuse_prefix

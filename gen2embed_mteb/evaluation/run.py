@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +14,12 @@ from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.config import EncodingConfig, EvaluationConfig
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.files import follows_links
 from gen2embed_mteb.images.source import ImageSource
 
+ROWS_SEARCHED = 100
+"""How many rows at the beginning of a table are searched for images, before a model of text alone encodes it."""
 VERSIONED = ("gen2embed", "torch", "transformers", "sentence-transformers", "numpy", "pillow", "pyarrow")
 
 
@@ -102,6 +106,28 @@ def find_images(
     archive = root / "images.zip"
     zipped = archive.is_file() and not (root / "images").is_dir()
     return ImageSource(archive if zipped else root, **options)
+
+
+def refuse_images(text_alone: str, has_images: Mapping[str, Callable[[], bool]]) -> None:
+    """Refuse data with images for a model that takes text alone, before anything is encoded.
+
+    Args:
+        text_alone: Why the model takes no images; empty if it takes them, and then nothing is read.
+        has_images: For each subset, what tells whether one of its first rows has an image.
+
+    Raises:
+        Gen2EmbedError: A subset has images; the message names all of them, and those that can be used.
+    """
+    if not text_alone:
+        return
+    found = {name: look() for name, look in has_images.items()}
+    refused = [name for name, images in found.items() if images]
+    if refused:
+        usable = " ".join(name for name, images in found.items() if not images)
+        raise Gen2EmbedError(
+            f"{text_alone}, and there are images in {', '.join(refused)}: use a multimodal model"
+            + (f", or only what has none: --subsets {usable}" if usable else "")
+        )
 
 
 def open_bulk_encoder(

@@ -1,8 +1,9 @@
 """The output folder of an evaluation, and the settings of its run, so that reports of two runs are never mixed.
 
-`results.json` holds, as `settings`, all that decides the rows and the vectors. A later run with the same settings adds
-its datasets; a run with other settings is refused, or, with `overwrite`, replaces all of the earlier reports. The
-official score files hold only figures, so a reader who averages a folder of them could not notice files of another run.
+`results.json` holds, as `settings`, all that decides the rows, the vectors and their scores. A later run with the same
+settings adds its datasets; a run with other settings is refused, or, with `overwrite`, replaces all of the earlier
+reports. The official score files hold only figures, so a reader who averages a folder of them could not notice files of
+another run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from gen2embed_mteb.bulk.store import EmbeddingStore, StoreMismatchError
 from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.evaluation.applied_calibration import comparison_settings
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
@@ -26,22 +28,26 @@ SCORE_SUFFIX = "_score.json"
 UNKNOWN = "not known yet"
 """The fingerprint in checks before the model is loaded."""
 
-_PATHS = ("data_dir", "image_dir")
+_PATHS = ("data_dir", "image_dir", "calibration")
 _CHOICES = ("subsets", "meta_tasks")
 """The settings that choose datasets. Each dataset has its own score file, so runs on different ones fit together."""
 
 
 def run_settings(config: EvaluationConfig) -> dict[str, Any]:
-    """Return the settings that decide the rows and how they are prepared, for `results.json`.
+    """Return the settings that decide the rows, how they are prepared and compared, for `results.json`.
 
     Args:
         config: The run's settings.
+
+    Raises:
+        FileNotFoundError: The calibrated folder that they name does not exist.
+        Gen2EmbedError: It has no calibration, or is damaged.
     """
     limits = (field.name for field in dataclasses.fields(RowLimits))
-    names = (*_PATHS, "split", *_CHOICES, "limit", *limits, "follow_links", "resize", "min_side")
+    names = ("data_dir", "image_dir", "split", *_CHOICES, "limit", *limits, "follow_links", "resize", "min_side")
     values = {name: getattr(config, name) for name in names}
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return listed | config.orientation()
+    return listed | config.orientation() | comparison_settings(config)
 
 
 def check_reports(config: EvaluationConfig, benchmark: str, datasets: Iterable[str] = ()) -> None:
@@ -58,7 +64,7 @@ def check_reports(config: EvaluationConfig, benchmark: str, datasets: Iterable[s
     """
     folder = OwnedFolder(config.output_dir, WRITER)
     folder.check([*REPORTS, *(f"{name}{SCORE_SUFFIX}" for name in datasets), *_score_files(folder)])
-    EmbeddingStore.check(config.embedding_dir)
+    EmbeddingStore.check(config.vectors_folder)
     differing = _differences(folder, config, benchmark)
     if differing and not config.overwrite:
         raise StoreMismatchError(

@@ -11,11 +11,11 @@ from typing import Any
 
 from gen2embed_mteb.embedder.chat_formats.detection import render, unprompted_text
 from gen2embed_mteb.embedder.chat_formats.header import own_template, parts_of, prompt_of, template_with_prompt
-from gen2embed_mteb.embedder.chat_formats.probing import chat_format_of, takes_images, template_of
+from gen2embed_mteb.embedder.chat_formats.probing import takes_images, template_of
 from gen2embed_mteb.embedder.families import chat_template, family_of
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import compat
-from gen2embed_mteb.embedder.model_folder.checked_loading import load_config
+from gen2embed_mteb.embedder.model_folder.checked_loading import detected_or_reason, load_config
 from gen2embed_mteb.embedder.model_folder.loading import processor_options
 from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error
 from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
@@ -64,7 +64,7 @@ def inspect_prompt(
     processor = _processor(source, shared)
     family = family_of(config.model_type)
     # A model's own template may begin like one of those written by hand.
-    known = parts_of(processor.chat_template) if family.is_generic else None
+    known = parts_of(processor.chat_template) if family.tries_own_template else None
     found = known.prompt if known else None if family.is_generic else prompt_of(processor.chat_template)
     prompt = strategy(prompt_mode) if prompt_mode is not None else found or strategy(DEFAULT)
     lines = [
@@ -72,8 +72,8 @@ def inspect_prompt(
         f"prompt: {prompt.name}",
     ]
     tokens = getattr(processor, "tokenizer", processor).special_tokens_map
-    if family.is_generic:
-        detected = chat_format_of(processor)
+    detected = detected_or_reason(processor, family) if family.tries_own_template else ""
+    if not isinstance(detected, str):
         own = own_template(template_of(processor))
         template = template_with_prompt(own, prompt, detected.chat_format)
         lines += [f"chat format: {detected.chat_format.to_json()}", *(f"- {reason}" for reason in detected.reasons)]
@@ -82,6 +82,7 @@ def inspect_prompt(
     else:
         template = chat_template(family, prompt)
         lines.append(f"chat format: the template of {family.name}, written by hand")
+        lines += [f"- {detected}"] if detected else []
     for side in ("query", "document"):
         for kind, text, images in INPUTS:
             if images and not takes_images(processor):

@@ -2,7 +2,8 @@
 
 1. Open every table and check its columns before anything is encoded.
 2. For each dataset, read the rows, encode the queries and candidates that are new (also across datasets, see
-   `bulk/encoder.py`), score each row, and set rejected rows aside.
+   `bulk/encoder.py`), prepare their vectors for comparing (`comparison.py`), score each row, and set rejected rows
+   aside.
 3. Write the reports, even if too many rows were rejected; the result tells the caller.
 
 If the run is killed and started again, it finds its shards, and writes the same `results.json` except for `seconds`.
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,20 @@ import numpy as np
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.bulk.types import Encoder, Fault, Item
-from gen2embed_mteb.config import EvaluationConfig
-from gen2embed_mteb.evaluation.run import RowError, image_source, is_first_process, open_bulk_encoder
+from gen2embed_mteb.config import OWN, EvaluationConfig
+from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.embedder.affine_map import AffineMap
+from gen2embed_mteb.evaluation.applied_calibration import stored_map
+from gen2embed_mteb.evaluation.run import (
+    ROWS_SEARCHED,
+    RowError,
+    image_source,
+    is_first_process,
+    open_bulk_encoder,
+    refuse_images,
+)
 from gen2embed_mteb.evaluation.run_folder import check_reports
+from gen2embed_mteb.mmeb.comparison import Comparison, compare, first_of_each, require_own_inputs
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval_rows
 from gen2embed_mteb.mmeb.report import write_reports
@@ -58,6 +71,9 @@ def evaluate(
     Raises:
         DataError: A dataset or a column is missing, or a file is damaged.
         FileNotFoundError: The images cannot be found.
+        Gen2EmbedError: The model takes text alone, and a dataset has images; or the settings ask for a calibration
+            that cannot be read, that does not fit the vectors, or that is fitted on a dataset's own inputs, of which
+            there are too few.
         ForeignFileError: The output folder holds files with the names of ours that we did not write.
         StoreMismatchError: The output folder belongs to another model, prompt or run.
         ValueError: A dataset or meta-task is unknown.
@@ -68,12 +84,16 @@ def evaluate(
     tables = open_subsets(config.data_dir, chosen.datasets, config.split)
     for dataset, table in tables:
         table.require(eval_columns(dataset, table.columns))
-    images, folder = image_source(config), embedding_dir or config.embedding_dir
+        if config.calibration == OWN:
+            require_own_inputs(dataset, table, config)
+    stored = stored_map(config)
+    refuse_images(getattr(encoder, "text_alone", ""), images_in(tables, config.limit, config))
+    images, folder = image_source(config), embedding_dir or config.vectors_folder
     bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint, share=share)
     scores: list[DatasetScore] = []
     errors: list[RowError] = []
     for dataset, table in tables:
-        score, rejected = _evaluate_dataset(bulk, dataset, table, config)
+        score, rejected = _evaluate_dataset(bulk, dataset, table, config, stored)
         scores.append(score)
         errors.extend(rejected)
         warn_about_ties(score)
@@ -94,6 +114,25 @@ def evaluate(
     if errors:
         logger.warning("%d rows were set aside; see %s", len(errors), output_dir / "errors.jsonl")
     return result
+
+
+def images_in(
+    tables: Sequence[tuple[DatasetInfo, SubsetTable]], limit: int | None = None, limits: RowLimits | None = None
+) -> dict[str, Callable[[], bool]]:
+    """Return, for each dataset by name, what tells whether one of its first rows has an image.
+
+    Args:
+        tables: The opened datasets.
+        limit: As in `read_eval_rows`.
+        limits: Likewise.
+    """
+
+    def look(dataset: DatasetInfo, table: SubsetTable) -> bool:
+        rows = read_eval_rows(table, dataset, min(limit or ROWS_SEARCHED, ROWS_SEARCHED), limits)
+        good = (row for row in rows if not isinstance(row, BadRow))
+        return any(item.images for row in good for item in (row.query, *row.candidates))
+
+    return {dataset.name: partial(look, dataset, table) for dataset, table in tables}
 
 
 @dataclass(frozen=True)
@@ -128,46 +167,78 @@ class _Plan:
 
 
 def _evaluate_dataset(
-    bulk: BulkEncoder, dataset: DatasetInfo, table: SubsetTable, config: EvaluationConfig
+    bulk: BulkEncoder, dataset: DatasetInfo, table: SubsetTable, config: EvaluationConfig, stored: AffineMap | None
 ) -> tuple[DatasetScore, list[RowError]]:
     plan = _Plan(dataset, table, config)
     for side, items in plan.items.items():
         bulk.add(side, items, f"{dataset.name} {side}")
     rejected = [RowError(dataset.name, bad.index, bad.file, bad.reason) for bad in plan.rejected]
     scores: list[RowScore] = []
-    for row, outcome in _score_rows(bulk, plan):
+    found = _Found(bulk, plan)
+    comparison = found.compare(dataset.name, config, stored)
+    for row, outcome in _score_rows(plan, found, comparison):
         if isinstance(outcome, Fault):
             rejected.append(RowError(dataset.name, row.index, outcome.file or table.file_of(row.index), outcome.reason))
         else:
             scores.append(outcome)
     rejected.sort(key=lambda error: error.row)
-    return DatasetScore(dataset, tuple(scores), len(rejected)), rejected
+    return DatasetScore(dataset, tuple(scores), len(rejected), comparison.num_unlabelled), rejected
 
 
-def _score_rows(bulk: BulkEncoder, plan: _Plan) -> Iterator[tuple[_PlannedRow, RowScore | Fault]]:
+class _Found:
+    """The vectors of a plan's items as they were encoded, per side, and the faults of those that have none."""
+
+    def __init__(self, bulk: BulkEncoder, plan: _Plan) -> None:
+        self.faults: dict[Side, dict[int, Fault]] = {}
+        self.vectors: dict[Side, np.ndarray] = {}
+        self.places: dict[Side, np.ndarray] = {}
+        self._bulk, self._plan = bulk, plan
+        self._good: dict[Side, list[Item]] = {}
+        for side, items in plan.items.items():
+            found = [bulk.fault(side, item) for item in items]
+            self.faults[side] = {number: fault for number, fault in enumerate(found) if fault}
+            good = [number for number, fault in enumerate(found) if not fault]
+            self._good[side] = [items[number] for number in good]
+            self.vectors[side] = bulk.vectors(side, self._good[side])
+            self.places[side] = np.full(len(items), -1, dtype=np.int64)
+            self.places[side][good] = np.arange(len(good))
+
+    def compare(self, name: str, config: EvaluationConfig, stored: AffineMap | None) -> Comparison:
+        """Prepare the vectors for comparing; see `comparison.compare`."""
+        if not config.comparison:
+            return Comparison(self.vectors)
+        contents = {side: [self._bulk.content(item) for item in items] for side, items in self._good.items()}
+        distinct: dict[Side, np.ndarray] = {side: first_of_each(found) for side, found in contents.items()}
+        queries = self.places["query"][np.array([row.query for row in self._plan.rows], dtype=np.int64)]
+        queries = queries[queries >= 0]
+        queries = queries[first_of_each([contents["query"][place] for place in queries.tolist()])]
+        return compare(
+            name,
+            self.vectors,
+            distinct=distinct,
+            queries=queries,
+            candidate_side=self._plan.candidate_side,
+            config=config,
+            stored=stored,
+        )
+
+
+def _score_rows(plan: _Plan, found: _Found, comparison: Comparison) -> Iterator[tuple[_PlannedRow, RowScore | Fault]]:
     """Score every planned row; for a row with an item that has no vector, on either side, yield that item's fault."""
-    faults: dict[Side, dict[int, Fault]] = {}
-    vectors: dict[Side, np.ndarray] = {}
-    places: dict[Side, np.ndarray] = {}
-    for side, items in plan.items.items():
-        found = [bulk.fault(side, item) for item in items]
-        faults[side] = {number: fault for number, fault in enumerate(found) if fault}
-        good = [number for number, fault in enumerate(found) if not fault]
-        vectors[side] = bulk.vectors(side, [items[number] for number in good])
-        places[side] = np.full(len(items), -1, dtype=np.int64)
-        places[side][good] = np.arange(len(good))
-    side = plan.candidate_side
+    side, faults, vectors, places = plan.candidate_side, found.faults, comparison.vectors, found.places
     for row in plan.rows:
         bad = next((faults[side][number] for number in row.candidates.tolist() if number in faults[side]), None)
         fault = faults["query"].get(row.query) or bad
         if fault:
             yield row, fault
             continue
+        candidates = places[side][row.candidates]
         yield (
             row,
             score_row(
                 vectors["query"][places["query"][row.query]],
-                vectors[side][places[side][row.candidates]],
+                vectors[side][candidates],
                 row.candidates == row.candidates[0],
+                None if comparison.hubs is None else comparison.hubs[candidates],
             ),
         )

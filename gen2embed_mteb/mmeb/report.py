@@ -3,7 +3,7 @@
 | file              | form                                                                                       |
 |-------------------|--------------------------------------------------------------------------------------------|
 | `results.json`    | everything, figures in [0, 1]; the same run gives the same bytes, except for `seconds`      |
-| `results.md`      | tables with the paper's figures beside ours, in percent                                    |
+| `results.md`      | tables with published figures beside ours, in percent, and how each was obtained           |
 | `{S}_score.json`  | the form of VLM2Vec's V1 for a dataset S: `acc`, `num_correct`, `num_pred`                  |
 | `leaderboard.json`| the form of VLM2Vec's V2: `{"metadata": …, "metrics": {"image": {S: {"hit@1": …}}}}`         |
 """
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gen2embed_mteb.config import EvaluationConfig
+from gen2embed_mteb.evaluation.method import Method, comparable_only, described, method_of, methods_table
 from gen2embed_mteb.evaluation.paper import rows_beside
 from gen2embed_mteb.evaluation.run import errors_bytes, installed_versions
 from gen2embed_mteb.evaluation.run_folder import RESULTS, SCORE_SUFFIX, begin_reports, run_settings
@@ -43,7 +44,7 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
 
     Returns:
         Figures in [0, 1], or None if no row was scored; `num_queries` counts the scored rows, `num_errors` the rows
-        that were set aside.
+        that were set aside, `num_unlabelled_inputs` the dataset's own inputs that a transductive run used.
     """
     official, strict = average(result.scores), average(result.scores, strict=True)
     return {
@@ -52,6 +53,7 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
         "prompt_mode": config.prompt_mode,
         **({} if config.readout == "last" else {"readout": config.readout}),
         "benchmark": result.benchmark.name,
+        "method": _method(result, config).to_json(),
         "settings": run_settings(config),
         "datasets": {
             score.dataset.name: {
@@ -59,6 +61,7 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
                 "precision_at_1_strict": score.precision_at_1_strict,
                 "num_queries": len(score.rows),
                 "num_errors": score.num_errors,
+                **({"num_unlabelled_inputs": score.num_unlabelled} if config.transductive else {}),
             }
             for score in result.scores
         },
@@ -130,7 +133,7 @@ def leaderboard_entry(known: Mapping[str, Any], metrics: Mapping[str, Any]) -> d
 
 
 def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
-    """Build `results.md`: averages beside the paper's, then every dataset.
+    """Build `results.md`: averages beside published ones and how each was obtained, then every dataset.
 
     Args:
         result: The run's outcome.
@@ -139,20 +142,22 @@ def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
     Returns:
         GitHub's Markdown with a newline at the end; figures in percent.
     """
-    averages, datasets = _tables(result, config)
-    read = "" if config.readout == "last" else f", readout `{config.readout}`"
-    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`{read}"
+    averages, methods, datasets = _tables(result, config)
+    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
+    title += described(config)
     notes = [
         "Precision@1 in percent. *strict*: a tie with the positive does not count as a hit.",
         f"{sum(len(score.rows) for score in result.scores)} rows scored, {len(result.errors)} set aside.",
     ]
     if config.limit is not None:
         notes.append(f"Only the first {config.limit} rows of each dataset.")
+    notes += filter(None, [comparable_only(_method(result, config))])
     if result.benchmark.name == "mmeb":
         notes.append("The paper's rows are of all 36 datasets; compare them with a run on all of them.")
     else:
         notes.append("The paper's rows are of MMEB itself: compare the order of the strategies, not the figures.")
-    return "\n\n".join([title, " ".join(notes), as_markdown(averages), as_markdown(datasets)]) + "\n"
+    both = [figures + method[1:] for figures, method in zip(averages, methods, strict=True)]
+    return "\n\n".join([title, " ".join(notes), as_markdown(both), as_markdown(datasets)]) + "\n"
 
 
 def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
@@ -165,8 +170,9 @@ def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
     Returns:
         Aligned columns, without a newline at the end.
     """
-    averages, datasets = _tables(result, config)
-    return f"{as_text(datasets)}\n\n{as_text(averages)}"
+    averages, methods, datasets = _tables(result, config)
+    note = comparable_only(_method(result, config))
+    return "\n\n".join([as_text(datasets), as_text(averages), as_text(methods), *([note] if note else [])])
 
 
 def averages_table(runs: Sequence[tuple[str, Averages]], prompt_mode: str) -> Table:
@@ -188,16 +194,32 @@ def averages_table(runs: Sequence[tuple[str, Averages]], prompt_mode: str) -> Ta
         printed = {"IND": row.figures.get("ind"), "OOD": row.figures.get("ood"), "Overall": row.figures["overall"]}
         figures = {**row.figures, **printed}
         beside = (figures.get(column) for column in columns)
-        table.append([f"paper, {row.table}: {row.label}", *("–" if cell is None else f"{cell:.1f}" for cell in beside)])
+        table.append([row.title, *("–" if cell is None else f"{cell:.1f}" for cell in beside)])
     return table
 
 
-def _tables(result: EvaluationResult, config: EvaluationConfig) -> tuple[Table, Table]:
+def methods_beside(runs: Sequence[tuple[str, Method]], prompt_mode: str) -> Table:
+    """Build the table of how each row of `averages_table` was obtained, with the same rows.
+
+    Args:
+        runs: A label and a method per run.
+        prompt_mode: The strategy, which chooses the paper's rows.
+    """
+    return methods_table([*runs, *((row.title, row.method) for row in rows_beside(prompt_mode))])
+
+
+def _method(result: EvaluationResult, config: EvaluationConfig) -> Method:
+    return method_of(config, sum(score.num_unlabelled for score in result.scores))
+
+
+def _tables(result: EvaluationResult, config: EvaluationConfig) -> tuple[Table, Table, Table]:
+    """Return the averages, how each was obtained, and the figures of the datasets."""
     ours = [
         ("ours", average(result.scores)),
         ("ours, strict", average(result.scores, strict=True)),
     ]
     averages = averages_table(ours, config.prompt_mode)
+    methods = methods_beside([(label, _method(result, config)) for label, _ in ours], config.prompt_mode)
     datasets: Table = [["dataset", "meta-task", "domain", "P@1", "strict", "rows", "set aside"]]
     for score in result.scores:
         dataset = score.dataset
@@ -212,7 +234,7 @@ def _tables(result: EvaluationResult, config: EvaluationConfig) -> tuple[Table, 
                 str(score.num_errors),
             ]
         )
-    return averages, datasets
+    return averages, methods, datasets
 
 
 def _by_column(averages: Averages) -> dict[str, float | None]:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.evaluation.csls import csls, inner_products
 from gen2embed_mteb.evaluation.run import RunSummary
 from gen2embed_mteb.mmeb.datasets import META_TASKS, Benchmark, DatasetInfo
 
@@ -44,6 +45,7 @@ def score_row(
     query: npt.NDArray[np.float32],
     candidates: npt.NDArray[np.float32],
     same_as_positive: npt.NDArray[np.bool_] | None = None,
+    hubs: npt.NDArray[np.float64] | None = None,
 ) -> RowScore:
     """Score one query against its candidates.
 
@@ -52,6 +54,7 @@ def score_row(
         candidates: (n, d) float32, unit rows, n >= 1; row 0 is the positive.
         same_as_positive: (n,) bool, true for each candidate that is the same input as candidate 0; None if there is no
             other such candidate.
+        hubs: (n,) float64, what `csls.hubness` returned for the candidates: the score is CSLS. None: the cosine.
 
     Returns:
         The rank of the positive and the strict outcome.
@@ -63,9 +66,9 @@ def score_row(
         raise Gen2EmbedError(
             f"query {query.shape} and candidates {candidates.shape} do not fit: expected (d,) and (n, d)"
         )
-    # einsum sums every row in the same order. A matrix product may not: scores of equal candidates could differ in the
-    # last bit, depending on their position, and a tie would be decided by chance.
-    scores = np.einsum("nd,d->n", candidates, query, optimize=False)
+    scores: npt.NDArray[Any] = inner_products(candidates, query)
+    if hubs is not None:
+        scores = csls(scores, hubs)
     others = np.ones(len(scores), bool)
     others[0] = False
     if same_as_positive is not None:
@@ -81,11 +84,13 @@ class DatasetScore:
         dataset: The dataset.
         rows: One score per scored row, in order.
         num_errors: The number of rows that were set aside.
+        num_unlabelled: The number of the dataset's own inputs that a calibration or CSLS used.
     """
 
     dataset: DatasetInfo
     rows: tuple[RowScore, ...]
     num_errors: int = 0
+    num_unlabelled: int = 0
 
     @property
     def num_correct(self) -> int:

@@ -19,7 +19,15 @@ from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.data_files.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded, unique_keys
 from gen2embed_mteb.data_files.shards import DataError, require_regular
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
-from gen2embed_mteb.evaluation.run import RowError, errors_bytes, image_source, is_first_process, open_bulk_encoder
+from gen2embed_mteb.evaluation.applied_calibration import refuse_comparison
+from gen2embed_mteb.evaluation.run import (
+    RowError,
+    errors_bytes,
+    image_source,
+    is_first_process,
+    open_bulk_encoder,
+    refuse_images,
+)
 from gen2embed_mteb.evaluation.run_folder import RESULTS, begin_reports, check_reports
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.sugarcrepe.report import markdown, results_json, text_table
@@ -64,11 +72,13 @@ def evaluate_captions(
     Raises:
         DataError: A file is missing or not in the original form, or all records lack a field.
         FileNotFoundError: The images cannot be found.
+        Gen2EmbedError: The model takes text alone; every record has an image.
         ForeignFileError: The output folder holds files with the names of ours that we did not write.
         StoreMismatchError: The output folder belongs to another model, prompt or run.
-        ValueError: A set is unknown, or the settings name meta-tasks.
+        ValueError: A set is unknown, or the settings name meta-tasks, a calibration or another score.
     """
     start = time.monotonic()
+    refuse_comparison(config, benchmark.title)
     if config.meta_tasks:
         raise Gen2EmbedError(
             f"{benchmark.title} has no meta-tasks; choose sets with --subsets {' '.join(benchmark.sets)}"
@@ -79,7 +89,8 @@ def evaluate_captions(
     check_reports(config, benchmark.name)
     files = {name: set_file(Path(config.data_dir), benchmark, name) for name in names}
     records = {name: read_records(files[name], benchmark, config.limit) for name in names}
-    images, folder = image_source(config), config.embedding_dir
+    refuse_images(getattr(encoder, "text_alone", ""), dict.fromkeys(names, lambda: True))
+    images, folder = image_source(config), config.vectors_folder
     bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint)
     scores: list[SetScore] = []
     errors: list[RowError] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gen2embed_mteb.config import EvaluationConfig
+from gen2embed_mteb.evaluation.method import described, method_of
 from gen2embed_mteb.evaluation.paper import SUGARCREPE, SUGARCREPE_PLUS
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.run_folder import run_settings
@@ -30,6 +31,7 @@ def results_json(result: CompositionalityResult, config: EvaluationConfig) -> di
         "prompt_mode": config.prompt_mode,
         **({} if config.readout == "last" else {"readout": config.readout}),
         "benchmark": result.benchmark.name,
+        "method": method_of(config).to_json(),
         "settings": run_settings(config),
         "datasets": {
             score.name: {
@@ -49,21 +51,29 @@ def results_json(result: CompositionalityResult, config: EvaluationConfig) -> di
 
 def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
     """Build `results.md`: our figures above the paper's, in percent, with a newline at the end."""
-    read = "" if config.readout == "last" else f", readout `{config.readout}`"
-    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`{read}"
+    title = f"# {result.benchmark.title}: {config.model_name or 'model'}, prompt `{config.prompt_mode}`"
+    title += described(config)
     note = f"Accuracy in percent, a tie is wrong. {result.num_scored} scored, {len(result.errors)} set aside."
     if config.limit is not None:
         note += f" Only the first {config.limit} records of each set."
-    return "\n\n".join([title, note, as_markdown(_table(result))]) + "\n"
+    return "\n\n".join([title, note, " ".join(_obtained(config)), as_markdown(_table(result))]) + "\n"
 
 
-def text_table(result: CompositionalityResult) -> str:
+def _obtained(config: EvaluationConfig) -> list[str]:
+    """Return how our figures were obtained, and the paper's."""
+    return [
+        f"Ours: {method_of(config).sentence()}",
+        "The paper's: backbone in brackets; 1 forward per query, nothing unlabelled, no reranking.",
+    ]
+
+
+def text_table(result: CompositionalityResult, config: EvaluationConfig) -> str:
     """Build the table of `results.md` for a terminal, with rows and columns exchanged so that it is narrow."""
     turned = [list(column) for column in zip(*_table(result), strict=True)]
     methods = turned[0][2:]
     turned[0] = ["", "ours", *(f"[{number}]" for number in range(1, 1 + len(methods)))]
     legend = [f"[{number}] {method}" for number, method in enumerate(methods, start=1)]
-    return "\n".join([as_text(turned), "", *legend])
+    return "\n".join([as_text(turned), "", *legend, "", *_obtained(config)])
 
 
 def _table(result: CompositionalityResult) -> Table:

@@ -33,8 +33,8 @@ def vector(text: str, images: list[Image.Image], jitter: float = 0.0) -> np.ndar
 class PlainEncoder:
     """Encodes on both sides alike and keeps count of what it was given."""
 
-    def __init__(self, delay: float = 0.0) -> None:
-        self.delay = delay
+    def __init__(self, delay: float = 0.0, text_alone: str = "") -> None:
+        self.delay, self.text_alone = delay, text_alone
         self.given: Counter[tuple[str, str, tuple[tuple[int, int], ...]]] = Counter()
 
     def encode_query(self, inputs: list[dict[str, Any]], /) -> np.ndarray:

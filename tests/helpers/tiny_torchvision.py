@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import transformers
-from tiny_any import ANY, CELLS, CHATML, PIXELS, TEXT, VISION, WINDOW, Tiny, mrope, text_config
+from tiny_any import ANY, CELLS, CHATML, PIXELS, TEXT, VISION, WINDOW, Tiny, mrope, randomize, text_config, write_any
 from transformers.utils import is_torchvision_available
 
 _Token = Callable[[str], int]
@@ -113,6 +114,37 @@ def _omni(token: _Token, size: int) -> Any:
         vision_start_token_id=token("<|vision_bos|>"),
         vision_end_token_id=token("<|vision_eos|>"),
     )
+
+
+def write_omni(directory: Path, seed: int = 0) -> Path:
+    """Write a whole Qwen2.5-Omni with its parts that speak, as the hub has it, and return the directory."""
+    tiny = TORCHVISION["qwen2_5_omni_thinker"]
+    write_any("qwen2_5_omni_thinker", directory, tiny, seed)
+    thinker = transformers.AutoConfig.from_pretrained(directory)
+    ids = {f"tts_codec_{name}_token_id": 0 for name in ("start", "end", "pad", "mask")}
+    ids |= {f"{name}_token_id": 0 for name in ("vision_start", "vision_end", "audio_start", "audio_end")}
+    talker = {
+        **TEXT,
+        **ids,
+        "embedding_size": 32,
+        "head_dim": 16,
+        "vocab_size": 64,
+        "rope_parameters": mrope([2, 3, 3]),
+    }
+    speaker = {"enc_channels": [8, 8, 8, 8, 24], "enc_attention_channels": 8, "enc_res2net_scale": 2, "enc_dim": 8}
+    dit = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ff_mult": 1, "emb_dim": 8}
+    dit |= {"head_dim": 8, "num_embeds": 16, "mel_dim": 8, "enc_emb_dim": 8, "enc_se_channels": 8, **speaker}
+    vocoder = {"mel_dim": 8, "upsample_initial_channel": 16, "upsample_rates": [2, 2], "upsample_kernel_sizes": [4, 4]}
+    vocoder |= {"resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 3, 5]]}
+    config = transformers.Qwen2_5OmniConfig(
+        thinker_config=thinker.to_dict(),
+        talker_config=talker,
+        token2wav_config={"dit_config": dit, "bigvgan_config": vocoder},
+    )
+    model = transformers.Qwen2_5OmniForConditionalGeneration(config)
+    randomize(model)
+    model.save_pretrained(directory)
+    return directory
 
 
 _SQUARE = {"height": 56, "width": 56}

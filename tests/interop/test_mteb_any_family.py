@@ -39,11 +39,14 @@ def test_modalities_are_read_from_the_files(tiny: Any, tiny_dir: Any) -> None:
 def test_the_revision_follows_the_rules_of_detection_only_where_they_are_used(
     tiny_dir: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = [str(tiny_dir(name)) for name in ("llama", "gemma3", "qwen2_vl", "llava_next")]
-    before = [revisions.revision_of(folder, "native") for folder in folders]
+    names = ("llama", "gemma3", "qwen3_vl", "qwen2_vl", "llava_next")
+    asked = [(str(tiny_dir(name)), "native") for name in names] + [(str(tiny_dir("qwen3_vl")), "official")]
+    before = [revisions.revision_of(*one) for one in asked] + [as_meta(row).revision for row in models.HUB_MODELS[:8]]
     monkeypatch.setattr(revisions, "DETECTION_VERSION", revisions.DETECTION_VERSION + 1)
-    after = [revisions.revision_of(folder, "native") for folder in folders]
-    assert [one != other for one, other in zip(before, after, strict=True)] == [True, True, False, False]
+    after = [revisions.revision_of(*one) for one in asked] + [as_meta(row).revision for row in models.HUB_MODELS[:8]]
+    changed = [one != other for one, other in zip(before, after, strict=True)]
+    assert changed[:6] == [True, True, True, False, False, False]
+    assert changed[6:] == ["Qwen3-VL" in row.name for row in models.HUB_MODELS[:8]]
 
 
 def test_the_revision_follows_the_model_s_own_template(tiny_dir: Any, tmp_path: Path) -> None:

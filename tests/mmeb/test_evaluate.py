@@ -19,6 +19,7 @@ from plain_encoder import PlainEncoder, vector
 
 from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.config import EvaluationConfig
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb import MMEB, Benchmark
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.report import markdown, text_table
@@ -379,6 +380,7 @@ def test_reports(data: Path, tmp_path: Path) -> None:
         "revision",
         "prompt_mode",
         "benchmark",
+        "method",
         "settings",
         "datasets",
         "meta_tasks",
@@ -408,8 +410,14 @@ def test_reports(data: Path, tmp_path: Path) -> None:
     assert table == markdown(result, config)
     assert "| RefCOCO-Matching | Grounding | OOD | 100.0 | 100.0 | 5 | 0 |" in table
     # Classification, Retrieval, Grounding, IND, OOD, Overall, as the paper prints them.
-    assert "| paper, IV: + Q-Rein. | 48.6 | 44.1 | 52.6 | – | – | 43.3 |" in table
-    assert "| paper, VII: SaHa, k = 15 | – | – | – | 71.2 | 62.1 | 67.1 |" in table
+    how = "Qwen2-VL-2B | 1 | 0 | no | 0 |"
+    assert f"| paper, IV: + Q-Rein. | 48.6 | 44.1 | 52.6 | – | – | 43.3 | {how}" in table
+    assert f"| paper, VII: SaHa, k = 15 | – | – | – | 71.2 | 62.1 | 67.1 | {how}" in table
+    assert (
+        "| FreeRet, top 50 reranked, 7B | 69.4 | 69.9 | 78.2 | – | – | 70.7 | Qwen2.5-VL-7B | 51 | 0 | no | 50 |"
+        in table
+    )
+    assert "| Overall | backbone | forwards per query | unlabelled inputs | transductive | rerank k |" in table
     assert max(len(line) for line in text_table(result, config).splitlines()) <= 120
 
 
@@ -436,3 +444,17 @@ def test_mini_benchmark_plugs_in(data: Path, tmp_path: Path) -> None:
 def test_settings_are_checked_at_once(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings(tmp_path, tmp_path, **change)
+
+
+def test_a_model_of_text_alone_is_refused_before_anything_is_encoded(data: Path, tmp_path: Path) -> None:
+    write_table(data / "CIRR" / "test-00000-of-00001.parquet", [eval_row("a\n", "", [("b", ""), ("c", "")])])
+    encoder = PlainEncoder(text_alone="words takes text alone")
+    config = settings(data, tmp_path / "out", subsets=("CIRR", "VOC2007", "MSCOCO_t2i"))
+    with pytest.raises(
+        Gen2EmbedError, match=r"words takes text alone, and .* in VOC2007, MSCOCO_t2i: .*--subsets CIRR$"
+    ):
+        evaluate(encoder, MMEB, config)
+    assert not encoder.given
+    assert not (tmp_path / "out").exists()
+    result = evaluate(encoder, MMEB, settings(data, tmp_path / "out", subsets=("CIRR",)))
+    assert result.num_scored == 1

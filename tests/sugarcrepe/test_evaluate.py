@@ -11,6 +11,7 @@ from plain_encoder import PlainEncoder
 
 from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.config import EvaluationConfig
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.paper import SUGARCREPE
 from gen2embed_mteb.mmeb.tables import DataError
 from gen2embed_mteb.sugarcrepe.evaluate import (
@@ -101,7 +102,9 @@ def test_sugarcrepe_by_hand(folder: Path) -> None:
         ("document", "", ((32, 32),)): 3,
     }
     assert not result.too_many_errors
-    printed = text_table(result).splitlines()
+    assert content["method"]["forwards_per_query"] == 1 and not content["method"]["transductive"]
+    printed = text_table(result, settings(folder, model_name="m")).splitlines()
+    assert any(line.startswith("Ours: backbone: m; forwards per query: 1; unlabelled inputs: 0") for line in printed)
     assert max(map(len, printed)) <= 100
     assert any(line.split() == ["Avg.", "66.7", *(f"{mean:.1f}" for mean in SUGARCREPE.values())] for line in printed)
     number = 1 + list(SUGARCREPE).index("Gen2Embed (Qwen2-VL-2B), prompt only")
@@ -228,3 +231,13 @@ def test_resumes_and_refuses_like_mmeb(folder: Path) -> None:
         evaluate_captions(again, SUGARCREPE_BENCHMARK, settings(folder, limit=2))
     limited = evaluate_captions(Script(VECTORS), SUGARCREPE_BENCHMARK, settings(folder, limit=2, overwrite=True))
     assert limited.num_scored == 14
+
+
+def test_a_model_of_text_alone_is_refused_before_anything_is_encoded(folder: Path) -> None:
+    encoder = PlainEncoder(text_alone="words takes text alone")
+    with pytest.raises(
+        Gen2EmbedError, match=r"words takes text alone, and there are images in replace_obj, .* add_att: use"
+    ):
+        evaluate_captions(encoder, SUGARCREPE_BENCHMARK, settings(folder))
+    assert not encoder.given
+    assert not (folder / "out").exists()

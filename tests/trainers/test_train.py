@@ -157,6 +157,32 @@ def test_a_model_of_text_alone_refuses_images_and_samples_nothing(data, tmp_path
     assert list((tmp_path / "sampled").glob("*.parquet")) == []
 
 
+def test_training_and_evaluating_a_model_of_text_alone_on_images_is_refused_early(data, tmp_path, capsys):
+    """`train` looks at the first rows before it reads the data, and loads no weights."""
+    model, sampled = write_any("llama", tmp_path / "llama"), tmp_path / "sampled"
+    assert sample(sampled, data, "--method", "in-batch") == 0
+    (model / "model.safetensors").rename(tmp_path / "weights")
+    assert cli.main(words(model, sampled, tmp_path / "out")) == 2
+    assert "llama takes text alone (it has no image processor), and there are images in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "weights").rename(model / "model.safetensors")
+    evaluate = ["evaluate", "--benchmark", "mmeb-mini", "--model_name", str(model), "--subsets", *SUBSETS]
+    assert cli.main([*evaluate, "--output_dir", str(tmp_path / "evaluated")]) == 2
+    assert "takes text alone (model type 'llama'), and there are images in Digits" in capsys.readouterr().err
+    assert not (tmp_path / "evaluated").exists()
+
+
+def test_a_benchmark_with_images_for_a_model_of_text_alone_is_refused_before_training(tmp_path, capsys):
+    model = write_any("llama", tmp_path / "llama")
+    rows = "".join(json.dumps({"anchor": f"a {n}", "positive": f"p {n}"}) + "\n" for n in range(8))
+    (tmp_path / "pairs.jsonl").write_text(rows)
+    begin = ["sample", "--data_dir", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path / "sampled")]
+    assert cli.main([*begin, "--method", "in-batch"]) == 0
+    evaluation = ["--eval_benchmark", "mmeb-mini", "--eval_subsets", *SUBSETS]
+    assert cli.main(words(model, tmp_path / "sampled", tmp_path / "out", *evaluation)) == 2
+    assert "takes text alone (it has no image processor), and there are images in Digits" in capsys.readouterr().err
+
+
 def test_evaluation_during_training_is_that_of_the_model_at_that_step(trained, tmp_path):
     """Step 2's figures are those of checkpoint 2, evaluated on its own: nothing stale is kept between steps."""
     names = sorted(path.name for path in (trained / "eval" / "mmeb-mini").iterdir())

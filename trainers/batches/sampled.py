@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gen2embed_mteb.embedder.model import Gen2Embed
+from gen2embed_mteb.embedder.readouts.readout import readout_of
 from gen2embed_mteb.mmeb.datasets import matches
 from trainers.data.config import DataConfig
 from trainers.data.training_data import TrainingData, open_training_data
@@ -107,19 +108,17 @@ def warn_of_other_model(samplings: Sequence[Sampling], model: Gen2Embed, model_n
         model: The model to be trained.
         model_name: The name or path that it was loaded by.
     """
+    own = (model_name, model.prompt_mode, readout_of(model[0].model).name)
     for sampling in samplings:
         sampled = sampling.record["model"]
-        if sampled["fingerprint"] and (sampled["name"], sampled["prompt_mode"]) != (
-            model_name,
-            model.prompt_mode,
-        ):
+        by = (sampled["name"], sampled["prompt_mode"], sampled.get("readout", own[2]))  # earlier records name none
+        if sampled["fingerprint"] and by != own:
             logger.warning(
-                "%s: sampled by %s with prompt %s, to train %s with %s; gen2embed sample with the model to be trained",
+                "%s: sampled by %s with prompt %s and readout %s, to train %s with prompt %s and readout %s; gen2embed "
+                "sample with the model to be trained",
                 sampling.path,
-                sampled["name"],
-                sampled["prompt_mode"],
-                model_name,
-                model.prompt_mode,
+                *by,
+                *own,
             )
             return
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.data_files.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded
 from gen2embed_mteb.data_files.shards import DataError
+from gen2embed_mteb.evaluation.run import ROWS_SEARCHED
 from gen2embed_mteb.images.decoding import facts_of
 from gen2embed_mteb.mmeb.readers import TrainRow
 from trainers.data.cached_images import CachedImages
@@ -81,6 +82,15 @@ class PairSubset:
         """
         for index, row in enumerate(self._contents(self.limit)):
             yield row if isinstance(row, BadRow) else TrainRow(index, self._kept(row[0]), self._kept(row[1]), None)
+
+    def has_images(self) -> bool:
+        """Read the first rows, and return whether one of them has an image; none is written to the cache.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        rows = self._contents(min(self.limit or ROWS_SEARCHED, ROWS_SEARCHED))
+        return any(content.images for row in rows if not isinstance(row, BadRow) for content in row)
 
     def require_usable(self) -> None:
         """Check that the table has a row that can be used, so that a wrong table is refused before hours of work.

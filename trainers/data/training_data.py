@@ -43,7 +43,7 @@ from gen2embed_mteb.data_files.shards import (
     whole_table,
 )
 from gen2embed_mteb.errors import one_line
-from gen2embed_mteb.evaluation.run import find_images
+from gen2embed_mteb.evaluation.run import ROWS_SEARCHED, find_images
 from gen2embed_mteb.mini.places import TRAIN_TABLES
 from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.datasets import lookup
@@ -88,6 +88,9 @@ class TrainingSubset(Protocol):
     def rows(self) -> Iterator[TrainRow | BadRow]:
         """Read the pairs in order."""
 
+    def has_images(self) -> bool:
+        """Read the first rows, and return whether one of them has an image."""
+
 
 @dataclass(frozen=True)
 class MmebSubset:
@@ -117,6 +120,15 @@ class MmebSubset:
             DataError: The file is damaged.
         """
         return read_train_rows(self.table, self.limit, self.limits)
+
+    def has_images(self) -> bool:
+        """Read the first rows, and return whether one of them has an image.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        rows = read_train_rows(self.table, min(self.limit or ROWS_SEARCHED, ROWS_SEARCHED), self.limits)
+        return any(row.query.images or row.positive.images for row in rows if not isinstance(row, BadRow))
 
     def columns(self) -> Iterator[dict[str, Any]]:
         """Read the rows as dicts of MMEB-train's columns; in a row that cannot be read, all values are None.

@@ -97,9 +97,11 @@ class ModelRecord:
         revision: Its revision on the Hub, if any.
         prompt_mode: The prompt strategy.
         fingerprint: The digest of everything that decides its vectors; empty for `in-batch`, which uses no model.
+        readout: The name of its readout.
     """
 
     name: str = ""
     revision: str = ""
     prompt_mode: str = ""
     fingerprint: str = ""
+    readout: str = "last"

@@ -101,6 +101,7 @@ OPTIONAL: Mapping[str, _Rule] = {
     "settings.resize": _TEXT,
     "settings.min_side": _COUNT,
     "settings.exif_orientation": _FLAG,
+    "model.readout": _TEXT,
     "counts.collapsed": _COUNT,
     "data.row_limits": _Rule(
         f"an object of whole numbers above 0 by {', '.join(ROW_LIMITS)}",

@@ -21,7 +21,7 @@ from typing import Any
 
 from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.evaluation.run import RunSummary, is_first_process
+from gen2embed_mteb.evaluation.run import RunSummary, is_first_process, refuse_images
 from gen2embed_mteb.evaluation.tables import as_text
 from gen2embed_mteb.storage.atomic import remove_stale
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
@@ -64,14 +64,17 @@ def sample(encoder: Encoder | None, model: ModelRecord, data: TrainingData, conf
         ForeignFileError: The run would replace a file that `sample` did not write, or that was changed since.
         SamplingError: A subset's files were made with other settings, data or model, or are damaged.
         StoreMismatchError: The vectors belong to another model or image policy.
-        ValueError: There is no encoder, and the method needs one; or the official form is wanted, and the data is not
-            in MMEB-train's form.
+        ValueError: There is no encoder, and the method needs one; it takes text alone, and a subset has images; or the
+            official form is wanted, and the data is not in MMEB-train's form.
     """
     start = time.monotonic()
     if config.method != "in-batch" and (encoder is None or not model.fingerprint):
         raise Gen2EmbedError(f"method {config.method} needs an encoder and its fingerprint")
     if config.method == "in-batch":
         model = ModelRecord()  # the clusters do not depend on the model
+    else:
+        text_alone = getattr(encoder, "text_alone", "")
+        refuse_images(text_alone, {subset.name: subset.has_images for subset in data.subsets})
     if config.file_format == "official":
         _official_subsets(data.subsets)
     if is_first_process():

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.evaluation.method import Method
 from gen2embed_mteb.evaluation.run_folder import WRITER as EVALUATE
 from gen2embed_mteb.evaluation.run_folder import require_one_run
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb import MMEB
-from gen2embed_mteb.mmeb.report import LEADERBOARD_METADATA, averages_table, leaderboard_entry
+from gen2embed_mteb.mmeb.report import LEADERBOARD_METADATA, averages_table, leaderboard_entry, methods_beside
 from gen2embed_mteb.mmeb.scoring import RANKING_METRICS, average_figures
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from vlm2vec_adapter.datasets import known_datasets
@@ -62,6 +63,12 @@ class Run:
         """The name of the run in tables."""
         name = self.settings.get("adapter") or self.settings.get("model") or self.folder.name
         return f"{self.generation}: {Path(str(name)).name}"
+
+    @property
+    def method(self) -> Method:
+        """How its figures were obtained: one forward pass per query, or what `gen2embed evaluate` recorded."""
+        stated = require_one_run(self.folder).get("method")
+        return Method.from_json(stated) if stated else Method(Path(str(self.settings.get("model") or "–")).name)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -113,7 +120,8 @@ def leaderboard_json(run: Run, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
-    """Return tables of the datasets of MMEB, of the averages and the paper's, and of V2's other modalities.
+    """Return tables of the datasets of MMEB, of the averages and published ones, how these were obtained, and of V2's
+    other modalities.
 
     Args:
         runs: Runs of either generation; each is a column in the tables of datasets, and a row in that of averages.
@@ -133,7 +141,9 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         averages = [
             (run.label, average_figures([(known[name], run.figures.get(name)) for name in names])) for run in runs
         ]
-        found.append(averages_table(averages, str(runs[0].settings.get("prompt_mode", "hierarchical"))))
+        mode = str(runs[0].settings.get("prompt_mode", "hierarchical"))
+        found.append(averages_table(averages, mode))
+        found.append(methods_beside([(run.label, run.method) for run in runs], mode))
     for modality, metric in OTHER_MODALITIES.items():
         others = sorted({name for run in runs for name in run.metrics.get(modality, {})})
         if others:

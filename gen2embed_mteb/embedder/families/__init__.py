@@ -1,10 +1,12 @@
 """The families of multimodal LLMs: one record per family, and its chat template, which renders the two-level prompt.
 
 A model of any other type gets a generic record, and its own chat template carries the prompt (see `chat_formats`). A
-family is written by hand where published figures depend on its template, or for the `official` layout. To add one,
-write a file with its record beside this one, an entry in `FAMILIES`, and a template in `templates/`. The template gets
-the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn and the beginning of
-the assistant turn (see `chat_template`).
+family is written by hand where published figures depend on its template, or for the `official` layout; it may still
+prefer a model's own template in the native layout (`prefers_own_template`).
+
+To add one, write a file with its record beside this one, an entry in `FAMILIES`, and a template in `templates/`. The
+template gets the prompt's texts (`prompt`), the side (`task`) and the conversation, and renders one user turn and the
+beginning of the assistant turn (see `chat_template`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-from gen2embed_mteb.embedder.chat_formats.header import prompt_of
+from gen2embed_mteb.embedder.chat_formats.header import parts_of, prompt_of
 from gen2embed_mteb.embedder.families.family import Family, ImageLayout
 from gen2embed_mteb.embedder.families.generic import generic_family
 from gen2embed_mteb.embedder.families.llava_next import LLAVA_NEXT
@@ -22,7 +24,16 @@ from gen2embed_mteb.embedder.families.qwen import QWEN
 from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
 
-__all__ = ["FAMILIES", "Family", "ImageLayout", "chat_template", "check_layout", "family_of", "prompt_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "ImageLayout",
+    "carried_by_own",
+    "chat_template",
+    "check_layout",
+    "family_of",
+    "prompt_of",
+]
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*QWEN, LLAVA_NEXT)}
 
@@ -59,6 +70,19 @@ def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayou
     texts = json.dumps(asdict(prompt), ensure_ascii=False)
     header = f"{{%- set prompt = {texts} -%}}\n{{%- set image_marker = {json.dumps(marker)} -%}}\n"
     return header + _read("content.jinja") + _read(family.template)
+
+
+def carried_by_own(family: Family, template: object) -> bool:
+    """Return whether the model's own chat template carries the prompt, rather than the family's.
+
+    Args:
+        family: The model's family.
+        template: The template of the loaded model, with a prompt.
+
+    Returns:
+        Always true in a generic family, which has no other template.
+    """
+    return family.is_generic or (family.prefers_own_template and parts_of(template) is not None)
 
 
 def check_layout(family: Family, layout: str) -> None:

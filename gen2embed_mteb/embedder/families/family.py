@@ -27,6 +27,9 @@ class Family:
         has_video_processor: Whether the processor requires a video processor, which needs torchvision.
         writes_special_tokens: Whether the template writes all special tokens itself. Only then can transformers read
             control tokens in the user's text as plain text; otherwise `Gen2Embed` puts a space inside them.
+        prefers_own_template: Whether, in the `native` layout, a model's own chat template carries the prompt if there
+            is one that can (see `chat_formats`); `template` is then for all other cases. `False` for a generic
+            family, which has no other template.
     """
 
     name: str
@@ -38,11 +41,17 @@ class Family:
     lora_targets: tuple[str, ...]
     has_video_processor: bool
     writes_special_tokens: bool
+    prefers_own_template: bool = False
 
     @property
     def is_generic(self) -> bool:
-        """Whether the prompt is written through the model's own chat template (see `chat_formats`)."""
+        """Whether no template of ours exists, so that the model's own must carry the prompt (see `chat_formats`)."""
         return not self.template
+
+    @property
+    def tries_own_template(self) -> bool:
+        """Whether the model's own chat template is tried, in the `native` layout."""
+        return self.is_generic or self.prefers_own_template
 
     @property
     def processing_kwargs(self) -> dict[str, dict[str, bool]]:

@@ -11,14 +11,15 @@ import torch
 from sentence_transformers.base.modality import InputFormatter
 from sentence_transformers.sentence_transformer.modules import Transformer
 
+from gen2embed_mteb.embedder.chat_formats.detection import Detected
 from gen2embed_mteb.embedder.chat_formats.header import own_template, parts_of, prompt_of, template_with_prompt
 from gen2embed_mteb.embedder.chat_formats.probing import chat_format_of, template_of, try_template
-from gen2embed_mteb.embedder.families import Family, chat_template, family_of
+from gen2embed_mteb.embedder.families import Family, carried_by_own, chat_template, family_of
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.adapters import load_adapter
 from gen2embed_mteb.embedder.model_folder.gguf_files import dense_options, forget_gguf
 from gen2embed_mteb.embedder.model_folder.settings import MODULES, TRANSFORMER
-from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error
+from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error, reading_part
 from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError, Tensor
 from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 UNUSED = re.compile(r"(^|\.)lm_head\.|rotary_emb\.inv_freq$|\.position_ids$")
 """Tensors of generative checkpoints that embedding does not need: the output layer, and constants that are computed."""
 
-_PARTS = re.compile(r"^((model|language_model|visual|vision_tower|vision_model)\.)+")
+_PARTS = re.compile(r"^((thinker|model|language_model|visual|vision_tower|vision_model)\.)+")
 """The prefix of a layer's name, which differs between versions of transformers."""
 
 
@@ -94,7 +95,8 @@ class CheckedTransformer(Transformer):
 
         Args:
             model_name_or_path: A folder or a hub id.
-            prompt: The prompt of a base model of a generic family: its chat format is found, and its template replaced.
+            prompt: The prompt of a base model whose own template is to carry it: its chat format is found, and the
+                template replaced.
             config: The configuration of a base model, if it was loaded before.
             options: The other arguments of the stock class.
         """
@@ -124,12 +126,7 @@ class CheckedTransformer(Transformer):
         self._reads_processor = False
         ensure_padding(getattr(processor, "tokenizer", processor))
         if self._prompt is not None:
-            detected = chat_format_of(processor)
-            for reason in detected.reasons:
-                logger.info("chat format: %s", reason)
-            chat_format, own = detected.chat_format, own_template(template_of(processor))
-            set_template(processor, template_with_prompt(own, self._prompt, chat_format))
-            self.processing_kwargs = chat_format.processing_kwargs
+            self._write_prompt(processor, family_of(self.config.model_type), self._prompt)
             self.input_formatter = InputFormatter(self.config.model_type, "structured", processor)
         found = super().infer_modalities(model, processor)
         message = found[0].get("message", {})
@@ -139,6 +136,19 @@ class CheckedTransformer(Transformer):
                 f"{type(model).__name__} gives {message.get('method_output_name')}); use another model"
             )
         return found
+
+    def _write_prompt(self, processor: Any, family: Family, prompt: HierarchicalPrompt) -> None:
+        """Write a prompt into the model's own chat template, or that of its family if its own cannot carry it."""
+        found = detected_or_reason(processor, family)
+        if isinstance(found, str):
+            if found:
+                logger.warning("%s", found)
+            processor.chat_template = chat_template(family, prompt)
+            return
+        for reason in found.reasons:
+            logger.info("chat format: %s", reason)
+        set_template(processor, template_with_prompt(own_template(template_of(processor)), prompt, found.chat_format))
+        self.processing_kwargs = found.chat_format.processing_kwargs
 
     def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
         if self._config is not None:
@@ -195,6 +205,33 @@ class CheckedTransformer(Transformer):
         return model
 
 
+def detected_or_reason(processor: Any, family: Family) -> Detected | str:
+    """Find the chat format of a model's own template; return why the template of its family is used, if it is.
+
+    Args:
+        processor: The model's processor, or its tokenizer if it takes text alone.
+        family: Its family, which tries the model's own template.
+
+    Returns:
+        The format; or else the reason as a sentence, empty where the model has no template, or one of ours.
+
+    Raises:
+        Gen2EmbedError: In a generic family, which has no other template: there is none, or no format fits it.
+    """
+    if family.is_generic:
+        return chat_format_of(processor)
+    try:
+        template = template_of(processor)
+    except Gen2EmbedError:
+        return ""
+    if prompt_of(template) is not None and parts_of(template) is None:  # written by hand, by an earlier export
+        return ""
+    try:
+        return chat_format_of(processor)
+    except Gen2EmbedError as error:
+        return f"the template of {family.name} written by hand is used, since the model's own cannot be: {error}"
+
+
 def set_template(processor: Any, template: str) -> None:
     """Give a processor, and its tokenizer, a chat template."""
     processor.chat_template = template
@@ -206,7 +243,8 @@ def renew_template(transformer: Transformer, family: Family, prompt: Hierarchica
     """Give a transformer the template of its family with a prompt, in the native layout.
 
     Args:
-        transformer: The module; in a generic family its template must be one of ours.
+        transformer: The module. Its template must be one of ours in a generic family; in one that prefers models' own
+            templates it tells which of the two is used.
         family: Its family.
         prompt: The prompt.
 
@@ -214,7 +252,7 @@ def renew_template(transformer: Transformer, family: Family, prompt: Hierarchica
         Gen2EmbedError: The family is generic, and the template is not one that Gen2Embed wrote, raises, or runs or
             writes more than is allowed.
     """
-    if not family.is_generic:
+    if not carried_by_own(family, transformer.processor.chat_template):
         transformer.processor.chat_template = chat_template(family, prompt)
         return
     parts = parts_of(transformer.processor.chat_template)
@@ -269,7 +307,7 @@ def check_pooling(name: str, modules: Iterable[torch.nn.Module]) -> None:
 
 
 def load_config(source: model_folder.Source, options: dict[str, Any]) -> Any:
-    """Load the configuration of a checked model.
+    """Load the configuration of a checked model; of one that also speaks, that of the part that reads (`reading_part`).
 
     Raises:
         ModelFolderError: `transformers` cannot make a configuration from the file.
@@ -277,7 +315,7 @@ def load_config(source: model_folder.Source, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source.name, **options)
+        return reading_part(AutoConfig.from_pretrained(source.name, **options))
     except Exception as error:  # whatever it raises follows from the file
         path = source.folder / "config.json"
         raise ModelFolderError(f"{path}: not a configuration ({type(error).__name__}: {one_line(error)})") from error
@@ -300,7 +338,9 @@ def check_size(source: model_folder.Source, config: Any, tensors: dict[str, Tens
         raise ModelFolderError(
             f"{path}: no model can be made of it ({type(error).__name__}: {one_line(error)})"
         ) from error
-    held = sum(tensor.size for name, tensor in tensors.items() if not UNUSED.search(name))
+    others = getattr(described, "_keys_to_ignore_on_load_unexpected", None) or ()  # those of a talker, for example
+    unused = [UNUSED, *map(re.compile, others)]
+    held = sum(tensor.size for name, tensor in tensors.items() if not any(one.search(name) for one in unused))
     if size > held:
         there = {_PARTS.sub("", name) for name in tensors}
         lost = next((name for name, _ in described.named_parameters() if _PARTS.sub("", name) not in there), "")

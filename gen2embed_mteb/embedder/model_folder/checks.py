@@ -40,12 +40,14 @@ from gen2embed_mteb.embedder.model_folder.weight_files import (
 
 ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODULES_FILE, TRANSFORMER_FILE = "modules.json", "sentence_bert_config.json"
+TEMPLATE_FILE = "chat_template.json"
 PROCESSOR_FILES = (
     "tokenizer_config.json",
     "processor_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "special_tokens_map.json",
+    TEMPLATE_FILE,
 )
 MAX_SETTINGS_BYTES = 16 * 2**20
 """The largest file of settings that is read; tokenizers and indices may be larger."""

@@ -15,6 +15,7 @@ from gen2embed_mteb.embedder.model_folder import adapters, compat
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.supported import check_supported
 from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ does not support it."""
 
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 """The files of which a model that takes images has one, besides its tokenizer's."""
+
+TEMPLATES_FOLDER = "additional_chat_templates"
+"""The folder in which tokenizers keep further chat templates."""
 
 
 def modules_for(
@@ -104,12 +108,13 @@ def modules_for(
     check_layout(family, layout)
     check_supported(config)  # before the weights are read
     options = processor_options(source, shared)
-    if not family.is_generic:
+    tries_own = layout == "native" and family.tries_own_template
+    if not tries_own:
         options["chat_template"] = chat_template(family, prompt, layout)
     with compat.quiet_loading():
         transformer = CheckedTransformer(
             source.name,
-            prompt=prompt if family.is_generic else None,
+            prompt=prompt if tries_own else None,
             config=config,
             model_kwargs={**shared, **(model_kwargs or {})},
             processor_kwargs={**options, **(processor_kwargs or {})},
@@ -127,9 +132,50 @@ def modules_for(
 def processor_options(source: model_folder.Source, shared: dict[str, Any]) -> dict[str, Any]:
     """Return the options of `AutoProcessor.from_pretrained`: with images, that Pillow resizes them.
 
+    For a tokenizer alone, the chat template of a `chat_template.json` is among them: transformers reads that file for
+    processors, but not for tokenizers.
+
     Args:
         source: The model.
         shared: The options that all loaders of transformers get.
     """
-    images = any((source.folder / name).is_file() for name in IMAGE_FILES)
-    return {**shared, **PIXELS} if images else dict(shared)
+    if _has_images(source.folder):
+        return {**shared, **PIXELS}
+    template = _template_of_processors(source.folder)
+    return dict(shared) if template is None else {**shared, "chat_template": template}
+
+
+def text_alone(name_or_path: str | Path, *, revision: str | None = None, gguf_file: str | None = None) -> str:
+    """Return why a model takes no images, judged by its files; an empty text if it takes them. No weights are read.
+
+    Args:
+        name_or_path: Hub id or directory of a base model, an export or an adapter, or a short name.
+        revision: Branch, tag or commit on the hub.
+        gguf_file: The GGUF file of the folder that is to be loaded.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ModelFolderError: The files do not say which base model an adapter is for.
+    """
+    name = resolve(name_or_path) or model_folder.as_given(name_or_path)
+    hub: dict[str, Any] = {"token": None, "cache_dir": None, "local_files_only": Path(name).is_dir()}
+    source = model_folder.find(name, **hub, revision=revision)
+    source = model_folder.find_base(source, **hub) or source
+    if gguf_file is None and _has_images(source.folder):
+        return ""
+    return f"{name} takes text alone (it has no image processor)"
+
+
+def _has_images(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in IMAGE_FILES)
+
+
+def _template_of_processors(folder: Path) -> Any:
+    """Return the template in `chat_template.json`; `None` if there is none, or the tokenizer has one of its own."""
+    path, tokenizer = folder / model_folder.TEMPLATE_FILE, folder / "tokenizer_config.json"
+    if not path.is_file() or (folder / "chat_template.jinja").is_file() or (folder / TEMPLATES_FOLDER).is_dir():
+        return None
+    if tokenizer.is_file() and model_folder.read_settings(tokenizer).get("chat_template"):
+        return None
+    found = model_folder.read_settings(path).get("chat_template")
+    return {one["name"]: one["template"] for one in found} if isinstance(found, list) else found

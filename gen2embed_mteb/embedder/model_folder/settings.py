@@ -266,7 +266,7 @@ def check_transformer(path: Path, settings: dict[str, Any], model_type: str | No
     known = [family.processing_kwargs for family in FAMILIES.values()]
     if model_type is not None:
         known = [family_of(model_type).processing_kwargs]
-    if model_type is None or family_of(model_type).is_generic:
+    if model_type is None or family_of(model_type).tries_own_template:
         known += [ChatFormat(sanitize=sanitize).processing_kwargs for sanitize in (True, False)]
     if processing not in known:
         raise refuse(path, f"processing_kwargs {str(processing)[:120]} are not those that export writes")

@@ -49,6 +49,23 @@ def check_supported(config: Any) -> None:
         )
 
 
+def reading_part(config: Any) -> Any:
+    """Return the configuration of the part of a model that reads its input; the configuration itself for most models.
+
+    Models that also speak (Qwen2.5-Omni) have a thinker, which reads text, images and sounds and writes text, and parts
+    that say it. transformers loads the thinker alone from such a folder, and leaves out the weights of the others.
+
+    Args:
+        config: The configuration of the whole model.
+    """
+    part = getattr(config, "thinker_config", None)
+    if part is None:
+        return config
+    part._name_or_path = config._name_or_path
+    part._commit_hash = getattr(config, "_commit_hash", None)
+    return part
+
+
 def processor_error(name: str, error: Exception) -> Gen2EmbedError:
     """Return the error for a processor that cannot be loaded, with the package that is missing, if one is.
 

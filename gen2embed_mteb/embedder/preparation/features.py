@@ -44,6 +44,12 @@ class PreparesInputs(SentenceTransformer):
         """Whether inputs may have images; a model with a tokenizer alone takes text."""
         return takes_images(self.processor)
 
+    @property
+    def text_alone(self) -> str:
+        """Why no input may have images, for messages; empty if the model takes them."""
+        kind = self[0].config.model_type
+        return "" if self.takes_images else f"{self.source} takes text alone (model type {kind!r})"
+
     def preprocess(self, inputs: list[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Turn inputs into model features: open them, cut them to `max_seq_length`, render and tokenize them.
 
@@ -145,8 +151,8 @@ class PreparesInputs(SentenceTransformer):
         content = content_of(sample, self.image_root, self.image_options)
         if content.images and not self.takes_images:
             raise Gen2EmbedError(
-                f"{self.source} takes text alone (model type {self[0].config.model_type!r}), and the input has "
-                f"{len(content.images)} image(s): leave them out, or use a multimodal model"
+                f"{self.text_alone}, and the input has {len(content.images)} image(s): leave them out, or use a "
+                "multimodal model"
             )
         if not self._family.writes_special_tokens:
             content = replace(content, text=self._broken_up(content.text))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.embedder.chat_formats.header import parts_of, template_with_prompt
-from gen2embed_mteb.embedder.families import Family, chat_template
+from gen2embed_mteb.embedder.families import Family, carried_by_own, chat_template
 from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
 
@@ -119,7 +119,7 @@ def plain_template(template: str, family: Family) -> str:
     Raises:
         Gen2EmbedError: The template is not one that Gen2Embed wrote.
     """
-    if not family.is_generic:
+    if not carried_by_own(family, template):
         return chat_template(family, NO_PROMPT)
     parts = parts_of(template)
     if parts is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from gen2embed_mteb.embedder.model_folder.loading import IMAGE_FILES
 from gen2embed_mteb.errors import Gen2EmbedError
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_NOT_COUNTED = re.compile(r"(thinker\.)?lm_head\.|(talker|token2wav|code2wav)\.")
+"""The tensors that an embedding model does not have: the output layer, and the parts that speak."""
 
 
 def facts_of(directory: Path) -> dict[str, Any]:
@@ -32,7 +35,8 @@ def facts_of(directory: Path) -> dict[str, Any]:
             return {"adapted_from": model_folder.base_of_adapter(source)[0]}  # type: ignore[index]
         tensors = model_folder.check(source)
         config = model_folder.read_settings(directory / "config.json")
-        sizes = {name: tensor.size for name, tensor in tensors.items() if not name.startswith("lm_head.")}
+        config = config.get("thinker_config", config)  # as in `supported.reading_part`
+        sizes = {name: tensor.size for name, tensor in tensors.items() if not _NOT_COUNTED.match(name)}
         text = config.get("text_config", config)
         return {
             "num_parameters": sum(sizes.values()),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.mteb_plugin.models.model_table import COMMITS, HUB_MODELS, ORGANISATION, Model, mini
+from gen2embed_mteb.mteb_plugin.models.model_table import COMMITS, HUB_MODELS, ORGANISATION, OWN_TEMPLATE, Model, mini
 from gen2embed_mteb.mteb_plugin.models.revisions import inputs_digest, revision_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class Gen2EmbedMeta(ModelMeta):
             if fields.get("revision") is None:
                 options = fields["loader_kwargs"]
                 commit = COMMITS.get(options["source"])
-                fields["revision"] = revision_of(options["source"], options["layout"], commit)
+                own = options["source"] in OWN_TEMPLATE
+                fields["revision"] = revision_of(options["source"], options["layout"], commit, own_template=own)
         return super().__getattribute__(name)
 
     def model_dump(self, **kwargs: Any) -> dict[str, Any]:

@@ -102,6 +102,9 @@ COMMITS = {
 }
 """The commits that are loaded. The released SaHa checkpoints are not listed: the hub tells their newest commit."""
 
+OWN_TEMPLATE = frozenset(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B"))
+"""Those of `COMMITS` whose own chat template carries the prompt; the others have one written by hand."""
+
 
 _PAPER = "2025-08-01"
 """The day of the paper; models with older weights count as released on this day."""

@@ -98,30 +98,32 @@ def hub_commit(hub_id: str) -> str | None:
         return None
 
 
-def revision_of(source: str, layout: str, commit: str | None = None) -> str | None:
+def revision_of(source: str, layout: str, commit: str | None = None, *, own_template: bool = False) -> str | None:
     """Return the revision of a model.
 
     Args:
         source: Hub id or directory of its weights.
         layout: How images are laid out in the prompt.
-        commit: The commit on the hub, if it is known. Without it a hub model counts as one of a generic family, since
-            its type is not known before it is fetched.
+        commit: The commit on the hub, if it is known. Without it a hub model counts as one whose own chat template
+            carries the prompt, since its type is not known before it is fetched.
+        own_template: Whether the own chat template of the hub model at that commit carries the prompt.
 
     Returns:
         `WEIGHTS-INPUTS`; None if the weights cannot be identified, and so cannot be loaded either.
     """
     directory = Path(source)
     weights = directory_digest(directory) if directory.is_dir() else commit or hub_commit(source)
-    generic = _is_generic(directory) if directory.is_dir() else commit is None
+    generic = _tries_own_template(directory, layout) if directory.is_dir() else own_template or commit is None
     return None if weights is None else f"{weights}-{inputs_digest(layout, generic=generic)}"
 
 
-def _is_generic(directory: Path) -> bool:
-    """Return whether the model in a directory is of a family that was not written by hand."""
+def _tries_own_template(directory: Path, layout: str) -> bool:
+    """Return whether the own chat template of the model in a directory is tried; whether it fits is not looked at."""
     path = directory / "config.json"
     if not path.is_file():
         named = model_folder.base_of_adapter(model_folder.Source(str(directory), directory, None))
         base = Path(named[0]).expanduser() if named is not None else directory
         path = base / "config.json"
     config = model_folder.read_settings(path) if path.is_file() else {}
-    return families.family_of(str(config.get("model_type"))).is_generic
+    family = families.family_of(str(config.get("model_type")))
+    return family.is_generic or (layout == "native" and family.tries_own_template)

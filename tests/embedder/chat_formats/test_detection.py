@@ -177,7 +177,7 @@ def test_a_published_template_is_detected(path):
 @published
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_qwen3_vl_is_rendered_as_by_the_template_written_by_hand(name):
-    """Its own template could carry the prompt as well; it stays by hand for the official layout."""
+    """So its own template carries the prompt; the one by hand is for the official layout, and for want of another."""
     from gen2embed_mteb.embedder.families import FAMILIES, chat_template
 
     own = (Path(TEMPLATES) / "qwen3_vl.jinja").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from gen2embed_mteb import Gen2Embed
@@ -127,6 +128,32 @@ def test_a_gguf_file_gives_the_vectors_of_its_weights(gguf_folder, tiny_dir, tmp
 def test_export_takes_a_gguf_file(gguf_folder, tmp_path):
     assert main(["export", str(gguf_folder), str(tmp_path / "out"), "--gguf-file", NAME, "--device", "cpu"]) == 0
     assert Gen2Embed(tmp_path / "out", device="cpu").encode_query(["a fox"]).shape == (1, 32)
+
+
+@needs_gguf
+@pytest.mark.slow
+def test_train_takes_a_gguf_file(gguf_folder, tiny_dir, tmp_path):
+    """The adapter is the one that is trained on the same weights as safetensors."""
+    pairs = [{"anchor": f"a {word}", "positive": f"the {word}"} for word in ("red fox", "cat", "dog", "owl")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    sample = ["sample", "--data_dir", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path / "sampled")]
+    assert main([*sample, "--method", "in-batch"]) == 0
+    flags = ["--processed_data_path", str(tmp_path / "sampled"), "--max_steps", "2", "--batch_size", "2", "--use_cpu"]
+    flags += ["--save_steps", "1", "--report_to", "none", "--disable_tqdm", "true", "--learning_rate", "0.01"]
+    runs = {"gguf": [str(gguf_folder), "--gguf_file", NAME], "plain": [str(tiny_dir("llama"))]}
+    for name, model in runs.items():
+        assert main(["train", "--model_name", *model, "--output_dir", str(tmp_path / name), *flags]) == 0
+    found, expected = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in runs)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in found)
+    merged = Gen2Embed(tmp_path / "gguf", device="cpu")
+    adapted = Gen2Embed(tmp_path / "gguf" / "adapter", gguf_file=NAME, device="cpu")
+    texts = ["a red fox", "an owl"]
+    assert np.abs(merged.encode_query(texts) - adapted.encode_query(texts)).max() < 1e-5
+    base = Gen2Embed(gguf_folder, gguf_file=NAME, device="cpu")
+    assert np.abs(merged.encode_query(texts) - base.encode_query(texts)).max() > 1e-3
+    with pytest.raises(Gen2EmbedError, match=rf"--gguf_file {NAME}"):
+        Gen2Embed(tmp_path / "gguf" / "adapter", device="cpu")
 
 
 def test_a_folder_with_gguf_files_alone_names_the_flag(tmp_path):

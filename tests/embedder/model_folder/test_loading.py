@@ -21,7 +21,9 @@ from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.model_folder import compat
+from gen2embed_mteb.embedder.model_folder.loading import text_alone
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.inspection.prompt_inspection import inspect_prompt
 
 ROOT = Path(gen2embed_mteb.__file__).parents[1]
 HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
@@ -289,3 +291,52 @@ def test_an_exported_template_that_was_changed_is_tried_once(exported, tmp_path,
     path.write_text(path.read_text() + added)
     with pytest.raises(Gen2EmbedError, match=message):
         Gen2Embed(folder, device="cpu")
+
+
+def as_processors_have_it(folder, content):
+    """Move a folder's chat template to the file that transformers reads for processors alone."""
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": content}))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["text", "named", "list"])
+def test_a_tokenizer_s_template_may_be_in_the_file_of_processors(tiny, copy, tmp_path, form):
+    folder = copy("llama")
+    own = (folder / "chat_template.jinja").read_text()
+    named = [{"name": "default", "template": own}, {"name": "tools", "template": "x"}]
+    forms = {"text": own, "named": {one["name"]: one["template"] for one in named}, "list": named}
+    as_processors_have_it(folder, forms[form])
+    model = Gen2Embed(folder, device="cpu")
+    expected = tiny("llama").render("a fox", "query")
+    assert model.render("a fox", "query") == expected
+    assert expected.replace("a fox", "a red circle").split("\n")[0] in inspect_prompt(folder)
+    model.save_pretrained(str(tmp_path / "saved"))
+    assert Gen2Embed(tmp_path / "saved", device="cpu").render("a fox", "query") == expected
+
+
+def test_a_tokenizer_s_own_template_comes_first(tiny, copy):
+    folder = copy("llama")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ raise_exception('not this') }}"}))
+    assert Gen2Embed(folder, device="cpu").render("a", "query") == tiny("llama").render("a", "query")
+    own = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": own}))
+    assert Gen2Embed(folder, device="cpu").render("a", "query") == tiny("llama").render("a", "query")
+
+
+def test_a_template_file_that_holds_no_template_is_refused(copy):
+    assert "neither a text nor texts with a name" in refusal(as_processors_have_it(copy("llama"), 7))
+
+
+def test_whether_a_model_takes_images_is_seen_in_its_files(tiny_dir, exported, tmp_path):
+    for name, expected in (("llama", "takes text alone"), ("qwen2_vl", ""), ("gemma3", "")):
+        for folder in (tiny_dir(name), exported(name)):
+            assert (text_alone(folder) == "") is (expected == "")
+            assert expected in text_alone(folder)
+    assert text_alone("gen2embed-mini") == ""
+    assert "takes text alone" in text_alone(tiny_dir("qwen2_vl"), gguf_file="a.gguf")
+    settings = {"peft_type": "LORA", "base_model_name_or_path": str(tiny_dir("llama"))}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    assert "takes text alone" in text_alone(tmp_path)

@@ -249,3 +249,17 @@ def test_limits_of_a_run_are_those_of_its_training(root: Path) -> None:
     for name in RowLimits().row_limits():
         with pytest.raises(Gen2EmbedError, match=f"{name} is 0; pass 1 or more"):
             DataConfig(data_dir="d", **{name: 0})
+
+
+def test_images_are_found_in_the_first_rows_and_none_is_written(root: Path) -> None:
+    stored = {"bytes": png("red"), "path": None}
+    texts = [{"text": f"a{number}", "image": None} for number in range(100)]
+    for name, late in (("early", 99), ("late", 100)):
+        rows = [{"anchor": one, "positive": "p"} for one in [*texts[:late], {"text": "x", "image": stored}]]
+        kind = pa.struct({"text": pa.string(), "image": pa.struct({"bytes": pa.binary(), "path": pa.string()})})
+        columns = {"anchor": pa.array([row["anchor"] for row in rows], kind), "positive": ["p"] * len(rows)}
+        pq.write_table(pa.table(columns), root / f"{name}.parquet")
+    config = DataConfig(data_dir=str(root))
+    found = {one.name: one.has_images() for one in open_training_data(config, root / "cache").subsets}
+    assert found == {"early": True, "late": False}
+    assert not (root / "cache").exists()

@@ -776,3 +776,14 @@ def test_a_subset_without_a_usable_row(data: Path, tmp_path: Path) -> None:
 def test_settings_are_checked_at_once(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SampleConfig(**{"data_dir": "d", "output_dir": str(tmp_path), **change})
+
+
+def test_a_model_of_text_alone_is_refused_before_anything_is_encoded(data: Path, tmp_path: Path) -> None:
+    words = [train_row(f"{word} one", "", word) for word in WORDS]
+    write_table(data / "HatefulMemes" / "original-00000-of-00001.parquet", words)
+    encoder = Exact(text_alone="words takes text alone")
+    with pytest.raises(Gen2EmbedError, match=r"text alone, and .* in VOC2007, MSCOCO_t2i: .* --subsets HatefulMemes$"):
+        run(settings(data, tmp_path / "out", subsets=(*BOTH, "HatefulMemes")), encoder)
+    assert not encoder.given
+    assert not (tmp_path / "out").exists()
+    assert run(settings(data, tmp_path / "out", subsets=("HatefulMemes",)), encoder).made == ("HatefulMemes",)
