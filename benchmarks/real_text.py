@@ -51,6 +51,8 @@ SETTINGS = (
     Setting(f"side {SHRINKAGE:g}", SHRINKAGE, "side"),
     Setting("side 0.5", 0.5, "side"),
     Setting("side 0.1", 0.1, "side"),
+    Setting(f"shared {SHRINKAGE:g}, docstrings alone", SHRINKAGE, among="docstring"),
+    Setting("side 0.5, docstrings alone", 0.5, "side", among="docstring"),
     Setting("CSLS", neighbors=10),
     Setting(f"shared {SHRINKAGE:g}, CSLS", SHRINKAGE, neighbors=10),
     Setting("own, side 0.5", 0.5, "side", own=True),

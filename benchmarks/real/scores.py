@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.embedder.calibration import Calibration, Means, Moments, fit
+from gen2embed_mteb.embedder.calibration import Means, Moments, Spectrum
 from gen2embed_mteb.names import Side
 from real.tasks import Half, Task
 
@@ -29,6 +29,7 @@ class Setting:
         means: One mean, or one per side.
         own: Whether the map is fitted on the task's own inputs, which is transductive.
         neighbors: That of CSLS, which is transductive, too; 0: the cosine.
+        among: Only tasks whose names begin so are fitted on.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Setting:
     means: Means = "shared"
     own: bool = False
     neighbors: int = 0
+    among: str = ""
 
     @property
     def is_transductive(self) -> bool:
@@ -76,23 +78,25 @@ class Scorer:
         """Return how many unlabelled inputs a setting uses for a task."""
         if setting.shrinkage is None:
             return sum(self._moments[task.name, side].count for side in SIDES) if setting.neighbors else 0
-        return sum(self._moments[name, side].count for name in self._sources(task, own=setting.own) for side in SIDES)
+        return sum(self._moments[name, side].count for name in self._sources(task, setting) for side in SIDES)
 
-    def _sources(self, task: Task, *, own: bool) -> tuple[str, ...]:
+    def _sources(self, task: Task, setting: Setting) -> tuple[str, ...]:
         """Return the tasks whose inputs a map may see: never those of the reported half, but for `own`."""
-        if own:
+        if setting.own:
             return (task.name,)
-        return tuple(other.name for other in self._tasks.values() if other.half == "choice" and other is not task)
+        others = (other for other in self._tasks.values() if other.half == "choice" and other is not task)
+        return tuple(other.name for other in others if other.name.startswith(setting.among))
 
     def _mapped(self, task: Task, side: Side, setting: Setting) -> npt.NDArray[np.float64]:
         vectors = self._vectors[task.name, side].astype(np.float64)
-        if setting.shrinkage is None:
+        if setting.shrinkage is None or not self._sources(task, setting):
             return vectors
-        fitted = self._fitted(self._sources(task, own=setting.own), setting.shrinkage, setting.means)
-        mapped = (vectors - fitted.means[side]) @ fitted.whitening.T
+        fitted = self._fitted(self._sources(task, setting), setting.means)
+        # In the eigenvectors' basis, which changes no cosine: W without its last factor.
+        mapped = (vectors - fitted.means[side]) @ fitted.directions / np.sqrt(fitted.shrunk(setting.shrinkage))
         return np.asarray(mapped / np.linalg.norm(mapped, axis=1, keepdims=True))
 
-    def _fit(self, sources: tuple[str, ...], shrinkage: float, means: Means) -> Calibration:
+    def _fit(self, sources: tuple[str, ...], means: Means) -> Spectrum:
         width = next(iter(self._vectors.values())).shape[1]
         both = []
         for side in SIDES:
@@ -100,7 +104,7 @@ class Scorer:
             for name in sources:
                 moments.merge(self._moments[name, side])
             both.append(moments)
-        return fit(*both, shrinkage=shrinkage, means=means)
+        return Spectrum.of(*both, means)
 
 
 def _moments(vectors: npt.NDArray[np.float32]) -> Moments:

@@ -250,21 +250,60 @@ def solve(
     Raises:
         Gen2EmbedError: All vectors are equal.
     """
-    both = Moments(len(queries.total))
-    both.merge(queries)
-    both.merge(documents)
-    if means == "shared" or not min(queries.count, documents.count):
-        centres: dict[Side, _Vector] = {"query": both.mean, "document": both.mean}
-        covariance = both.scatter / both.count
-    else:
-        centres = {"query": queries.mean, "document": documents.mean}
-        covariance = (queries.scatter + documents.scatter) / both.count
-    width = len(covariance)
-    spread = float(np.trace(covariance)) / width
-    if spread * width < _NO_SPREAD:
-        raise Gen2EmbedError("all vectors are equal: check the model with gen2embed doctor MODEL")
-    values, directions = np.linalg.eigh((1 - shrinkage) * covariance + shrinkage * spread * np.eye(width))
-    return (directions / np.sqrt(values)) @ directions.T, centres
+    spectrum = Spectrum.of(queries, documents, means)
+    return spectrum.whitening(shrinkage), dict(spectrum.means)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What maps of any shrinkage are made of: the means, and the covariance by its eigenvectors.
+
+    Attributes:
+        means: m for each side, (d,) float64.
+        variances: (d,) float64, ascending: the eigenvalues of the covariance.
+        directions: (d, d) float64, their unit eigenvectors as columns.
+    """
+
+    means: Mapping[Side, _Vector]
+    variances: _Vector
+    directions: _Vector
+
+    @classmethod
+    def of(cls, queries: Moments, documents: Moments, means: str) -> Spectrum:
+        """Decompose sums, as `solve` does.
+
+        Raises:
+            Gen2EmbedError: All vectors are equal.
+        """
+        both = Moments(len(queries.total))
+        both.merge(queries)
+        both.merge(documents)
+        if means == "shared" or not min(queries.count, documents.count):
+            centres: dict[Side, _Vector] = {"query": both.mean, "document": both.mean}
+            covariance = both.scatter / both.count
+        else:
+            centres = {"query": queries.mean, "document": documents.mean}
+            covariance = (queries.scatter + documents.scatter) / both.count
+        if float(np.trace(covariance)) < _NO_SPREAD:
+            raise Gen2EmbedError("all vectors are equal: check the model with gen2embed doctor MODEL")
+        values, directions = np.linalg.eigh(covariance)
+        return cls(centres, np.maximum(values, 0.0), directions)
+
+    def shrunk(self, shrinkage: float) -> _Vector:
+        """Return the eigenvalues of the shrunk covariance, (d,) float64, all above 0.
+
+        Args:
+            shrinkage: a in (0, 1].
+        """
+        return np.asarray((1 - shrinkage) * self.variances + shrinkage * self.variances.mean())
+
+    def whitening(self, shrinkage: float) -> _Vector:
+        """Return W, (d, d) float64.
+
+        Args:
+            shrinkage: a in (0, 1].
+        """
+        return np.asarray((self.directions / np.sqrt(self.shrunk(shrinkage))) @ self.directions.T)
 
 
 def calibrate(
