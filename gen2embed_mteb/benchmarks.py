@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gen2embed_mteb.errors import Gen2EmbedError
+
 BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
 
 
@@ -16,9 +18,9 @@ def open_benchmark(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, 
         image_dir: Where its images are; not used by the embedded ones.
 
     Returns:
-        A function of encoder and configuration that returns the result and its table as text; a function of the
-        configuration that raises an error if the output folder cannot be used; the folder of the tables; that of the
-        images.
+        A function of encoder, configuration and what reranks (or None) that returns the result and its table as text; a
+        function of the configuration that raises an error if the output folder cannot be used, or the benchmark does
+        not rerank; the folder of the tables; that of the images.
     """
     from gen2embed_mteb.evaluation.applied_calibration import refuse_comparison
     from gen2embed_mteb.evaluation.run_folder import check_reports
@@ -34,12 +36,14 @@ def open_benchmark(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, 
 
             data_dir, image_dir = map(str, crepe_places(ensure("crepe", data_dir or None), plus=plus))
 
-        def run_captions(encoder: Any, config: Any) -> tuple[Any, str]:
+        def run_captions(encoder: Any, config: Any, judge: Any = None) -> tuple[Any, str]:
             captions = sugarcrepe.evaluate_captions(encoder, benchmark, config)
             return captions, sugarcrepe.text_table(captions, config)
 
         def check_captions(config: Any) -> None:
             refuse_comparison(config, benchmark.title)
+            if config.rerank is not None:
+                raise Gen2EmbedError(f"--rerank is for MMEB and mmeb-mini; leave it out for --benchmark {name}")
             check_reports(config, benchmark.name)
 
         return run_captions, check_captions, data_dir, image_dir
@@ -55,8 +59,8 @@ def open_benchmark(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, 
         table = MMEB_MINI
         data_dir, image_dir = map(str, evaluation_places(ensure("eval", data_dir or None)))
 
-    def run(encoder: Any, config: Any) -> tuple[Any, str]:
-        result = evaluate(encoder, table, config)
+    def run(encoder: Any, config: Any, judge: Any = None) -> tuple[Any, str]:
+        result = evaluate(encoder, table, config, judge=judge)
         return result, text_table(result, config)
 
     def check(config: Any) -> None:

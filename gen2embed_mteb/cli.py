@@ -112,6 +112,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from gen2embed_mteb.config import ComparisonOptions, EvaluationConfig, ModelOptions
+    from gen2embed_mteb.embedder.reranking.config import RerankOptions
     from gen2embed_mteb.evaluation.run import is_first_process
     from gen2embed_mteb.evaluation.run_folder import UNKNOWN
 
@@ -122,12 +123,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise Gen2EmbedError(f"--data_dir is needed for --benchmark {asked.benchmark}")
     mode = options.prompt_mode or "hierarchical"
     run_name = "-".join(filter(None, (mode, options.readout, "raw" if options.readout_norm == "false" else "")))
-    plain = Path("results") / asked.benchmark / Path(options.model_name).name / run_name
-    comparison = from_flags(ComparisonOptions, arguments).comparison
-    output_dir = arguments.output_dir or str(plain.with_name("-".join(filter(None, (run_name, comparison)))))
+    folder = Path("results") / asked.benchmark / Path(options.model_name).name
+    names = from_flags(ComparisonOptions, arguments).comparison, from_flags(RerankOptions, arguments).reranking
+    output_dir = arguments.output_dir or str(folder / "-".join(filter(None, (run_name, *names))))
     settings = {"data_dir": data_dir, "image_dir": image_dir, "output_dir": output_dir}
     if not (arguments.output_dir or arguments.embedding_dir):
-        settings["embedding_dir"] = str(plain / "embeddings")  # those of the model itself, whatever is done with them
+        # The vectors of the model itself, whatever is done with them.
+        settings["embedding_dir"] = str(folder / run_name / "embeddings")
 
     def config(**of_model: Any) -> EvaluationConfig:
         facts = {"revision": "", "prompt_mode": mode, "readout": "last"} | of_model
@@ -147,7 +149,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     require_fitting(model, checked)
     of_model = {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
     of_model |= {"readout": readout_of(model[0].model).name, **facts_of(model, options.model_name)}
-    result, table = run(PrefixEncoder(model), config(**of_model))
+    judge = None
+    if checked.rerank is not None:
+        from gen2embed_mteb.mmeb.reranking import open_judge
+
+        judge = open_judge(model, checked.rerank, of_model["fingerprint"])
+    result, table = run(PrefixEncoder(model), config(**of_model), judge)
     if is_first_process():
         print(table)
         print(f"\nWritten to {output_dir}")

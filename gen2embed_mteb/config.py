@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from gen2embed_mteb.data_files.rows import RowLimits
 from gen2embed_mteb.embedder.calibration import SHRINKAGE, Means, check_settings
+from gen2embed_mteb.embedder.reranking.config import RerankOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.options import LinkOption
@@ -230,19 +231,20 @@ class ComparisonOptions(FitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(ComparisonOptions, EncodingConfig, RowLimits, LinkOption):
+class EvaluationConfig(ComparisonOptions, RerankOptions, EncodingConfig, RowLimits, LinkOption):
     """The settings of one evaluation run."""
 
     data_dir: str = option(
         "folder or hub id of the benchmark's tables; the -mini ones draw their own", needs="a folder"
     )
     output_dir: str = option(
-        "default: results/<benchmark>/<model>/<prompt_mode>, with readout, calibration and scoring in its name",
+        "default: results/<benchmark>/<model>/<prompt_mode>, with readout, calibration, scoring and reranking in its "
+        "name",
         needs="a folder",
     )
     embedding_dir: str = option(
         "folder for vectors, which runs of one model can share (default: embeddings, in the output folder of the run "
-        "without calibration and scoring)",
+        "without calibration, scoring and reranking)",
         default="",
     )
     image_dir: str = option("folder or .zip archive of the images; default: beside the tables", default="")
@@ -277,6 +279,7 @@ class EvaluationConfig(ComparisonOptions, EncodingConfig, RowLimits, LinkOption)
         """
         EncodingConfig.__post_init__(self)
         ComparisonOptions.__post_init__(self)
+        self.check_rerank()
         if not self.fingerprint:
             # Without it the vectors of one model could be taken for those of another.
             raise Gen2EmbedError("fingerprint is empty; pass a digest of the model's weights and prompts")

@@ -13,11 +13,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from gen2embed_mteb.bulk.store import StoredShard
 from gen2embed_mteb.errors import Gen2EmbedError
 
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
+"""A shard of the store that the processes share."""
 
 NOTICE = 0.1
 """The fraction of the patience after which a message tells the user which process is waited for."""
@@ -91,8 +94,8 @@ class Peers:
         self._noticed: set[int] = set()
 
     def await_others(
-        self, numbers: Mapping[str, int], find: Callable[[str], StoredShard | None]
-    ) -> Iterator[tuple[str, StoredShard | None]]:
+        self, numbers: Mapping[str, int], find: Callable[[str], Found | None]
+    ) -> Iterator[tuple[str, Found | None]]:
         """Yield the shards that other processes compute, as they appear.
 
         Args:

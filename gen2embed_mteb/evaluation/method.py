@@ -80,13 +80,14 @@ class Method:
         return cls(stated["backbone"], forwards, used, stated["transductive"], k)
 
 
-def method_of(config: EvaluationConfig, own_inputs: int = 0) -> Method:
+def method_of(config: EvaluationConfig, own_inputs: int = 0, *, reranked: bool = False) -> Method:
     """Return how the figures of a run are obtained.
 
     Args:
         config: The run's settings.
         own_inputs: How many inputs of the evaluation were used: with `own` all distinct ones of each dataset, with
             CSLS alone its distinct queries.
+        reranked: Whether the figures are those after reranking; those before it are of the embedding alone.
 
     Raises:
         Gen2EmbedError: The calibrated folder cannot be read.
@@ -100,7 +101,9 @@ def method_of(config: EvaluationConfig, own_inputs: int = 0) -> Method:
     if config.transductive:
         used.append(Unlabelled(own_inputs, "own inputs" if config.calibration == OWN else "own queries"))
     backbone = config.backbone or (Path(config.model_name).name if config.model_name else "model")
-    return Method(backbone, unlabelled=tuple(used), transductive=config.transductive)
+    k = config.rerank_top if reranked else 0
+    forwards = 1 + k * config.forwards_per_candidate
+    return Method(backbone, forwards, tuple(used), transductive=config.transductive, rerank_k=k)
 
 
 def facts_of(model: Gen2Embed, name: str) -> dict[str, Any]:

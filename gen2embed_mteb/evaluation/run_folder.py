@@ -47,7 +47,7 @@ def run_settings(config: EvaluationConfig) -> dict[str, Any]:
     names = ("data_dir", "image_dir", "split", *_CHOICES, "limit", *limits, "follow_links", "resize", "min_side")
     values = {name: getattr(config, name) for name in names}
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return listed | config.orientation() | comparison_settings(config)
+    return listed | config.orientation() | comparison_settings(config) | config.rerank_settings()
 
 
 def check_reports(config: EvaluationConfig, benchmark: str, datasets: Iterable[str] = ()) -> None:

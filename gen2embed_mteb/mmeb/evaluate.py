@@ -42,7 +42,15 @@ from gen2embed_mteb.mmeb.comparison import Comparison, compare, first_of_each, r
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval_rows
 from gen2embed_mteb.mmeb.report import write_reports
-from gen2embed_mteb.mmeb.scoring import DatasetScore, EvaluationResult, RowScore, score_row, warn_about_ties
+from gen2embed_mteb.mmeb.reranking import Judge, RankedRow, Reranking
+from gen2embed_mteb.mmeb.scoring import (
+    DatasetReranking,
+    DatasetScore,
+    EvaluationResult,
+    RowScore,
+    score_row,
+    warn_about_ties,
+)
 from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets
 from gen2embed_mteb.names import Side
 
@@ -55,6 +63,8 @@ def evaluate(
     config: EvaluationConfig,
     share: Share | None = None,
     embedding_dir: Path | None = None,
+    *,
+    judge: Judge | None = None,
 ) -> EvaluationResult:
     """Run a benchmark and write its reports into `config.output_dir`.
 
@@ -64,6 +74,7 @@ def evaluate(
         config: The run's settings.
         share: The part of the encoding that belongs to this process; None reads it from the environment.
         embedding_dir: The folder of the vectors; None stands for a folder in the output folder.
+        judge: What reranks the best candidates, where `config.rerank` is set (see `reranking.open_judge`).
 
     Returns:
         The result; check its `too_many_errors`.
@@ -90,10 +101,16 @@ def evaluate(
     refuse_images(getattr(encoder, "text_alone", ""), images_in(tables, config.limit, config))
     images, folder = image_source(config), embedding_dir or config.vectors_folder
     bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint, share=share)
+    reranking = None if judge is None else Reranking(judge, bulk, images, config, share)
     scores: list[DatasetScore] = []
+    reranked: list[DatasetReranking] = []
     errors: list[RowError] = []
     for dataset, table in tables:
-        score, rejected = _evaluate_dataset(bulk, dataset, table, config, stored)
+        score, rejected, ranked = _evaluate_dataset(bulk, dataset, table, config, stored)
+        if reranking is not None:
+            found, more = reranking.dataset(dataset, ranked)
+            reranked.append(found)
+            rejected = sorted([*rejected, *more], key=lambda error: error.row)
         scores.append(score)
         errors.extend(rejected)
         warn_about_ties(score)
@@ -103,6 +120,7 @@ def evaluate(
     result = EvaluationResult(
         benchmark=chosen,
         scores=tuple(scores),
+        reranked=tuple(reranked),
         num_scored=sum(len(score.rows) for score in scores),
         errors=tuple(errors),
         seconds=time.monotonic() - start,
@@ -159,6 +177,13 @@ class _Plan:
                 self.rows.append(self._planned(row))
         self.items: dict[Side, list[Item]] = {side: list(known) for side, known in self._numbers.items()}
 
+    def ranked(self, row: _PlannedRow, score: RowScore, file: str) -> RankedRow:
+        """Return a scored row with its best candidates."""
+        candidates = self.items[self.candidate_side]
+        places = [] if score.top is None else row.candidates[score.top.places].tolist()
+        chosen = tuple(candidates[number] for number in places)
+        return RankedRow(row.index, file, self.items["query"][row.query], chosen, score)
+
     def _planned(self, row: EvalRow) -> _PlannedRow:
         queries, candidates = self._numbers["query"], self._numbers[self.candidate_side]
         query = queries.setdefault(row.query, len(queries))
@@ -168,21 +193,24 @@ class _Plan:
 
 def _evaluate_dataset(
     bulk: BulkEncoder, dataset: DatasetInfo, table: SubsetTable, config: EvaluationConfig, stored: AffineMap | None
-) -> tuple[DatasetScore, list[RowError]]:
+) -> tuple[DatasetScore, list[RowError], list[RankedRow]]:
     plan = _Plan(dataset, table, config)
     for side, items in plan.items.items():
         bulk.add(side, items, f"{dataset.name} {side}")
     rejected = [RowError(dataset.name, bad.index, bad.file, bad.reason) for bad in plan.rejected]
     scores: list[RowScore] = []
+    ranked: list[RankedRow] = []
     found = _Found(bulk, plan)
     comparison = found.compare(dataset.name, config, stored)
-    for row, outcome in _score_rows(plan, found, comparison):
+    for row, outcome in _score_rows(plan, found, comparison, config.rerank_top if config.rerank else None):
         if isinstance(outcome, Fault):
             rejected.append(RowError(dataset.name, row.index, outcome.file or table.file_of(row.index), outcome.reason))
         else:
             scores.append(outcome)
+            if outcome.top is not None:
+                ranked.append(plan.ranked(row, outcome, table.file_of(row.index)))
     rejected.sort(key=lambda error: error.row)
-    return DatasetScore(dataset, tuple(scores), len(rejected), comparison.num_unlabelled), rejected
+    return DatasetScore(dataset, tuple(scores), len(rejected), comparison.num_unlabelled), rejected, ranked
 
 
 class _Found:
@@ -223,7 +251,9 @@ class _Found:
         )
 
 
-def _score_rows(plan: _Plan, found: _Found, comparison: Comparison) -> Iterator[tuple[_PlannedRow, RowScore | Fault]]:
+def _score_rows(
+    plan: _Plan, found: _Found, comparison: Comparison, top_k: int | None
+) -> Iterator[tuple[_PlannedRow, RowScore | Fault]]:
     """Score every planned row; for a row with an item that has no vector, on either side, yield that item's fault."""
     side, faults, vectors, places = plan.candidate_side, found.faults, comparison.vectors, found.places
     for row in plan.rows:
@@ -240,5 +270,7 @@ def _score_rows(plan: _Plan, found: _Found, comparison: Comparison) -> Iterator[
                 vectors[side][candidates],
                 row.candidates == row.candidates[0],
                 None if comparison.hubs is None else comparison.hubs[candidates],
+                numbers=row.candidates,
+                top_k=top_k,
             ),
         )

@@ -20,6 +20,7 @@ from gen2embed_mteb.evaluation.paper import rows_beside
 from gen2embed_mteb.evaluation.run import errors_bytes, installed_versions
 from gen2embed_mteb.evaluation.run_folder import RESULTS, SCORE_SUFFIX, begin_reports, run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
+from gen2embed_mteb.mmeb.rerank_report import rerank_averages, rerank_json, rerank_notes, rerank_table
 from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average, ranking_metrics
 
 LEADERBOARD_METADATA = (
@@ -76,6 +77,7 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
         "ind": official.ind,
         "ood": official.ood,
         "overall": official.overall,
+        **rerank_json(result, config),
         "fingerprint": config.fingerprint,
         "versions": installed_versions(),
         "seconds": round(result.seconds, 3),
@@ -157,7 +159,10 @@ def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
     else:
         notes.append("The paper's rows are of MMEB itself: compare the order of the strategies, not the figures.")
     both = [figures + method[1:] for figures, method in zip(averages, methods, strict=True)]
-    return "\n\n".join([title, " ".join(notes), as_markdown(both), as_markdown(datasets)]) + "\n"
+    parts = [title, " ".join(notes), as_markdown(both), as_markdown(datasets)]
+    reranked = rerank_table(result, config)
+    parts += [" ".join(rerank_notes(result, config)), as_markdown(reranked)] if reranked else []
+    return "\n\n".join(parts) + "\n"
 
 
 def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
@@ -172,7 +177,10 @@ def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
     """
     averages, methods, datasets = _tables(result, config)
     note = comparable_only(_method(result, config))
-    return "\n\n".join([as_text(datasets), as_text(averages), as_text(methods), *([note] if note else [])])
+    parts = [as_text(datasets), as_text(averages), as_text(methods), *([note] if note else [])]
+    reranked = rerank_table(result, config)
+    parts += [as_text(reranked), "\n".join(rerank_notes(result, config))] if reranked else []
+    return "\n\n".join(parts)
 
 
 def averages_table(runs: Sequence[tuple[str, Averages]], prompt_mode: str) -> Table:
@@ -208,8 +216,8 @@ def methods_beside(runs: Sequence[tuple[str, Method]], prompt_mode: str) -> Tabl
     return methods_table([*runs, *((row.title, row.method) for row in rows_beside(prompt_mode))])
 
 
-def _method(result: EvaluationResult, config: EvaluationConfig) -> Method:
-    return method_of(config, sum(score.num_unlabelled for score in result.scores))
+def _method(result: EvaluationResult, config: EvaluationConfig, *, reranked: bool = False) -> Method:
+    return method_of(config, sum(score.num_unlabelled for score in result.scores), reranked=reranked)
 
 
 def _tables(result: EvaluationResult, config: EvaluationConfig) -> tuple[Table, Table, Table]:
@@ -218,8 +226,11 @@ def _tables(result: EvaluationResult, config: EvaluationConfig) -> tuple[Table, 
         ("ours", average(result.scores)),
         ("ours, strict", average(result.scores, strict=True)),
     ]
-    averages = averages_table(ours, config.prompt_mode)
-    methods = methods_beside([(label, _method(result, config)) for label, _ in ours], config.prompt_mode)
+    reranked = rerank_averages(result, config)
+    averages = averages_table([*ours, *reranked], config.prompt_mode)
+    how = [(label, _method(result, config)) for label, _ in ours]
+    how += [(label, _method(result, config, reranked=True)) for label, _ in reranked]
+    methods = methods_beside(how, config.prompt_mode)
     datasets: Table = [["dataset", "meta-task", "domain", "P@1", "strict", "rows", "set aside"]]
     for score in result.scores:
         dataset = score.dataset

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.csls import csls, inner_products
 from gen2embed_mteb.evaluation.run import RunSummary
 from gen2embed_mteb.mmeb.datasets import META_TASKS, Benchmark, DatasetInfo
+from gen2embed_mteb.mmeb.top_candidates import TopCandidates
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,12 @@ class RowScore:
     Attributes:
         rank: The number of candidates that score strictly higher than the positive; 0 is a hit by the official rule.
         strict: Whether the positive scores strictly higher than every other candidate.
+        top: The best candidates, if they were asked for.
     """
 
     rank: int
     strict: bool
+    top: TopCandidates | None = field(default=None, compare=False, repr=False)
 
 
 def score_row(
@@ -46,6 +49,9 @@ def score_row(
     candidates: npt.NDArray[np.float32],
     same_as_positive: npt.NDArray[np.bool_] | None = None,
     hubs: npt.NDArray[np.float64] | None = None,
+    *,
+    numbers: npt.NDArray[np.int64] | None = None,
+    top_k: int | None = None,
 ) -> RowScore:
     """Score one query against its candidates.
 
@@ -55,6 +61,8 @@ def score_row(
         same_as_positive: (n,) bool, true for each candidate that is the same input as candidate 0; None if there is no
             other such candidate.
         hubs: (n,) float64, what `csls.hubness` returned for the candidates: the score is CSLS. None: the cosine.
+        numbers: (n,) int64, equal for equal candidates; only for `top_k`.
+        top_k: How many of the best candidates are returned; None: none.
 
     Returns:
         The rank of the positive and the strict outcome.
@@ -73,7 +81,8 @@ def score_row(
     others[0] = False
     if same_as_positive is not None:
         others &= ~same_as_positive
-    return RowScore(int((scores > scores[0]).sum()), not bool((scores[others] >= scores[0]).any()))
+    top = None if top_k is None else TopCandidates.of(scores, numbers, top_k)
+    return RowScore(int((scores > scores[0]).sum()), not bool((scores[others] >= scores[0]).any()), top)
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,35 @@ class DatasetScore:
         return sum(row.strict for row in self.rows) / len(self.rows) if self.rows else None
 
 
+@dataclass(frozen=True)
+class DatasetReranking:
+    """What reranking did to one dataset.
+
+    Attributes:
+        before: The outcome by the embedding, of the rows that were reranked.
+        after: The outcome of the same rows after reranking, and the number of rows that were set aside.
+        num_pairs: How many candidates were scored.
+        answers: How many answers were read (see `reranking.health`).
+        mass: The sum over them of the probability of the two options together.
+        first: In how many the first option was the more probable one.
+        num_tokens: How many tokens went through the model.
+        num_tokens_in_full: How many would have, without the query's part being computed once.
+        seconds: The time that this took, in this run and in those that it goes on from.
+        skipped: Why nothing was reranked; else empty.
+    """
+
+    before: DatasetScore
+    after: DatasetScore
+    num_pairs: int = 0
+    answers: int = 0
+    mass: float = 0.0
+    first: int = 0
+    num_tokens: int = 0
+    num_tokens_in_full: int = 0
+    seconds: float = 0.0
+    skipped: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult(RunSummary):
     """The outcome of a run.
@@ -115,10 +153,12 @@ class EvaluationResult(RunSummary):
     Attributes:
         benchmark: The benchmark that was run, with the chosen datasets only.
         scores: One score per dataset, in order.
+        reranked: One per dataset where the best candidates were reranked; else empty.
     """
 
     benchmark: Benchmark
     scores: tuple[DatasetScore, ...]
+    reranked: tuple[DatasetReranking, ...] = ()
 
 
 @dataclass(frozen=True)

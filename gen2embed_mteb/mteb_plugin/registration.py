@@ -60,29 +60,33 @@ def _registry() -> dict[str, Any]:
 
 def _add_models() -> None:
     from gen2embed_mteb.mteb_plugin.models import model_table as models
-    from gen2embed_mteb.mteb_plugin.models.model_metas import as_meta
+    from gen2embed_mteb.mteb_plugin.models.model_metas import RERANKER, as_meta
 
     registry = _registry()
     for model in (*models.HUB_MODELS, models.mini()):
-        meta = registry.setdefault(model.name, as_meta(model))
-        for alias in model.aliases:
-            registry.setdefault(alias, meta)
+        for ending in ("", RERANKER):
+            meta = registry.setdefault(f"{model.name}{ending}", as_meta(model, reranker=bool(ending)))
+            for alias in model.aliases:
+                registry.setdefault(f"{alias}{ending}", meta)
 
 
 def _add_chosen() -> None:
-    """Register the name `gen2embed` for the model that GEN2EMBED_MODEL names."""
+    """Register the names `gen2embed` and `gen2embed-reranker` for the model that GEN2EMBED_MODEL names."""
     from gen2embed_mteb.mteb_plugin.models import model_table as models
-    from gen2embed_mteb.mteb_plugin.models.model_metas import as_meta
+    from gen2embed_mteb.mteb_plugin.models.model_metas import RERANKER, as_meta
 
     registry = _registry()
-    registry.pop(DEFAULT, None)  # if the next steps fail, the name should be unknown, not another model
+    for ending in ("", RERANKER):  # if the next steps fail, the names should be unknown, not another model
+        registry.pop(f"{DEFAULT}{ending}", None)
     chosen = models.chosen()
-    # A directory may have the name of a model in the table, although it is another model.
-    meta = registry.get(chosen.name)
-    if meta is None or meta.loader_kwargs["source"] != chosen.source:
-        meta = as_meta(chosen)
-        registry.setdefault(chosen.name, meta)
-    registry[DEFAULT] = meta
+    for ending in ("", RERANKER):
+        # A directory may have the name of a model in the table, although it is another model.
+        name = f"{chosen.name}{ending}"
+        meta = registry.get(name)
+        if meta is None or meta.loader_kwargs["source"] != chosen.source:
+            meta = as_meta(chosen, reranker=bool(ending))
+            registry.setdefault(name, meta)
+        registry[f"{DEFAULT}{ending}"] = meta
 
 
 def _add_objects() -> None:

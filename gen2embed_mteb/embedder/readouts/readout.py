@@ -37,6 +37,7 @@ from gen2embed_mteb.embedder.readouts.decoder_parts import (
     output_weights,
     with_zero_output,
 )
+from gen2embed_mteb.embedder.readouts.one_at_a_time import Lock, LockedForward
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.storage.atomic import json_bytes, write_atomic
 
@@ -55,12 +56,14 @@ class _Kept:
         left_out: Names of the parts that do not run, as the model's submodules.
         parts: The generator's own parts, by the name of the parent module and the attribute.
         settings: The generator's own values of the decoder's configuration.
+        lock: Held by the thread that runs the model, or has other parts in their places.
     """
 
     readout: Readout
     left_out: tuple[str, ...] = ()
     parts: dict[tuple[str, str], nn.Module] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
 
 def write_readout(model: nn.Module, folder: Path) -> None:
@@ -141,12 +144,15 @@ def set_readout(model: Any, wanted: Readout, source: str) -> None:
             kept.parts[path, name] = getattr(parts.decoder, name)
             parts.leave_norm_weights_out()
         setattr(model.config, CONFIG_KEY, wanted.settings())
+        vars(model)["forward"] = LockedForward(model, kept.lock)
     vars(model)[_KEPT] = kept
 
 
 @contextlib.contextmanager
 def generator_parts(model: Any) -> Iterator[Any]:
     """Let a model run as the generator that it was loaded as: with all layers, its last MLP and its final norm.
+
+    Other threads that run the model wait meanwhile.
 
     Args:
         model: The model of transformers. A folder that was exported with a readout has no such parts.
@@ -158,8 +164,8 @@ def generator_parts(model: Any) -> Iterator[Any]:
     config = model.get_decoder().config
     weight = next(model.get_decoder().parameters())
     parts = {key: part.to(weight.device, weight.dtype) for key, part in kept.parts.items()}
-    now = {name: getattr(config, name) for name in kept.settings}
-    with _in_place(model, parts):
+    with kept.lock, _in_place(model, parts):
+        now = {name: getattr(config, name) for name in kept.settings}
         _set(config, kept.settings)
         try:
             yield model
@@ -178,6 +184,7 @@ def run_as_generator(generator: Any, model: Any) -> None:
         return
     if generator.config is not model.config:
         _set(generator.config.get_text_config(decoder=True), _kept(model).settings)
+        delattr(generator.config, CONFIG_KEY)  # a folder of the generator has no readout
     for name in ("forward", "generate"):
         call = getattr(generator, name)
 
@@ -211,7 +218,18 @@ def stock_parts(model: Any) -> Iterator[None]:
                     "not zero where its output weights are. Use readout='drop-1'"
                 )
             parts[key] = zeroed
-    with _in_place(model, parts):
+    with kept.lock, _in_place(model, parts):
+        yield
+
+
+@contextlib.contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Keep other threads from exchanging parts of a model, or values of its configuration.
+
+    Args:
+        model: A model of transformers.
+    """
+    with _kept(model).lock:
         yield
 
 

@@ -1,8 +1,9 @@
-"""The settings of `gen2embed export` beside those of the model: which kind of model is written."""
+"""Settings of rerankers: what `gen2embed export` writes, and whether `gen2embed evaluate` reranks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
@@ -10,6 +11,52 @@ from gen2embed_mteb.flags import check_options, option
 KINDS = ("embedder", "reranker")
 STOCK_FRAMINGS = ("mcq", "yes-no", "true-false")
 """The framings that stock modules express; `framings` checks the same by what a framing needs."""
+
+
+FRAMING_NAMES = ("mcq", "mcq-both", "yes-no", "true-false", "likelihood")
+"""Every framing, for the help; `framings.FRAMINGS` defines them."""
+_FORWARDS = {"mcq-both": 2, "likelihood": 2}
+"""Forward passes per pair, where it is not one: the question in both orders; the answer with and without the query."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankOptions:
+    """Whether an evaluation reranks the best candidates of each row."""
+
+    rerank: str | None = option(
+        "rerank the best candidates of each row with the model itself, asked so (default: no reranking)",
+        default=None,
+        choices=FRAMING_NAMES,
+    )
+    rerank_top: int = option("candidates per row that are reranked", default=10, least=1)
+    rerank_limit: int | None = option(
+        "rows per dataset that are reranked, from the first (default: all)", default=None, least=1
+    )
+
+    def check_rerank(self) -> None:
+        """Refuse settings of reranking without it.
+
+        Raises:
+            Gen2EmbedError: `rerank_top` or `rerank_limit` is given, and `rerank` is not.
+        """
+        if self.rerank is None and (self.rerank_top != 10 or self.rerank_limit is not None):
+            raise Gen2EmbedError("rerank_top and rerank_limit need --rerank FRAMING; pass it, or leave them out")
+
+    @property
+    def reranking(self) -> str:
+        """A name of these options for folders; empty without reranking."""
+        return "" if self.rerank is None else f"rerank-{self.rerank}-{self.rerank_top}"
+
+    @property
+    def forwards_per_candidate(self) -> int:
+        """Forward passes of the model per candidate that is reranked; 0 without reranking."""
+        return 0 if self.rerank is None else _FORWARDS.get(self.rerank, 1)
+
+    def rerank_settings(self) -> dict[str, Any]:
+        """Return the options by name; none without reranking."""
+        if self.rerank is None:
+            return {}
+        return {"rerank": self.rerank, "rerank_top": self.rerank_top, "rerank_limit": self.rerank_limit}
 
 
 @dataclass(frozen=True, kw_only=True)

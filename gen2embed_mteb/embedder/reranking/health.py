@@ -50,26 +50,37 @@ class Health:
         return ""
 
 
+def option_probabilities(logits: torch.Tensor, tokens: tuple[int, int]) -> torch.Tensor:
+    """Return the probabilities of the two options.
+
+    Args:
+        logits: (n, vocabulary), of the position after the question.
+        tokens: The tokens of the options, the first one first.
+
+    Returns:
+        (n, 2) float32.
+    """
+    return logits.float().log_softmax(dim=-1)[:, list(tokens)].exp()
+
+
 class Answers:
     """Collects the answers of many batches.
 
     Args:
         options: The two options, the first one first.
-        tokens: Their tokens.
     """
 
-    def __init__(self, options: tuple[str, str], tokens: tuple[int, int]) -> None:
+    def __init__(self, options: tuple[str, str]) -> None:
         """Begin without answers."""
-        self._options, self._tokens = options, list(tokens)
+        self._options = options
         self._answers, self._mass, self._first = 0, 0.0, 0
 
-    def add(self, logits: torch.Tensor) -> None:
-        """Add the answers of a batch.
+    def add(self, chosen: torch.Tensor) -> None:
+        """Add answers.
 
         Args:
-            logits: (n, vocabulary), of the position after the question.
+            chosen: (n, 2), the probabilities of the two options.
         """
-        chosen = logits.float().log_softmax(dim=-1)[:, self._tokens].exp()
         self._answers += len(chosen)
         self._mass += float(chosen.double().sum())
         self._first += int((chosen[:, 0] > chosen[:, 1]).sum())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers import CrossEncoder
@@ -21,6 +21,7 @@ from gen2embed_mteb.embedder.chat_formats.probing import control_tokens
 from gen2embed_mteb.embedder.model_folder import saving
 from gen2embed_mteb.embedder.model_folder.checked_loading import prepare_tokenizer, set_template
 from gen2embed_mteb.embedder.preparation.inputs import Content, described, rough_length
+from gen2embed_mteb.embedder.readouts.readout import generator_parts
 from gen2embed_mteb.embedder.reranking.answers import answer_tokens, option_tokens
 from gen2embed_mteb.embedder.reranking.framings import (
     FRAMINGS,
@@ -32,16 +33,21 @@ from gen2embed_mteb.embedder.reranking.framings import (
 )
 from gen2embed_mteb.embedder.reranking.generation_model import generation_class
 from gen2embed_mteb.embedder.reranking.generation_module import generation_module
-from gen2embed_mteb.embedder.reranking.health import Answers, Health
+from gen2embed_mteb.embedder.reranking.health import Answers, Health, option_probabilities
 from gen2embed_mteb.embedder.reranking.likelihood import log_probabilities, with_answers
 from gen2embed_mteb.embedder.reranking.pairs import Pair, shortened
 from gen2embed_mteb.errors import Gen2EmbedError
+
+if TYPE_CHECKING:
+    from gen2embed_mteb.embedder.reranking.query_scorer import QueryScorer
 
 logger = logging.getLogger(__name__)
 
 NO_LIMIT = 10**9
 _SECOND, _ANSWERS = "gen2embed_second", "gen2embed_answers"
 """Features of our own: those of the second question, and the tokens of the candidates."""
+OPTIONS = "gen2embed_options"
+"""In the output of `forward`: (n, questions, 2) float32, the probabilities of the two options."""
 
 
 class Reranker(CrossEncoder):
@@ -90,7 +96,8 @@ class Reranker(CrossEncoder):
         self._rendered = rendered
         self.health: Health | None = None
         self._warned = False
-        self._answers = Answers(*self._options)
+        self._scorer: QueryScorer | None = None
+        self._answers = Answers(self._options[0])
         if embedder.max_seq_length is not None:
             self.max_seq_length = embedder.max_seq_length
         self.eval()
@@ -111,13 +118,79 @@ class Reranker(CrossEncoder):
                 alone; with `likelihood`, a candidate that is not a text.
             TypeError: An input is not a pair.
         """
-        self._answers = Answers(*self._options)
+        self._answers = Answers(self._options[0])
         scores = super().predict(inputs, *args, **kwargs)
+        self._judge()
+        return scores
+
+    def rank(  # noqa: PLR0917 # as in sentence-transformers
+        self,
+        query: Any,
+        documents: Sequence[Any],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Any = None,
+        device: Any = None,
+        **kwargs: Any,
+    ) -> list[dict[Any, Any]]:
+        """Sort candidates of a query as `CrossEncoder.rank` does, with the query's part computed once.
+
+        Args:
+            query: What `encode_query` takes.
+            documents: The candidates.
+            top_k: How many are returned; `None` returns all.
+            return_documents: Whether each candidate itself is returned, as "text".
+            prompt_name: The name of a system prompt in `prompts`.
+            prompt: A system prompt.
+            batch_size: Ignored, but where `device` is given: batches are cut by tokens.
+            show_progress_bar: Ignored, but where `device` is given.
+            activation_fn: What is applied to the scores; `None`: nothing.
+            device: One or several devices; the pairs then run in full, as in `predict`.
+            kwargs: Further arguments of `CrossEncoder.rank`; the pairs then run in full.
+
+        Returns:
+            One dict per candidate, "corpus_id" and "score", the best first; equal scores keep the order of `documents`.
+
+        Raises:
+            Gen2EmbedError: As in `predict`.
+        """
+        if device is not None or kwargs or not len(documents):
+            more = {"activation_fn": activation_fn, "device": device, **kwargs}
+            options = {"prompt_name": prompt_name, "prompt": prompt, "batch_size": batch_size, **more}
+            return super().rank(
+                query, documents, top_k, return_documents, show_progress_bar=show_progress_bar, **options
+            )
+        found = self.query_scorer.score(query, documents, self._resolve_prompt(prompt, prompt_name))
+        self._answers = Answers(self._options[0])
+        self._answers.add(torch.from_numpy(found.options).flatten(0, 1))
+        self._judge()
+        scores = torch.from_numpy(found.scores)[:, None]
+        listed = (activation_fn or self.activation_fn)(scores)[:, 0].tolist()
+        order = sorted(range(len(listed)), key=lambda number: -listed[number])[:top_k]
+        texts = [{"text": documents[number]} if return_documents else {} for number in order]
+        return [
+            {"corpus_id": number, "score": listed[number], **text} for number, text in zip(order, texts, strict=True)
+        ]
+
+    @property
+    def query_scorer(self) -> QueryScorer:
+        """What scores the candidates of one query with the query's part computed once."""
+        from gen2embed_mteb.embedder.reranking.query_scorer import QueryScorer
+
+        if self._scorer is None:
+            self._scorer = QueryScorer(self)
+        return self._scorer
+
+    def _judge(self) -> None:
+        """Note the health of the last answers; warn if the model does not answer."""
         self.health = self._answers.health
         if self.health is not None and self.health.warning and not self._warned:
             logger.warning("%s, framing %s: %s", self._of.source, self.framing.name, self.health.warning)
             self._warned = True  # `rank` is called once per query
-        return scores
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Turn pairs into features: open them, cut the longer text of pairs that are too long, render, tokenize.
@@ -133,15 +206,8 @@ class Reranker(CrossEncoder):
         kwargs["processing_kwargs"] = _untruncated(kwargs.get("processing_kwargs"))
         if self.framing.name == "likelihood":
             return self._likelihood_features(pairs, prompt, **kwargs)
-        limit = self.max_seq_length or NO_LIMIT
-        pairs, features = self._fitted(pairs, limit, prompt, **kwargs)
-        if self._second_template:
-            set_template(self[0].processor, self._second_template)
-            try:
-                features[_SECOND] = self._rendered_features(pairs, prompt, **kwargs)
-            finally:
-                set_template(self[0].processor, self._template)
-        return features
+        _, (features, *more) = self._asked(pairs, prompt, **kwargs)
+        return {**features, _SECOND: more[0]} if more else features
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Run the modules, and for a second question run them again; "scores" is (n, 1).
@@ -158,12 +224,15 @@ class Reranker(CrossEncoder):
             )
             return {"scores": (given - empty)[:, None]}
         output: dict[str, Any] = super().forward(input, **kwargs)
-        self._answers.add(output["causal_logits"][:, -1])
+        tokens = self._options[1]
+        chosen = [option_probabilities(output["causal_logits"][:, -1], tokens)]
         if second is not None:
             swapped = super().forward(batch_to_device(second, self.device), **kwargs)
-            self._answers.add(swapped["causal_logits"][:, -1])
+            chosen.append(option_probabilities(swapped["causal_logits"][:, -1], tokens))
             # In the second question the same two letters stand for the opposite.
             output["scores"] = (output["scores"].float() - swapped["scores"].float()) / 2
+        output[OPTIONS] = torch.stack(chosen, dim=1)
+        self._answers.add(output[OPTIONS].flatten(0, 1))
         return output
 
     def save(
@@ -204,7 +273,8 @@ class Reranker(CrossEncoder):
         def write(folder: str) -> None:
             CrossEncoder.save(self, folder, model_name=model_name, create_model_card=create_model_card)
 
-        saving.save_merged(self, path, write, kind=generation_class(self[0].config)[1])
+        with generator_parts(self._of[0].model):  # those that a readout leaves out
+            saving.save_merged(self, path, write, kind=generation_class(self[0].config)[1])
 
     @property
     def _of(self) -> Any:
@@ -222,11 +292,26 @@ class Reranker(CrossEncoder):
         return Pair(query, candidate)
 
     def _rendered_features(self, pairs: Sequence[Pair], prompt: str | None, **kwargs: Any) -> dict[str, Any]:
+        kwargs.setdefault("processing_kwargs", _untruncated(None))
         features: dict[str, Any] = super().preprocess([pair.as_messages() for pair in pairs], prompt, **kwargs)
         if self._of.layout == "official" and "mm_token_type_ids" in features:
             # Image tokens count as text, which gives every token its plain 1-D position.
             features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
         return features
+
+    def _asked(
+        self, pairs: list[Pair], prompt: str | None = None, **kwargs: Any
+    ) -> tuple[list[Pair], list[dict[str, Any]]]:
+        """Return pairs that fit into `max_seq_length`, and the features of each question about them."""
+        pairs, features = self._fitted(pairs, self.max_seq_length or NO_LIMIT, prompt, **kwargs)
+        found = [features]
+        if self._second_template:
+            set_template(self[0].processor, self._second_template)
+            try:
+                found.append(self._rendered_features(pairs, prompt, **kwargs))
+            finally:
+                set_template(self[0].processor, self._template)
+        return pairs, found
 
     def _fitted(
         self, pairs: list[Pair], limit: int, prompt: str | None, **kwargs: Any
@@ -244,15 +329,9 @@ class Reranker(CrossEncoder):
             features = self._rendered_features(pairs, prompt, **kwargs)
 
     def _likelihood_features(self, pairs: list[Pair], prompt: str | None, **kwargs: Any) -> dict[str, Any]:
-        limit = self.max_seq_length or NO_LIMIT
-        answers = [
-            answer_tokens(self.tokenizer, self._rendered, pair.candidate.text) for pair in pairs if pair.candidate
-        ]
-        longest = max(map(len, answers))
-        if longest >= limit:
-            raise Gen2EmbedError(f"a candidate has {longest} tokens, max_seq_length is {limit}; shorten the candidate")
+        answers = [self._answer(pair) for pair in pairs]
         asked = [Pair(pair.query, None) for pair in pairs]
-        _, given = self._fitted(asked, limit - longest, prompt, **kwargs)
+        _, given = self._fitted(asked, self._limit_beside(answers), prompt, **kwargs)
         empty = self._rendered_features([Pair(Content(""), None)] * len(pairs), prompt, **kwargs)
         pad = self.tokenizer.pad_token_id
         return {
@@ -260,6 +339,17 @@ class Reranker(CrossEncoder):
             _SECOND: with_answers(empty, answers, pad),
             _ANSWERS: answers,
         }
+
+    def _answer(self, pair: Pair) -> list[int]:
+        """Return the tokens of a candidate's text behind the opened turn of the assistant."""
+        return answer_tokens(self.tokenizer, self._rendered, pair.candidate.text if pair.candidate else "")
+
+    def _limit_beside(self, answers: Sequence[Sequence[int]]) -> int:
+        """Return the most tokens of a prompt that leave room for the longest answer."""
+        limit, longest = self.max_seq_length or NO_LIMIT, max(map(len, answers))
+        if longest >= limit:
+            raise Gen2EmbedError(f"a candidate has {longest} tokens, max_seq_length is {limit}; shorten the candidate")
+        return limit - longest
 
     @staticmethod
     def _input_length(sample: Any) -> int:

@@ -125,7 +125,7 @@ class Gen2EmbedEncoder(AbsEncoder):
         """
         side = side_of(task_metadata, prompt_type, inputs, after_labels=self._labels_of == task_metadata.name)
         self._labels_of = task_metadata.name if side == "document" and prompt_type is None else ""
-        instruction = self._instruction(task_metadata, side)
+        instruction = self.instruction(task_metadata, side)
         images = HeldImages()
         items: list[Item] = []
         num_added = 0
@@ -179,10 +179,14 @@ class Gen2EmbedEncoder(AbsEncoder):
         left, right = (np.atleast_2d(np.asarray(part, np.float32)) for part in (embeddings1, embeddings2))
         return torch.from_numpy(np.einsum("nd,nd->n", left, right, optimize=False))
 
-    def _instruction(self, task_metadata: Any, side: Side) -> str:
+    def instruction(self, task_metadata: Any, side: Side) -> str:
         """Return the task's own instruction, or else mteb's for tasks of its type; candidates have none.
 
         mteb's instructions mention text and passages, so a task with images that has no instruction gets none.
+
+        Args:
+            task_metadata: The task's metadata.
+            side: `query` or `document`.
         """
         if side == "document" or task_metadata.name in DATASETS:
             return ""

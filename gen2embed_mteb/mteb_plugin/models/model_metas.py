@@ -10,7 +10,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.mteb_plugin.models.model_table import COMMITS, HUB_MODELS, ORGANISATION, OWN_TEMPLATE, Model, mini
-from gen2embed_mteb.mteb_plugin.models.revisions import inputs_digest, revision_of
+from gen2embed_mteb.mteb_plugin.models.revisions import inputs_digest, pairs_digest, revision_of
 
 if TYPE_CHECKING:
     from gen2embed_mteb.embedder.model import Gen2Embed
@@ -42,7 +42,10 @@ class Gen2EmbedMeta(ModelMeta):
                 options = fields["loader_kwargs"]
                 commit = COMMITS.get(options["source"])
                 own = options["source"] in OWN_TEMPLATE
-                fields["revision"] = revision_of(options["source"], options["layout"], commit, own_template=own)
+                found = revision_of(options["source"], options["layout"], commit, own_template=own)
+                if found is not None and fields["model_type"] == ["cross-encoder"]:
+                    found = f"{found}-{pairs_digest()}"
+                fields["revision"] = found
         return super().__getattribute__(name)
 
     def model_dump(self, **kwargs: Any) -> dict[str, Any]:
@@ -55,14 +58,23 @@ class Gen2EmbedMeta(ModelMeta):
         return []
 
 
-def as_meta(model: Model) -> Gen2EmbedMeta:
-    """Make mteb's record of a model of the table."""
+RERANKER = "-reranker"
+"""What the names of rerankers end in."""
+
+
+def as_meta(model: Model, *, reranker: bool = False) -> Gen2EmbedMeta:
+    """Make mteb's record of a model of the table.
+
+    Args:
+        model: The model.
+        reranker: Whether the record is of the reranker of the same weights.
+    """
     size = None if model.num_parameters is None else round(model.num_parameters * model.parameter_bytes / 2**20)
     on_hub = not Path(model.source).is_dir()
     return Gen2EmbedMeta(
-        loader=load_gen2embed,
+        loader=load_reranker if reranker else load_gen2embed,
         loader_kwargs={"source": model.source, "layout": model.layout},
-        name=model.name,
+        name=f"{model.name}{RERANKER}" if reranker else model.name,
         revision=None,
         release_date=model.released,
         languages=["eng-Latn"],  # the language of the prompt, and the one that the model cards state
@@ -70,19 +82,19 @@ def as_meta(model: Model) -> Gen2EmbedMeta:
         n_embedding_parameters=model.num_embedding_parameters,
         memory_usage_mb=size,
         max_tokens=model.max_tokens,
-        embed_dim=model.dimensions,
+        embed_dim=None if reranker else model.dimensions,
         license=model.license,
         open_weights=True,
         public_training_code=model.training_code,
         public_training_data=model.training_data,
         framework=["Sentence Transformers", "PyTorch", "Transformers", "safetensors"],
         reference=f"https://huggingface.co/{model.source}" if on_hub else None,
-        similarity_fn_name=ScoringFunction.COSINE,
+        similarity_fn_name=None if reranker else ScoringFunction.COSINE,
         use_instructions=True,
         training_datasets=None if model.training_datasets is None else set(model.training_datasets),
         adapted_from=model.adapted_from,
         modalities=["text", "image"] if model.takes_images else ["text"],
-        model_type=["dense"],
+        model_type=["cross-encoder" if reranker else "dense"],
         citation=CITATION if model.has_article else None,
     )
 
@@ -110,6 +122,13 @@ def meta_of(model: Gen2Embed) -> Gen2EmbedMeta:
 def load_gen2embed(name: str, revision: str | None = None, **kwargs: Any) -> Any:
     """Load a model for mteb; see `encoder.load`, which is imported when it is needed."""
     from gen2embed_mteb.mteb_plugin.models.encoder import load
+
+    return load(name, revision, **kwargs)
+
+
+def load_reranker(name: str, revision: str | None = None, **kwargs: Any) -> Any:
+    """Load a reranker for mteb; see `reranker.load`, which is imported when it is needed."""
+    from gen2embed_mteb.mteb_plugin.models.reranker import load
 
     return load(name, revision, **kwargs)
 

@@ -50,6 +50,14 @@ def inputs_digest(layout: str, *, generic: bool = False) -> str:
     return digest.hexdigest()[:8]
 
 
+def pairs_digest() -> str:
+    """Return a digest of how a reranker asks about pairs: 8 hexadecimal digits."""
+    from gen2embed_mteb.embedder.reranking.framings import FRAMINGS, SWAPPED, pair_template
+
+    asked = [pair_template("", framing) for framing in (*FRAMINGS.values(), SWAPPED)]
+    return hashlib.sha256(json.dumps([INPUTS_VERSION, asked]).encode()).hexdigest()[:8]
+
+
 def directory_digest(directory: Path) -> str:
     """Return a digest of the files of a model that decide its vectors: weights, configurations, templates, tokenizer.
 

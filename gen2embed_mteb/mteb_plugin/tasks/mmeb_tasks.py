@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.timing import TimingStack
@@ -86,6 +86,16 @@ class AbsTaskMMEB(AbsTaskRetrieval):
                 self._top_k = max(self._top_k, *map(len, read["top_ranked"].values()))
         self.data_loaded = True
 
+    def convert_to_reranking(self, top_ranked_path: str | Path, top_k: int = 10) -> Self:
+        """Take the best candidates of an earlier run's predictions as the candidates of each query.
+
+        Args:
+            top_ranked_path: The file or folder of the predictions.
+            top_k: How many per query.
+        """
+        self.load_data()  # which raises `_top_k` to the longest list of candidates
+        return super().convert_to_reranking(top_ranked_path, top_k)
+
     def task_specific_scores(
         self,
         scores: dict[str, dict[str, float]],
@@ -151,7 +161,12 @@ def mini_root() -> Path | None:
 
 
 def _row_score(positive: str, ranked: dict[str, float]) -> RowScore:
-    """Return the outcome of a row from the scores of its distinct candidates."""
+    """Return the outcome of a row from the scores of its distinct candidates.
+
+    In two-stage reranking the positive may not be among the best of the first stage.
+    """
+    if positive not in ranked:
+        return RowScore(len(ranked), strict=False)
     best = ranked[positive]
     others = [score for name, score in ranked.items() if name != positive]
     return RowScore(sum(score > best for score in others), all(score < best for score in others))

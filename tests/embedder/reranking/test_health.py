@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from gen2embed_mteb.embedder.reranking.health import ENOUGH, Answers, Health
+from gen2embed_mteb.embedder.reranking.health import ENOUGH, Answers, Health, option_probabilities
 
 
 def test_mass_and_share_of_logits_made_by_hand():
-    answers = Answers(("A", "B"), (2, 0))
+    answers = Answers(("A", "B"))
     # Probabilities 0.1, 0.3, 0.6; then 0.5, 0.25, 0.25. The first option is token 2, the second token 0.
-    answers.add(torch.tensor([[0.1, 0.3, 0.6], [0.5, 0.25, 0.25]]).log() + 7.0)
-    answers.add(torch.tensor([[0.2, 0.7, 0.1]]).log())
+    answers.add(option_probabilities(torch.tensor([[0.1, 0.3, 0.6], [0.5, 0.25, 0.25]]).log() + 7.0, (2, 0)))
+    answers.add(option_probabilities(torch.tensor([[0.2, 0.7, 0.1]]).log(), (2, 0)))
     found = answers.health
     assert found.answers == 3
     assert math.isclose(found.mass, (0.7 + 0.75 + 0.3) / 3, abs_tol=1e-6)
@@ -23,7 +23,7 @@ def test_mass_and_share_of_logits_made_by_hand():
 
 
 def test_no_answer_has_no_health():
-    assert Answers(("A", "B"), (0, 1)).health is None
+    assert Answers(("A", "B")).health is None
 
 
 @pytest.mark.parametrize(
