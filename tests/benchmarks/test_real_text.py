@@ -5,16 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 from real import sources
 from real.report import page_tables, write_page
 from real.scores import Scorer, Setting, mean_of
@@ -23,6 +18,7 @@ from real.wordnet import read
 
 from gen2embed_mteb.errors import Gen2EmbedError
 
+ROOT = Path(__file__).resolve().parents[2]
 # In WordNet's own format, with offsets that are not those of any file.
 NOUNS = """  1 This is a line of the licence.
 00000010 05 n 02 dog 0 domestic_dog 0 002 @ 00000020 n 0000 ~ 00000030 n 0000 | a tame animal that barks; kept as a pet; "the dog barked all night"; "a big dog"
