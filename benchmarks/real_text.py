@@ -26,7 +26,7 @@ from real import sources
 from real.report import text, write_page
 from real.scores import Hits, Scorer, Setting, mean_of, names_of
 from real.tasks import HALVES, Task, digest, make_tasks
-from real.vectors import VectorCache, exported
+from real.vectors import READOUTS, VectorCache, exported
 from sentence_transformers import SentenceTransformer
 
 from gen2embed_mteb.embedder.calibration import SHRINKAGE
@@ -36,7 +36,6 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.storage.developer_files import write_json
 
-READOUTS = tuple(Readout(state, norm) for state in ("last", "pre-mlp", "drop-1", "drop-2") for norm in (True, False))
 CALIBRATED = (Readout(), Readout("pre-mlp"), Readout("pre-mlp", norm=False), Readout("drop-1"))
 """The readouts that are calibrated, too."""
 NONE = Setting("none")

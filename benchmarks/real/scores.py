@@ -66,13 +66,17 @@ class Scorer:
 
     def hits(self, task: Task, setting: Setting) -> Hits:
         """Return for each query whether the right candidate scores higher than every other: (q,) bool."""
+        scores = self.cosines(task, setting)
+        return np.asarray(scores[:, 0] > scores[:, 1:].max(axis=1))
+
+    def cosines(self, task: Task, setting: Setting) -> npt.NDArray[np.float64]:
+        """Return the score of each query's candidates, (q, k) float64; column 0 is the right one's."""
         queries, documents = (self._mapped(task, side, setting) for side in SIDES)
         scores = queries @ documents.T
         if setting.neighbors:
             best = np.partition(scores, -setting.neighbors, axis=0)[-setting.neighbors :]
             scores = 2 * scores - best.mean(axis=0)
-        scores = np.take_along_axis(scores, task.candidates, axis=1)
-        return np.asarray(scores[:, 0] > scores[:, 1:].max(axis=1))
+        return np.asarray(np.take_along_axis(scores, task.candidates, axis=1))
 
     def num_inputs(self, task: Task, setting: Setting) -> int:
         """Return how many unlabelled inputs a setting uses for a task."""
