@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gen2embed_mteb.storage.developer_files import write_atomic, write_json
-from real.tasks import Task, functions, shuffled, usable
+from real.tasks import Task, shuffled, usable
 from real.wordnet import PARTS, read
+from trainers.data.docstrings import functions
 
 LIBRARIES = (
     "torch",
@@ -53,7 +54,8 @@ def write_pairs(folder: Path, wordnet: Path, tasks: Sequence[Task]) -> Path:
                 used |= texts
     meanings = shuffled(meanings, "pairs")[:NUM_MEANINGS]
     glosses = [(one.gloss, word, number) for number, one in enumerate(meanings) for word in one.words[:2]]
-    described = [one for one in functions(LIBRARIES, "pairs") if one.detail and not {one.summary, one.detail} & used]
+    found = shuffled(functions(LIBRARIES), "pairs")
+    described = [one for one in found if one.detail and not {one.summary, one.detail} & used]
     details = [(one.summary, one.detail, number) for number, one in enumerate(described[:NUM_FUNCTIONS])]
     tables = folder / "pairs"
     for name, pairs in (("glosses", glosses), ("docstrings", details)):

@@ -10,8 +10,6 @@ meaning and no library.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +22,7 @@ import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from real.wordnet import CATEGORIES, Lexicon, Synset, read
+from trainers.data.docstrings import MOST_WORDS, functions
 
 T = TypeVar("T")
 Half = Literal["choice", "reported"]
@@ -39,8 +38,6 @@ LIBRARIES: dict[Half, tuple[str, ...]] = {
     "choice": ("numpy", "numpy.linalg", "numpy.random", *(f"scipy.{name}" for name in _SCIPY)),
     "reported": ("pandas", "networkx", *(f"sklearn.{name}" for name in _SKLEARN), "sympy"),
 }
-MOST_WORDS = 30
-_DETAIL_WORDS = 16
 
 
 @dataclass(frozen=True)
@@ -240,18 +237,9 @@ def _hypernyms(half: Half, source: Iterator[Synset], synsets: dict[int, Synset])
     )
 
 
-@dataclass(frozen=True)
-class Docstring:
-    """What a docstring says: a function's qualified name, its summary, and the beginning of its details or nothing."""
-
-    name: str
-    summary: str
-    detail: str
-
-
 def _docstrings(half: Half) -> list[Task]:
     """Make the task from summary to details; in the reported half also the one from name to summary."""
-    taken = [one for one in functions(LIBRARIES[half], half) if one.detail][:NUM_QUERIES]
+    taken = [one for one in shuffled(functions(LIBRARIES[half]), half) if one.detail][:NUM_QUERIES]
     if len(taken) < NUM_QUERIES:
         raise Gen2EmbedError(
             f"the installed libraries gave {len(taken)} docstrings where {NUM_QUERIES} are needed; install them as "
@@ -264,30 +252,3 @@ def _docstrings(half: Half) -> list[Task]:
         kinds = ("name of a function", "summary of a function")
         found.append(_pairs("code-name-summary", half, kinds, names, summaries))
     return found
-
-
-def functions(libraries: Sequence[str], seed: str) -> list[Docstring]:
-    """Return the public functions and classes of libraries in random order; no two with one summary or detail."""
-    found: dict[str, Docstring] = {}
-    seen: set[str] = set()
-    for library in libraries:
-        module = importlib.import_module(library)
-        for name in sorted(set(dir(module))):
-            part = getattr(module, name)
-            public = not name.startswith("_") and callable(part) and not inspect.ismodule(part)
-            text = inspect.getdoc(part) if public else None
-            summary, detail = paragraphs(text or "")
-            if 3 <= len(summary.split()) <= MOST_WORDS and not {summary, detail} - {""} & seen:
-                found[f"{library}.{name}"] = Docstring(f"{library}.{name}", summary, detail)
-                seen |= {summary, detail}
-    return shuffled(list(found.values()), seed)
-
-
-def paragraphs(text: str) -> tuple[str, str]:
-    """Return the first paragraph of a docstring, and the beginning of the next one if it is prose."""
-    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
-    paragraphs = [part for part in paragraphs if part and not part.startswith((">>>", "..", ":"))]
-    signature = paragraphs and re.match(r"[\w.]+\(.*\)( -> .*)?$", paragraphs[0])
-    summary, detail = [*paragraphs[1 if signature else 0 :], "", ""][:2]
-    prose = re.match(r"[A-Z][a-z]* [a-z]", detail) and "----" not in detail and len(detail.split()) >= 8
-    return summary, " ".join(detail.split()[:_DETAIL_WORDS]) if prose else ""
