@@ -1,4 +1,4 @@
-"""`--data docstrings`: pairs of texts for everybody, from the docstrings of what is installed together with this package.
+"""`--data docstrings`: pairs of texts that everybody has, from docstrings of Python and of this package's dependencies.
 
 A subset is a kind of pair: `details`, from a function's summary to the details that follow it, and `summaries`, from a
 function's qualified name to its summary. The same versions on the same platform give the same pairs.
@@ -25,27 +25,30 @@ from gen2embed_mteb.mmeb.tables import SubsetTable
 
 NAME = "docstrings"
 STANDARD_LIBRARY = tuple(
-    "argparse ast asyncio base64 builtins calendar cmath codecs collections collections.abc configparser contextlib csv "
+    "argparse ast asyncio base64 calendar cmath codecs collections collections.abc configparser contextlib csv "
     "dataclasses datetime difflib dis email.message email.utils enum fileinput fnmatch functools gc glob gzip hashlib "
-    "heapq http.client http.cookiejar http.server imaplib importlib.metadata importlib.resources importlib.util inspect "
-    "io ipaddress itertools json linecache locale logging logging.config logging.handlers mailbox math mimetypes "
-    "multiprocessing numbers operator os os.path pathlib pickle pkgutil platform plistlib pprint pstats queue quopri "
-    "random re shelve shutil signal smtplib socket socketserver statistics subprocess sys sysconfig tarfile tempfile "
-    "textwrap threading time timeit traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.parse "
-    "urllib.request uuid warnings weakref xml.dom.minidom xml.etree.ElementTree xml.sax.saxutils xmlrpc.client zipfile "
-    "zlib".split()
+    "heapq http.client http.cookiejar http.server imaplib importlib.metadata importlib.resources importlib.util "
+    "inspect io ipaddress itertools json linecache locale logging logging.config logging.handlers mailbox math "
+    "mimetypes multiprocessing numbers operator os os.path pathlib pickle pkgutil platform plistlib pprint pstats "
+    "queue quopri random re shelve shutil signal smtplib socket socketserver statistics subprocess sysconfig tarfile "
+    "tempfile textwrap time timeit traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.parse "
+    "urllib.request uuid weakref xml.dom.minidom xml.etree.ElementTree xml.sax.saxutils xmlrpc.client zipfile "
+    "zlib".split()  # noqa: SIM905 - a list of literals would take a line for each
 )
+"""Without `builtins`, `sys`, `threading` and `warnings`, in which IPython, pytest and the like replace functions."""
 DEPENDENCIES = tuple(
-    "PIL.Image PIL.ImageOps datasets pyarrow pyarrow.compute sentence_transformers.util torch torch.autograd "
-    "torch.autograd.functional torch.cuda torch.distributed torch.distributions torch.fft torch.func torch.fx torch.hub "
-    "torch.jit torch.linalg torch.nn torch.nn.functional torch.nn.init torch.nn.utils torch.optim "
-    "torch.optim.lr_scheduler torch.overrides torch.profiler torch.signal.windows torch.sparse torch.special "
+    "PIL.Image PIL.ImageOps datasets huggingface_hub.hf_api jinja2 jinja2.filters pyarrow pyarrow.compute "
+    "pyarrow.parquet sentence_transformers.util tokenizers torch torch.autograd torch.autograd.functional torch.cuda "
+    "torch.distributed torch.distributions torch.fft torch.func torch.fx torch.hub torch.jit torch.linalg torch.nn "
+    "torch.nn.functional torch.nn.init torch.nn.utils torch.nn.utils.rnn torch.optim torch.optim.lr_scheduler "
+    "torch.overrides torch.profiler torch.signal.windows torch.sparse torch.special torch.utils.checkpoint "
     "torch.utils.data transformers.configuration_utils transformers.image_transforms transformers.image_utils "
     "transformers.modeling_utils transformers.processing_utils transformers.tokenization_utils_base "
-    "transformers.trainer_utils transformers.utils".split()
+    "transformers.trainer_utils transformers.utils".split()  # noqa: SIM905 - the same
 )
 MOST_WORDS = 30
 _FEWEST_WORDS = 3
+_COLUMNS = ("query", "positive")
 _DETAIL_WORDS = 16
 
 
@@ -74,15 +77,12 @@ def tables() -> dict[str, SubsetTable]:
         "details": [(one.summary, one.detail) for one in mixed if one.detail],
         "summaries": [(one.name, one.summary) for one in mixed],
     }
-    return {
-        name: SubsetTable(
-            f"{NAME}/{name}",
-            ("query", "positive"),
-            len(rows),
-            loaded=datasets.Dataset.from_dict({"query": [row[0] for row in rows], "positive": [row[1] for row in rows]}),
-        )
-        for name, rows in pairs.items()
-    }
+    found_tables = {}
+    for name, rows in pairs.items():
+        columns = dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+        loaded = datasets.Dataset.from_dict(columns)
+        found_tables[name] = SubsetTable(f"{NAME}/{name}", _COLUMNS, len(rows), loaded=loaded)
+    return found_tables
 
 
 def functions(modules: Sequence[str]) -> list[Docstring]:
