@@ -24,7 +24,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb.tables import SubsetTable
 
 NAME = "docstrings"
-STANDARD_LIBRARY = tuple(
+_STANDARD_LIBRARY = (
     "argparse ast asyncio base64 calendar cmath codecs collections collections.abc configparser contextlib csv "
     "dataclasses datetime difflib dis email.message email.utils enum fileinput fnmatch functools gc glob gzip hashlib "
     "heapq http.client http.cookiejar http.server imaplib importlib.metadata importlib.resources importlib.util "
@@ -33,10 +33,11 @@ STANDARD_LIBRARY = tuple(
     "queue quopri random re shelve shutil signal smtplib socket socketserver statistics subprocess sysconfig tarfile "
     "tempfile textwrap time timeit traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.parse "
     "urllib.request uuid weakref xml.dom.minidom xml.etree.ElementTree xml.sax.saxutils xmlrpc.client zipfile "
-    "zlib".split()  # noqa: SIM905 - a list of literals would take a line for each
+    "zlib"
 )
+STANDARD_LIBRARY = tuple(_STANDARD_LIBRARY.split())
 """Without `builtins`, `sys`, `threading` and `warnings`, in which IPython, pytest and the like replace functions."""
-DEPENDENCIES = tuple(
+_DEPENDENCIES = (
     "PIL.Image PIL.ImageOps datasets huggingface_hub.hf_api jinja2 jinja2.filters pyarrow pyarrow.compute "
     "pyarrow.parquet sentence_transformers.util tokenizers torch torch.autograd torch.autograd.functional torch.cuda "
     "torch.distributed torch.distributions torch.fft torch.func torch.fx torch.hub torch.jit torch.linalg torch.nn "
@@ -44,8 +45,9 @@ DEPENDENCIES = tuple(
     "torch.overrides torch.profiler torch.signal.windows torch.sparse torch.special torch.utils.checkpoint "
     "torch.utils.data transformers.configuration_utils transformers.image_transforms transformers.image_utils "
     "transformers.modeling_utils transformers.processing_utils transformers.tokenization_utils_base "
-    "transformers.trainer_utils transformers.utils".split()  # noqa: SIM905 - the same
+    "transformers.trainer_utils transformers.utils"
 )
+DEPENDENCIES = tuple(_DEPENDENCIES.split())
 MOST_WORDS = 30
 _FEWEST_WORDS = 3
 _COLUMNS = ("query", "positive")
