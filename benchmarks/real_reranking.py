@@ -86,7 +86,7 @@ class _Judge:
 
     def __init__(self, model: Gen2Embed, framing: str, folder: Path, arguments: argparse.Namespace) -> None:
         self._reranker = model.reranker(framing)
-        self._scorer = self._reranker.query_scorer()
+        self._scorer = self._reranker.query_scorer
         self._folder = folder
         self._name = f"{framing}-{arguments.limit}-{arguments.top}"
         self._framing = framing
