@@ -13,7 +13,7 @@ import pytest
 from real import sources
 from real.report import page_tables, write_page
 from real.scores import Scorer, Setting, mean_of
-from real.tasks import Task, paragraphs
+from real.tasks import Task
 from real.wordnet import read
 
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -50,20 +50,6 @@ def test_wordnet_is_read_as_its_format_says(tmp_path: Path) -> None:
 def test_a_folder_without_wordnet_is_named(tmp_path: Path) -> None:
     with pytest.raises(Gen2EmbedError, match=r"data\.verb is missing"):
         read(tmp_path, "verb")
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("Sort a list.\n\nThe order of equal items is kept as it was before sorting.\n\nParameters\n----------\nx",
-         ("Sort a list.", "The order of equal items is kept as it was before sorting.")),
-        ("sort(x, *, key=None) -> Tensor\n\nSort a\nlist.\n\nParameters\n----------\nx : int", ("Sort a list.", "")),
-        ("Sort.\n\n.. note:: a\n\n>>> sort(x)", ("Sort.", "")),
-        ("", ("", "")),
-    ],
-)  # fmt: skip
-def test_paragraphs_of_docstrings(text: str, found: tuple[str, str]) -> None:
-    assert paragraphs(text) == found
 
 
 def task(name: str, half: str, vectors: dict[str, list[float]]) -> tuple[Task, dict[str, list[float]]]:

@@ -11,18 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real import pairs, tasks
 from sentence_transformers import SentenceTransformer
 
 from gen2embed_mteb import Gen2Embed, cli
 from gen2embed_mteb.errors import Gen2EmbedError
 from trainers.calibration import CalibrateConfig, read
 from trainers.data import docstrings
-from trainers.data.docstrings import Docstring, functions
+from trainers.data.docstrings import Docstring, functions, paragraphs
 from trainers.data.training_data import DataConfig, open_training_data
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
-
-from real import pairs, tasks
 
 MODULE = '''
 """A module."""
@@ -95,6 +92,20 @@ def test_public_functions_and_classes_are_read_once_and_without_a_warning(module
             "The folder itself stays where it is, and so do its files.",
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Sort a list.\n\nThe order of equal items is kept as it was before sorting.\n\nParameters\n----------\nx",
+         ("Sort a list.", "The order of equal items is kept as it was before sorting.")),
+        ("sort(x, *, key=None) -> Tensor\n\nSort a\nlist.\n\nParameters\n----------\nx : int", ("Sort a list.", "")),
+        ("Sort.\n\n.. note:: a\n\n>>> sort(x)", ("Sort.", "")),
+        ("", ("", "")),
+    ],
+)  # fmt: skip
+def test_paragraphs_of_docstrings(text: str, found: tuple[str, str]) -> None:
+    assert paragraphs(text) == found
 
 
 def test_a_module_that_is_missing_is_named():
