@@ -224,3 +224,16 @@ def test_sample_takes_the_name_too_and_records_it(tmp_path, capsys):
     config = DataConfig.of_records([record])
     (subset,) = open_training_data(config, tmp_path / "images").subsets
     assert [row.query.text for row in subset.rows()] == [pair[0] for pair in rows(limit=20)["details"]]
+
+
+def test_the_guide_shows_the_figures_of_the_record():
+    root = Path(docstrings.__file__).parents[2]
+    record = json.loads((root / "benchmarks" / "results" / "docstring_calibration.json").read_text())
+    page = (root / "docs" / "guides" / "calibrate.md").read_text(encoding="utf-8")
+    assert record["inputs_shared_with_the_tasks"] == 0
+    for prompt, runs in record["runs"].items():
+        cells = [f"`{prompt}`", f"{100 * runs['none']['reported'][0]:.1f}"]
+        for name in ("docstrings", "other tasks"):
+            gain, low, high = (100 * value for value in runs[name]["reported, gain"])
+            cells.append(f"{100 * runs[name]['reported'][0]:.1f}, {gain:+.1f} [{low:+.1f}, {high:+.1f}]")
+        assert f"| {' | '.join(cells)} |" in page
