@@ -237,3 +237,14 @@ def test_the_guide_shows_the_figures_of_the_record():
             gain, low, high = (100 * value for value in runs[name]["reported, gain"])
             cells.append(f"{100 * runs[name]['reported'][0]:.1f}, {gain:+.1f} [{low:+.1f}, {high:+.1f}]")
         assert f"| {' | '.join(cells)} |" in page
+
+    names = ("verb-gloss-word", "verb-word-gloss", "adjective-synonym", "noun-hypernym")
+    means = {
+        (prompt, name): f"{100 * sum(run['tasks'][task] for task in names) / 4:.1f}"
+        for prompt, runs in record["runs"].items()
+        for name, run in runs.items()
+    }
+    text = " ".join(page.split())
+    for prompt in record["runs"]:
+        assert f"from {means[prompt, 'none']} to {means[prompt, 'docstrings']} (`{prompt}`)" in text
+    assert f"{means['system', 'other tasks']} and {means['hierarchical', 'other tasks']}." in text
