@@ -122,7 +122,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if not data_dir:
         raise Gen2EmbedError(f"--data_dir is needed for --benchmark {asked.benchmark}")
     mode = options.prompt_mode or "hierarchical"
-    run_name = "-".join(filter(None, (mode, options.readout, "raw" if options.readout_norm == "false" else "")))
+    pooled = "phrase" if options.pooling == "phrase" else ""
+    run_name = "-".join(filter(None, (mode, options.readout, "raw" if options.readout_norm == "false" else "", pooled)))
     folder = Path("results") / asked.benchmark / Path(options.model_name).name
     names = from_flags(ComparisonOptions, arguments).comparison, from_flags(RerankOptions, arguments).reranking
     output_dir = arguments.output_dir or str(folder / "-".join(filter(None, (run_name, *names))))
@@ -140,15 +141,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     checked = config(fingerprint=UNKNOWN)
     check(checked)
     from gen2embed_mteb.embedder.fingerprint import fingerprint
+    from gen2embed_mteb.embedder.phrase_pooling import state_name
     from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
-    from gen2embed_mteb.embedder.readouts.readout import readout_of
     from gen2embed_mteb.evaluation.applied_calibration import require_fitting
     from gen2embed_mteb.evaluation.method import facts_of
 
     model = _load(options, checked.min_side)
     require_fitting(model, checked)
     of_model = {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
-    of_model |= {"readout": readout_of(model[0].model).name, **facts_of(model, options.model_name)}
+    of_model |= {"readout": state_name(model), **facts_of(model, options.model_name)}
     judge = None
     if checked.rerank is not None:
         from gen2embed_mteb.mmeb.reranking import open_judge
@@ -167,7 +168,8 @@ def _load(options: Any, min_side: int) -> Any:
     """Return the model; bulk encoding resizes its images, and enlarges them by the same rule."""
     from gen2embed_mteb.embedder.model import Gen2Embed
 
-    return Gen2Embed(options.model_name, layout=options.layout, min_side=min_side, **options.arguments())
+    own = {"layout": options.layout, "pooling": options.pooling}
+    return Gen2Embed(options.model_name, min_side=min_side, **own, **options.arguments())
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
@@ -195,13 +197,13 @@ def _sample(arguments: argparse.Namespace) -> int:
     encoder, record = None, ModelRecord()
     if config.method != "in-batch":
         from gen2embed_mteb.embedder.fingerprint import fingerprint
+        from gen2embed_mteb.embedder.phrase_pooling import state_name
         from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
-        from gen2embed_mteb.embedder.readouts.readout import readout_of
 
         model = _load(options, config.min_side)
         encoder = PrefixEncoder(model)
-        readout = readout_of(model[0].model).name
-        record = ModelRecord(options.model_name, model.revision, model.prompt_mode, fingerprint(model), readout)
+        made = fingerprint(model), state_name(model)
+        record = ModelRecord(options.model_name, model.revision, model.prompt_mode, *made)
     result = sample(encoder, record, data, config)
     if is_first_process():
         print(text_table(result))

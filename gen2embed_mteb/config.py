@@ -19,7 +19,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.options import LinkOption
 from gen2embed_mteb.images.resizing import ImageOptions
-from gen2embed_mteb.names import DEFAULT
+from gen2embed_mteb.names import DEFAULT, POOLINGS
 
 LAYOUTS = ("native", "official")
 OWN = "own"
@@ -81,6 +81,8 @@ class FileOptions:
 class InspectPromptOptions(PromptOptions, FileOptions, ModelArgument):
     """Of which model the prompt is shown, and which prompt."""
 
+    dataset: str | None = option("dataset whose texts are shown, for freeret and lens (default: any)", default=None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions(PromptOptions, FileOptions):
@@ -133,6 +135,11 @@ class ModelOptions(LoadingOptions, ModelName):
     """Which model encodes, and how it is loaded."""
 
     layout: str = option("image layout in the prompt", default="native", choices=LAYOUTS)
+    pooling: str = option(
+        "last, the state at the last token; phrase, the mean over the phrase of --prompt_mode lens",
+        default="last",
+        choices=POOLINGS,
+    )
 
 
 def _device_of_rank() -> str | None:

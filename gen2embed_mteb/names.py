@@ -6,6 +6,10 @@ from typing import Literal
 Side = Literal["query", "document"]
 """Which side of a comparison an input is on; "document" is a candidate."""
 
+Pooling = Literal["last", "phrase"]
+POOLINGS: tuple[Pooling, ...] = ("last", "phrase")
+"""Which tokens' states become the embedding: that of the last one, or the mean over a phrase (`phrase_pooling`)."""
+
 DEFAULT = "gen2embed"
 """The short name of the paper's default, `DEFAULT_MODEL`."""
 MINI = "gen2embed-mini"

@@ -275,3 +275,19 @@ def test_the_demo_without_fine_tuning(data, tmp_path, capsys):
     assert "SaHa" not in (tmp_path / "report.html").read_text()
     assert demo(data, tmp_path, "--max_steps", "-1") == 2
     assert "max_steps" in capsys.readouterr().err
+
+
+def test_evaluate_with_a_phrase_keeps_its_results_apart(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "--model_name", "gen2embed-mini", "--benchmark", "mmeb-mini", "--data_dir", str(data)]
+    words += ["--subsets", "Digits", "Scenes_t2i", "--limit", "2"]
+    assert cli.main([*words, "--pooling", "phrase"]) == 2
+    assert "prompt_mode 'hierarchical' has none on both sides; pass prompt_mode='lens'" in capsys.readouterr().err
+    digests = set()
+    for more, folder, readout in (([], "lens", "last"), (["--pooling", "phrase"], "lens-phrase", "last, phrase mean")):
+        assert cli.main([*words, "--prompt_mode", "lens", *more]) == 0
+        results = json.loads((tmp_path / "results/mmeb-mini/gen2embed-mini" / folder / "results.json").read_text())
+        assert results.get("readout", "last") == readout
+        assert results["prompt_mode"] == "lens"
+        digests.add(results["fingerprint"])
+    assert len(digests) == 2

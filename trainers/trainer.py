@@ -80,7 +80,8 @@ class SahaTrainer(SentenceTransformerTrainer):
             loss is `SahaLoss`.
 
     Raises:
-        ValueError: Names of columns collide, the resize policy is unknown, or a switch does not fit the prompt.
+        ValueError: Names of columns collide, the resize policy is unknown, a switch does not fit the prompt, or the
+            model averages a phrase (`pooling="phrase"`).
     """
 
     control: TrainerControl
@@ -100,6 +101,11 @@ class SahaTrainer(SentenceTransformerTrainer):
         card_section: str = "",
         **kwargs: Any,
     ) -> None:
+        if model.pooling == "phrase":
+            raise Gen2EmbedError(
+                "pooling='phrase' cannot be trained: what is trained is saved, and no stock module can express it; "
+                "load the model without it"
+            )
         self._reader = CellReader(
             model,
             images,

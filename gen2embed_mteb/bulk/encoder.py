@@ -9,6 +9,9 @@
 3. Shards found in the store are reused. Each process computes its share of the others, batch by batch, while threads
    open and prepare the next batches (`pipeline.py`); then it waits for the other processes' shares (`processes.py`).
 
+An encoder may have prompts of its own for each dataset (`for_dataset`). Then the same input has another vector in
+another dataset: inputs are compared only within the datasets of the same prompts, and a shard's key has the prompt.
+
 An input whose image cannot be opened, or that the encoder refuses even alone, is recorded with its reason.
 
 Cost: each image file is read twice, once for its digest and size and once to encode it; each distinct input goes
@@ -17,14 +20,13 @@ through the model once. Vectors stay on disk; memory holds the batches in work a
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,9 @@ import numpy.typing as npt
 
 from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT, Batch, Pipeline, Work
 from gen2embed_mteb.bulk.processes import Peers, Share
+from gen2embed_mteb.bulk.progress import progress, token_bar
 from gen2embed_mteb.bulk.store import EmbeddingStore, StoredShard, StoreMismatchError
-from gen2embed_mteb.bulk.types import Encoder, Fault, Item, staged
+from gen2embed_mteb.bulk.types import DatasetEncoder, Encoder, Fault, Item, staged
 from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system
 from gen2embed_mteb.images.decoding import ImageFacts, Size
 from gen2embed_mteb.images.errors import ImageError
@@ -74,8 +77,6 @@ class BulkEncoder:
         num_workers: The number of threads that open images.
         share: The part of the work that belongs to this process; by default all of it.
 
-    Attributes:
-        num_reused: The number of inputs whose vectors came from the store.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class BulkEncoder:
         share: Share | None = None,
     ) -> None:
         """Keep the arguments; nothing is read yet."""
-        self._encoder = staged(encoder)
+        self._given, self._encoder = encoder, staged(encoder)
         self._store = store
         self._images = images
         self._batch_tokens = batch_tokens or self._encoder.batch_tokens
@@ -104,17 +105,46 @@ class BulkEncoder:
         self._shards: list[StoredShard] = []
         self._places: dict[tuple[Side, str, tuple[str, ...]], tuple[int, int]] = {}
         self._facts: dict[str, ImageFacts | Fault] = {}
-        self.num_reused = 0
+        self._num_reused = 0
+        self._prompts: dict[Side, str] = {}
+        self._of_datasets: dict[tuple[tuple[Side, str], ...], BulkEncoder] = {}
+
+    def for_dataset(self, dataset: str) -> BulkEncoder:
+        """Return the bulk encoder for the items of a dataset, whose vectors are made with the dataset's prompts.
+
+        Args:
+            dataset: The dataset's name.
+
+        Returns:
+            This object, unless the encoder has prompts for the dataset; the same object for datasets with the same
+            prompts. It shares the store, what is known of images, and the counts with this one, but no vectors.
+        """
+        other = self._given.for_dataset(dataset) if isinstance(self._given, DatasetEncoder) else None
+        if other is None:
+            return self
+        prompts = tuple(sorted(other.prompts.items()))
+        found = self._of_datasets.get(prompts)
+        if found is None:
+            found = self._of_datasets[prompts] = copy.copy(self)
+            found._given, found._encoder, found._prompts = other, staged(other), dict(prompts)
+            found._pipeline = Pipeline(found._encoder, found._open, found._num_workers)
+            found._shards, found._places, found._of_datasets, found._num_reused = [], {}, {}, 0
+        return found
+
+    @property
+    def num_reused(self) -> int:
+        """The number of inputs whose vectors came from the store, in all datasets."""
+        return self._num_reused + sum(other.num_reused for other in self._of_datasets.values())
 
     @property
     def num_encoded(self) -> int:
-        """The number of inputs that this object has passed to the model so far."""
-        return self._pipeline.num_encoded
+        """The number of inputs that were passed to the model so far, in all datasets."""
+        return self._pipeline.num_encoded + sum(other.num_encoded for other in self._of_datasets.values())
 
     @property
     def num_halvings(self) -> int:
         """The number of times that a batch was halved because memory ran out."""
-        return self._pipeline.num_halvings
+        return self._pipeline.num_halvings + sum(other.num_halvings for other in self._of_datasets.values())
 
     def add(self, side: Side, items: Iterable[Item], label: str = "") -> None:
         """Encode the items that are not known yet on this side.
@@ -137,12 +167,12 @@ class BulkEncoder:
                 works.setdefault((item.text, digests), Work(item.text, digests, item.images))
         missing: list[_PlannedShard] = []
         for batches in _chunks(self._cut(side, list(works.values())), BATCHES_PER_SHARD):
-            planned = _PlannedShard(len(self._shards), _key(side, batches), batches)
+            planned = _PlannedShard(len(self._shards), _key(side, batches, self._prompts.get(side, "")), batches)
             found = self._store.get(planned.key, planned.num_rows)
             if found is None:
                 missing.append(planned)
             else:
-                self.num_reused += found.num_rows
+                self._num_reused += found.num_rows
             # A missing shard gets a placeholder, so that numbers do not depend on which shards were found.
             self._shards.append(found or StoredShard(Path(), 0, 0, {}))
             rows = (work for batch in batches for work in batch.works)
@@ -239,7 +269,7 @@ class BulkEncoder:
         if not new:
             return
         with ThreadPoolExecutor(self._num_workers, thread_name_prefix="facts") as pool:
-            found = _progress(pool.map(self._facts_of, new), len(new), f"{label}: reading images", "image")
+            found = progress(pool.map(self._facts_of, new), len(new), f"{label}: reading images", "image")
             self._facts.update(zip(new, found, strict=True))
 
     def _facts_of(self, path: str) -> ImageFacts | Fault:
@@ -282,7 +312,7 @@ class BulkEncoder:
         started = time.monotonic()
         total = sum(batch.num_tokens for shard in missing for batch in shard.batches)
         rows = 0
-        with _token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side) as stages:
+        with token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side) as stages:
 
             def place(planned: _PlannedShard, shard: StoredShard) -> None:
                 nonlocal rows
@@ -343,27 +373,18 @@ def cut_batches(
     return batches
 
 
-def _key(side: Side, batches: list[Batch]) -> str:
-    """Return the digest of one shard's work; if an image is repaired, its digest changes, and so does the key."""
+def _key(side: Side, batches: list[Batch], prompt: str) -> str:
+    """Return the digest of one shard's work; if an image is repaired, its digest changes, and so does the key.
+
+    Args:
+        side: Its side.
+        batches: Its inputs.
+        prompt: The prompt of the dataset; empty for the encoder's usual prompt, which the store's identity contains.
+    """
     work = [[[work.text, work.digests] for work in batch.works] for batch in batches]
-    return hashlib.sha256(json.dumps([side, work]).encode()).hexdigest()
+    described = [side, work, prompt] if prompt else [side, work]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def _chunks(batches: list[Batch], size: int) -> list[list[Batch]]:
     return [batches[start : start + size] for start in range(0, len(batches), size)]
-
-
-@contextmanager
-def _token_bar(total: int, label: str, *, silent: bool) -> Iterator[Any]:
-    """Yield a progress bar over tokens, which estimates the remaining time better than the number of inputs."""
-    from tqdm import tqdm
-
-    off = silent or not sys.stderr.isatty()
-    with tqdm(total=total, unit="tok", unit_scale=True, desc=label, disable=off) as bar:
-        yield bar
-
-
-def _progress(items: Iterator[Any], total: int, label: str, unit: str) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    return iter(tqdm(items, total=total, unit=unit, desc=label, disable=not sys.stderr.isatty(), leave=False))

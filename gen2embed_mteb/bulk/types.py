@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from gen2embed_mteb.images.decoding import Size
@@ -38,6 +38,22 @@ class Encoder(Protocol):
 
     def encode_document(self, inputs: list[dict[str, Any]], /) -> Any:
         """Encode candidates, and return (n, d) float32 unit rows."""
+
+
+class PromptedEncoder(Encoder, Protocol):
+    """An encoder with the prompts of one dataset: the same input has another vector under other prompts."""
+
+    @property
+    def prompts(self) -> Mapping[Side, str]:
+        """The prompts by side; they tell such encoders of one model apart."""
+
+
+@runtime_checkable
+class DatasetEncoder(Protocol):
+    """An encoder whose prompts can depend on the dataset."""
+
+    def for_dataset(self, dataset: str, /) -> PromptedEncoder | None:
+        """Return the encoder with the prompts of a dataset; None if it has none for it."""
 
 
 @runtime_checkable

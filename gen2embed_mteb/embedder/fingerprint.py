@@ -49,9 +49,9 @@ def fingerprint(model: Gen2Embed) -> str:
 
     The digest covers the weights, adapter included, with their types; how strong each adapter is, and whether it is
     switched on; the model's configuration (positions, sliding window, …); all modules behind the model; readout,
-    prompt, system prompts, layout, processor settings, length, truncation, resize policy and attention. It leaves out
-    versions and paths. It also leaves out values that a configuration leaves unset (null, false, empty), since other
-    versions of transformers may not list them.
+    pooling, prompt, system prompts, prompts of datasets, layout, processor settings, length, truncation, resize policy
+    and attention. It leaves out versions and paths. It also leaves out values that a configuration leaves unset (null,
+    false, empty), since other versions of transformers may not list them.
 
     Args:
         model: The model as it is now; reading its weights takes about a second per gigabyte.
@@ -61,6 +61,7 @@ def fingerprint(model: Gen2Embed) -> str:
     """
     import torch
 
+    from gen2embed_mteb.embedder.dataset_prompts import all_of
     from gen2embed_mteb.embedder.readouts.readout import readout_of
 
     digest = hashlib.blake2b(digest_size=32)
@@ -86,6 +87,8 @@ def fingerprint(model: Gen2Embed) -> str:
         "image_processor": _canonical(image_processor.to_dict()) if image_processor is not None else None,
         "tokenizer": hashlib.blake2b(_tokenizer_settings(model.tokenizer)).hexdigest(),
         **({} if readout.is_default else readout.settings()),
+        **({} if model.pooling == "last" else {"pooling": model.pooling}),
+        **({"dataset_prompts": of_datasets} if (of_datasets := all_of(model)) else {}),
         "attention": getattr(model[0].model.config, "_attn_implementation", None),
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())

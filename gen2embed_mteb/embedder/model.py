@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from gen2embed_mteb.embedder import calibration as calibrations
+from gen2embed_mteb.embedder import dataset_prompts
 from gen2embed_mteb.embedder.behind_pooling import run_modules
 from gen2embed_mteb.embedder.calibration import SHRINKAGE, CalibrationRecord, Means
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
@@ -24,20 +25,23 @@ from gen2embed_mteb.embedder.kept_generator import KeepsGenerator
 from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
+from gen2embed_mteb.embedder.named_prompts import NamedPrompts
 from gen2embed_mteb.embedder.one_at_a_time import lock_tokenizer
-from gen2embed_mteb.embedder.prompts import DEFAULT, SIDES, HierarchicalPrompt, side_of, strategy
+from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, check_pooling_mode, pool_phrase
+from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout, chosen_readout, stored_readout
 from gen2embed_mteb.embedder.readouts.readout import readout_of, set_readout
 from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions
+from gen2embed_mteb.names import Pooling
 
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
-class Gen2Embed(KeepsGenerator):
+class Gen2Embed(NamedPrompts, KeepsGenerator):
     """A multimodal embedding model that is made from a generative one by a prompt alone.
 
     Args:
@@ -52,6 +56,8 @@ class Gen2Embed(KeepsGenerator):
         readout: Which hidden state becomes the embedding: `last`, `pre-mlp`, `drop-1`, `drop-2`, … (see `readout`);
             `None` keeps that of an exported directory, and is `last` for anything else.
         readout_norm: Whether the decoder's final norm is applied to it; `None` likewise, and is `True`.
+        pooling: `last`, the state at the last token; `phrase`, the mean over the tokens of the prompt's phrase
+            (`prompt_mode="lens"`), which cannot be exported or trained.
         max_length: Longest input in tokens; longer text is cut, larger images are reduced. `None`: the limit of the
             tokenizer.
         image_root: Folder that image paths are relative to and may not leave; `None` takes paths as they are.
@@ -82,6 +88,7 @@ class Gen2Embed(KeepsGenerator):
         gguf_file: str | None = None,
         readout: str | None = None,
         readout_norm: bool | None = None,
+        pooling: Pooling = "last",
         max_length: int | None = None,
         image_root: str | Path | None = None,
         resize: str = "processor",
@@ -91,6 +98,7 @@ class Gen2Embed(KeepsGenerator):
     ) -> None:
         if prompt_mode is not None:
             prompt_mode = strategy(prompt_mode)
+        check_pooling_mode(pooling, prompt_mode)
         Readout(readout or "last", readout_norm is not False)  # refused before the weights are read
         if kwargs.get("backend", "torch") != "torch":
             raise Gen2EmbedError(
@@ -108,6 +116,7 @@ class Gen2Embed(KeepsGenerator):
         self._is_base = False
         self.calibration: CalibrationRecord | None = None
         self._layout: ImageLayout = layout
+        self._pooling: Pooling = pooling
         self.image_root = image_root
         compat.install()
         name = resolve(name_or_path) or model_folder.as_given(name_or_path)
@@ -129,16 +138,21 @@ class Gen2Embed(KeepsGenerator):
                 adapter is not None
                 or prompt_mode not in (None, self.prompt)
                 or chosen_readout(readout, readout_norm, stored, name) != stored
+                or pooling != "last"
             ):
                 logger.warning(
-                    "%s was calibrated with its own prompt, readout and weights; with others it is used without "
-                    "calibration. Calibrate it again: gen2embed calibrate",
+                    "%s was calibrated with its own prompt, readout, pooling and weights; with others it is used "
+                    "without calibration. Calibrate it again: gen2embed calibrate",
                     name,
                 )
                 calibrations.detach(self)
             if adapter is not None:
                 adapters.load_adapter(self[0].model, adapter, **hub)
-        self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
+        before = self.prompt
+        self._set_prompt(prompt_mode if prompt_mode is not None else before)
+        check_pooling_mode(pooling, self.prompt)
+        if self._is_base or self.prompt != before:
+            dataset_prompts.renew(self, kwargs.get("prompts"))
         self._set_readout(readout, readout_norm)
         checked_loading.prepare_tokenizer(self.tokenizer)
         lock_tokenizer(self.tokenizer)
@@ -154,6 +168,7 @@ class Gen2Embed(KeepsGenerator):
     def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[list[torch.nn.Module], dict]:
         """Build the modules of a model that was not saved by sentence-transformers; the parent class calls this."""
         self._is_base = True
+        check_pooling_mode(self._pooling, strategy(self._load_options["prompt_mode"]))  # before the weights are read
         if not kwargs.get("local_files_only") and not Path(model_name_or_path).is_dir():
             self.model_card_data.set_base_model(model_name_or_path, revision=kwargs.get("revision"))
         return modules.modules_for(model_name_or_path, **self._load_options, **kwargs), {}
@@ -173,6 +188,11 @@ class Gen2Embed(KeepsGenerator):
     def layout(self) -> ImageLayout:
         """How images are laid out in the prompt."""
         return self._layout
+
+    @property
+    def pooling(self) -> Pooling:
+        """Which tokens' states become the embedding: `last`, or the mean over the `phrase`."""
+        return self._pooling
 
     @property
     def readout(self) -> str:
@@ -247,59 +267,15 @@ class Gen2Embed(KeepsGenerator):
         )
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Run the modules as sentence-transformers does, but normalise in float32: bfloat16 norms are off by 1e-3."""
-        return run_modules(self, list(self.named_children()), input, **kwargs)
+        """Run the modules as sentence-transformers does, but normalise in float32: bfloat16 norms are off by 1e-3.
 
-    def encode(
-        self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Encode inputs as sentence-transformers does; the name of a prompt may also tell the side of the inputs.
-
-        Args:
-            inputs: One input or a list of them; see `inputs.content_of`.
-            prompt_name: "query" or "document", or a name that other libraries use for them (`SIDES`): the inputs get
-                the prompt of that side. Any other value must be a name in `prompts`.
-            prompt: A system prompt of the caller that replaces the strategy's.
-            args: Further arguments of `SentenceTransformer.encode`.
-            kwargs: Further arguments of `SentenceTransformer.encode`; `task` tells the side, too.
-
-        Returns:
-            (n, d) float32 for a list, (d,) for one input; other forms as in sentence-transformers.
-
-        Raises:
-            Gen2EmbedError: The name is unknown, or `prompt_name` and `task` name different sides.
+        With `pooling="phrase"` the mean over the phrase takes the place of the pooling module.
         """
-        task = side_of(kwargs.get("task"), "task")
-        name = prompt_name
-        if name is None and prompt is None and task is None:
-            name = self.default_prompt_name
-        if name is not None:
-            side = SIDES.get(name.lower()) if isinstance(name, str) else None
-            if side is None and name not in self.prompts:
-                raise Gen2EmbedError(
-                    f"unknown prompt_name {name!r}; known: {', '.join(dict.fromkeys([*SIDES, *self.prompts]))}"
-                )
-            if side is not None:
-                if task not in (None, side):
-                    raise Gen2EmbedError(f"prompt_name={name!r} is a {side}'s, task={task!r} is not; pass one of them")
-                task = side
-                if name not in self.prompts:
-                    prompt_name = None if prompt is not None else self._prompt_name(side)
-        if task is not None:
-            kwargs["task"] = task
-        return super().encode(inputs, prompt_name, prompt, *args, **kwargs)
-
-    def side_prompt(self, task: str) -> str | None:
-        """Return the system prompt in `prompts` that `encode_query` and `encode_document` use, if there is one.
-
-        Args:
-            task: "query" or "document".
-        """
-        return self._resolve_prompt(None, self._prompt_name(task))
-
-    def _prompt_name(self, task: str) -> str | None:
-        names = ("query",) if task == "query" else ("document", "passage", "corpus")
-        return next((name for name in names if name in self.prompts), None)
+        parts, counts = list(self.named_children()), input.pop(PHRASE_LENGTH, None)
+        if counts is None:
+            return run_modules(self, parts, input, **kwargs)
+        features = pool_phrase(run_modules(self, parts[:1], input, **kwargs), counts)
+        return run_modules(self, parts[2:], features, **kwargs)
 
     def save(
         self,
@@ -324,7 +300,7 @@ class Gen2Embed(KeepsGenerator):
 
         Raises:
             ForeignFileError: A file that this method did not save stands at a path that must be written.
-            Gen2EmbedError: Stock modules cannot express a setting (`layout` "official" or `resize`), the adapter
+            Gen2EmbedError: Stock modules cannot express a setting (`layout`, `pooling` or `resize`), the adapter
                 cannot be merged, or the written files do not load as this model.
         """
         if path is None:
@@ -360,6 +336,8 @@ class Gen2Embed(KeepsGenerator):
         """Return the setting that no stock module can express; an empty string if stock modules can express all."""
         if self._layout == "official" and self._family.mrope:
             return "layout='official'"
+        if self._pooling == "phrase":
+            return "pooling='phrase'"
         options = self.image_options
         if options.min_side not in (0, MIN_SIDE):
             return f"min_side={options.min_side}"

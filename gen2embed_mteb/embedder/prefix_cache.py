@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,10 @@ from PIL import Image
 from torch.nn import functional
 
 from gen2embed_mteb.embedder.behind_pooling import finish, require_known_modules
+from gen2embed_mteb.embedder.dataset_prompts import prompts_for
 from gen2embed_mteb.embedder.families import family_of
-from gen2embed_mteb.embedder.shared_beginning import Rows, SharedBeginning, laid_out, reuse_possible, taken_by
+from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, mean_of_last
+from gen2embed_mteb.embedder.shared_beginning import SharedBeginning, laid_out, reuse_possible, taken_by
 from gen2embed_mteb.names import Side
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Prepared:
         attention_mask: (n, shared + length) int64, or `None` where nothing is padded.
         position_ids: (n, length) int64, or (3, n, length) for M-RoPE.
         last: (n,) int64, the index of each row's last token in `input_ids`.
+        pooled: (n,) int64, how many of each row's last states are averaged; `None` where the last one is taken.
         num_shared: How many tokens of the cached prefix stand before `input_ids`.
         others: All other features that the model takes, by name: those of images, and (n, shared + length) integers
             per token, such as the types of tokens.
@@ -66,6 +69,7 @@ class Prepared:
     last: torch.Tensor
     num_shared: int
     others: dict[str, torch.Tensor]
+    pooled: torch.Tensor | None = None
 
 
 class PrefixEncoder:
@@ -76,9 +80,12 @@ class PrefixEncoder:
     Args:
         model: The model.
         reuse_prefix: `False` runs every input in full.
+        prompts: The prompts of a dataset, by side (see `for_dataset`); a side without one gets the model's usual texts.
     """
 
-    def __init__(self, model: Gen2Embed, *, reuse_prefix: bool = True) -> None:
+    def __init__(
+        self, model: Gen2Embed, *, reuse_prefix: bool = True, prompts: Mapping[Side, str] | None = None
+    ) -> None:
         """Keep the model; the prefix of a side is run when that side is first used.
 
         Raises:
@@ -86,6 +93,8 @@ class PrefixEncoder:
         """
         require_known_modules(model)
         self._model = model
+        self.prompts: dict[Side, str] = dict(prompts or {})
+        self._of_datasets: dict[tuple[tuple[Side, str], ...], PrefixEncoder] = {}
         self._reuse_prefix = reuse_prefix and reuse_possible(model[0].model.config)
         self._prefixes: dict[Side, SharedBeginning] = {}
         self._lock = threading.RLock()
@@ -99,6 +108,24 @@ class PrefixEncoder:
     def reuses_prefix(self) -> bool:
         """Whether the prefix is run once; `False` also if a check found that it cannot be reused."""
         return self._reuse_prefix
+
+    def for_dataset(self, dataset: str) -> PrefixEncoder | None:
+        """Return the encoder that has the prompts of a dataset, with a shared prefix of its own.
+
+        Args:
+            dataset: The dataset's name, as in `Gen2Embed.prompts` before the colon.
+
+        Returns:
+            The same object for datasets with the same prompts; `None` if the model has no prompts for this one, so that
+            its usual texts are used.
+        """
+        prompts = prompts_for(self._model, dataset)
+        if not prompts:
+            return None
+        key = tuple(sorted(prompts.items()))
+        if key not in self._of_datasets:
+            self._of_datasets[key] = PrefixEncoder(self._model, reuse_prefix=self._reuse_prefix, prompts=prompts)
+        return self._of_datasets[key]
 
     @property
     def batch_tokens(self) -> int:
@@ -120,7 +147,8 @@ class PrefixEncoder:
         """
         prefix = self._prefix(side) if self._reuse_prefix else None  # may find that it cannot be reused
         shared = len(prefix) if prefix is not None and self._reuse_prefix else 0
-        return [max(1, count - shared) for count in self._model.count_tokens(texts, image_sizes, task=side)]
+        counts = self._model.count_tokens(texts, image_sizes, task=side, prompt=self._prompt(side))
+        return [max(1, count - shared) for count in counts]
 
     def prepare(self, side: Side, inputs: list[dict[str, Any]]) -> Prepared:
         """Render, tokenize and lay out a batch; may run at the same time as `encode_prepared` of another batch.
@@ -134,8 +162,10 @@ class PrefixEncoder:
         return self._prepare(side, inputs, reuse=self._reuse_prefix)
 
     def _prepare(self, side: Side, inputs: list[dict[str, Any]], *, reuse: bool) -> Prepared:
-        rows = self._rows(side, inputs)
-        shared = self._prefix(side).num_shared(rows.input_ids, int(rows.lengths.min())) if reuse else 0
+        features = self._preprocess(side, inputs)
+        rows, pooled = laid_out(features, self._model[0].model), features.get(PHRASE_LENGTH)
+        needed = 1 if pooled is None else int(pooled.max())  # states that must be computed, at the end of every row
+        shared = self._prefix(side).num_shared(rows.input_ids, int(rows.lengths.min()) - needed) if reuse else 0
         return Prepared(
             input_ids=rows.input_ids[:, shared:],
             attention_mask=None if bool(rows.mask.all()) else rows.mask,
@@ -143,13 +173,18 @@ class PrefixEncoder:
             last=rows.lengths - 1 - shared,
             num_shared=shared,
             others={name: value for name, value in rows.others.items() if self._takes(name)},
+            pooled=pooled,
         )
 
     @torch.inference_mode()
     def encode_prepared(self, side: Side, batch: Prepared) -> npt.NDArray[np.float32]:
         """Run a prepared batch, and return (n, d) float32 unit rows."""
         states = self._last_hidden_state(side, batch)
-        vectors = states[torch.arange(len(states), device=states.device), batch.last.to(states.device)]
+        last = batch.last.to(states.device)
+        if batch.pooled is None:
+            vectors = states[torch.arange(len(states), device=states.device), last]
+        else:
+            vectors = mean_of_last(states, last, batch.pooled.to(states.device))
         vectors = functional.normalize(finish(self._model, vectors, side), dim=1)
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
@@ -178,10 +213,12 @@ class PrefixEncoder:
         """Encode candidates, and return (n, d) float32 unit rows."""
         return self.encode_prepared("document", self.prepare("document", inputs))
 
-    def _rows(self, side: Side, inputs: list[dict[str, Any]]) -> Rows:
-        """Preprocess inputs as `encode_query` and `encode_document` do, with the side's system prompt in `prompts`."""
-        features = self._model.preprocess(inputs, prompt=self._model.side_prompt(side), task=side)
-        return laid_out(features, self._model[0].model)
+    def _preprocess(self, side: Side, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Preprocess inputs as `encode_query` and `encode_document` do, with the prompt of the dataset or the side."""
+        return self._model.preprocess(inputs, prompt=self._prompt(side), task=side)
+
+    def _prompt(self, side: Side) -> str | None:
+        return self.prompts.get(side) or self._model.side_prompt(side)
 
     def _takes(self, name: str) -> bool:
         return taken_by(self._model[0], name)
@@ -194,11 +231,12 @@ class PrefixEncoder:
         """
         with self._lock:  # batches may be prepared in several threads, and none before the check has passed
             if side not in self._prefixes:
-                one, other = (self._rows(side, [{"text": text}]) for text in ("a", "b"))
+                base, probes = self._model[0].model, ("a", "b")
+                one, other = (laid_out(self._preprocess(side, [{"text": text}]), base) for text in probes)
                 width = min(one.input_ids.shape[1], other.input_ids.shape[1])
                 equal = one.input_ids[0, :width] == other.input_ids[0, :width]
                 length = int(equal.int().cumprod(dim=0).sum())
-                self._prefixes[side] = SharedBeginning.of(self._model[0].model, one, length, self._takes)
+                self._prefixes[side] = SharedBeginning.of(base, one, length, self._takes)
                 if length and family_of(self._model[0].config.model_type).is_generic:
                     self._check(side)
             return self._prefixes[side]

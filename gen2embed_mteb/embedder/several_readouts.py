@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from gen2embed_mteb.embedder.dataset_prompts import all_of
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder, Prepared
 from gen2embed_mteb.embedder.readouts.choice import LAST, PRE_MLP, Readout
 from gen2embed_mteb.embedder.readouts.decoder_parts import DecoderParts
@@ -52,6 +53,11 @@ class SeveralReadouts(PrefixEncoder):
             raise Gen2EmbedError(
                 f"{model.source} has the readout {model.readout!r} and the modules {', '.join(modules)}; several "
                 "readouts at once need the model as it was published: no readout, calibration or module behind it"
+            )
+        if model.pooling != "last" or all_of(model):
+            raise Gen2EmbedError(
+                f"{model.source} has the prompt {model.prompt_mode!r} and the pooling {model.pooling!r}; several readouts "
+                "at once need the last token, and a prompt without texts per dataset"
             )
         if not readouts or len(set(readouts)) < len(readouts):
             raise Gen2EmbedError(f"readouts are {[one.name for one in readouts]}; name each once, and at least one")

@@ -19,12 +19,14 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH
 from gen2embed_mteb.embedder.readouts.readout import undisturbed
 
 OF_TEXT = frozenset({"input_ids", "attention_mask", "position_ids"})
 # What sentence-transformers 6.2 puts beside the features, for itself; it never passes them to the model either.
 _BOOKKEEPING = frozenset({"modality", "num_images_per_sample", "num_videos_per_sample", "prompt_length", "task"})
 _BOOKKEEPING |= {"special_tokens_mask", "offset_mapping", "overflow_to_sample_mapping", "query_expansion_positions"}
+_BOOKKEEPING |= {PHRASE_LENGTH}
 _MOST_LENGTHS = 16
 """The most caches that are kept of one beginning, where a cache cannot be cut."""
 
@@ -161,14 +163,14 @@ class SharedBeginning:
             arguments,
         )
 
-    def num_shared(self, input_ids: torch.Tensor, shortest: int) -> int:
+    def num_shared(self, input_ids: torch.Tensor, most: int) -> int:
         """Return how many of the tokens all rows begin with.
 
         Args:
             input_ids: (n, length) int64.
-            shortest: The length of the shortest row; at least one token of it is left.
+            most: The most that it may be: some tokens of the shortest row are to be left, at least one.
         """
-        width = min(len(self.token_ids), shortest - 1)
+        width = max(0, min(len(self.token_ids), most))
         equal = (input_ids[:, :width] == self.token_ids[:width]).all(dim=0)
         return int(equal.int().cumprod(dim=0).sum())
 

@@ -7,14 +7,18 @@ those of the model itself, so that all of these share one encoding.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gen2embed_mteb.config import OWN, ComparisonOptions
+from gen2embed_mteb.config import OWN, ComparisonOptions, EvaluationConfig
 from gen2embed_mteb.embedder.affine_map import AffineMap, read_calibrated
 from gen2embed_mteb.errors import Gen2EmbedError
 
 if TYPE_CHECKING:
     from gen2embed_mteb.embedder.model import Gen2Embed
+
+logger = logging.getLogger(__name__)
 
 
 def comparison_settings(config: ComparisonOptions) -> dict[str, Any]:
@@ -61,8 +65,8 @@ def require_fitting(model: Gen2Embed, config: ComparisonOptions) -> None:
         config: The run's settings.
 
     Raises:
-        Gen2EmbedError: The model has a calibration of its own, or another prompt, readout or width than the vectors
-            that the calibration was fitted on.
+        Gen2EmbedError: The model has a calibration of its own, or another prompt, readout, pooling or width than the
+            vectors that the calibration was fitted on.
     """
     if not config.calibration:
         return
@@ -87,12 +91,34 @@ def require_fitting(model: Gen2Embed, config: ComparisonOptions) -> None:
             f"model has readout={model.readout}, readout_norm={model.readout_norm}; pass the same --readout and "
             "--readout_norm, or calibrate the model with its own"
         )
+    if model.pooling != "last":
+        raise Gen2EmbedError(
+            f"{found.folder} was calibrated with pooling=last, as every saved folder, the model has "
+            f"pooling={model.pooling}; leave --pooling out, or pass --calibration {OWN}"
+        )
     width = model.get_embedding_dimension()
     if width != found.map.width:
         raise Gen2EmbedError(
             f"{found.folder} maps vectors of {found.map.width} dimensions, the model's have {width}; calibrate the "
             "model itself: gen2embed calibrate MODEL OUT"
         )
+
+
+def warn_about_prompts(config: EvaluationConfig, datasets: Sequence[str]) -> None:
+    """Warn of a calibration that was fitted with the usual prompt, where datasets have prompts of their own.
+
+    Args:
+        config: The run's settings.
+        datasets: The names of the datasets with prompts of their own.
+    """
+    if not datasets or config.calibration == OWN or not (config.calibration or config.calibrated_on):
+        return
+    logger.warning(
+        "the calibration was fitted on vectors of the prompt that fits any dataset, and is applied to vectors of the "
+        "datasets' own prompts: %s; --calibration %s fits one on each dataset, with its prompts",
+        ", ".join(datasets),
+        OWN,
+    )
 
 
 def refuse_comparison(config: ComparisonOptions, benchmark: str) -> None:

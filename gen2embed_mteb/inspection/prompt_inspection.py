@@ -6,6 +6,7 @@ everything).
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from gen2embed_mteb.embedder.model_folder import compat
 from gen2embed_mteb.embedder.model_folder.checked_loading import detected_or_reason, load_config
 from gen2embed_mteb.embedder.model_folder.loading import processor_options
 from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error
-from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.prompts import DEFAULT, TASK_STRATEGIES, HierarchicalPrompt, strategy, task_prompt
 from gen2embed_mteb.embedder.short_names import resolve
+from gen2embed_mteb.embedder.slots import DEFAULT_SLOTS, known_slots
 
 TEXT = "a red circle"
 INPUTS = (
@@ -37,6 +39,7 @@ def inspect_prompt(
     prompt_mode: str | HierarchicalPrompt | None = None,
     revision: str | None = None,
     gguf_file: str | None = None,
+    dataset: str | None = None,
 ) -> str:
     """Return what a model will read, as a readable text.
 
@@ -45,10 +48,12 @@ def inspect_prompt(
         prompt_mode: The name of a strategy, or a prompt of the caller's own; `None` as in `Gen2Embed`.
         revision: Branch, tag or commit on the hub.
         gguf_file: The GGUF file of the folder to read.
+        dataset: A dataset whose words the texts get (`freeret` and `lens`); `None`: those that fit any.
 
     Raises:
         FileNotFoundError: There is no such model.
-        Gen2EmbedError: A file is refused, the type of model cannot be used, or no chat format fits its template.
+        Gen2EmbedError: The dataset is unknown, or the strategy says nothing of a task. A file is refused, the type of
+            model cannot be used, or no chat format fits its template.
     """
     name = resolve(model) or model_folder.as_given(model)
     hub: dict[str, Any] = {"token": None, "cache_dir": None, "local_files_only": Path(name).is_dir()}
@@ -67,10 +72,16 @@ def inspect_prompt(
     known = parts_of(processor.chat_template) if family.tries_own_template else None
     found = known.prompt if known else None if family.is_generic else prompt_of(processor.chat_template)
     prompt = strategy(prompt_mode) if prompt_mode is not None else found or strategy(DEFAULT)
+    named = prompt.name
+    if dataset is not None:
+        prompt = task_prompt(named, known_slots(dataset))
     lines = [
         f"model: {name} (type {config.model_type}, {'images and text' if takes_images(processor) else 'text alone'})",
-        f"prompt: {prompt.name}",
+        f"prompt: {named}",
     ]
+    if named in TASK_STRATEGIES:
+        slots = DEFAULT_SLOTS if dataset is None else known_slots(dataset)
+        lines += [f"{slot} of {dataset or 'any dataset'}: {text}" for slot, text in asdict(slots).items()]
     tokens = getattr(processor, "tokenizer", processor).special_tokens_map
     detected = detected_or_reason(processor, family) if family.tries_own_template else ""
     if not isinstance(detected, str):

@@ -28,7 +28,7 @@ from gen2embed_mteb.bulk.types import Encoder, Fault, Item
 from gen2embed_mteb.config import OWN, EvaluationConfig
 from gen2embed_mteb.data_files.rows import RowLimits
 from gen2embed_mteb.embedder.affine_map import AffineMap
-from gen2embed_mteb.evaluation.applied_calibration import stored_map
+from gen2embed_mteb.evaluation.applied_calibration import stored_map, warn_about_prompts
 from gen2embed_mteb.evaluation.run import (
     ROWS_SEARCHED,
     RowError,
@@ -101,12 +101,14 @@ def evaluate(
     refuse_images(getattr(encoder, "text_alone", ""), images_in(tables, config.limit, config))
     images, folder = image_source(config), embedding_dir or config.vectors_folder
     bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint, share=share)
+    of_datasets = {dataset.name: bulk.for_dataset(dataset.name) for dataset, _ in tables}
+    warn_about_prompts(config, [name for name, one in of_datasets.items() if one is not bulk])
     reranking = None if judge is None else Reranking(judge, bulk, images, config, share)
     scores: list[DatasetScore] = []
     reranked: list[DatasetReranking] = []
     errors: list[RowError] = []
     for dataset, table in tables:
-        score, rejected, ranked = _evaluate_dataset(bulk, dataset, table, config, stored)
+        score, rejected, ranked = _evaluate_dataset(of_datasets[dataset.name], dataset, table, config, stored)
         if reranking is not None:
             found, more = reranking.dataset(dataset, ranked)
             reranked.append(found)

@@ -101,7 +101,7 @@ class Reranking:
 
     Args:
         judge: What scores pairs.
-        bulk: Knows the content of every item.
+        bulk: Knows the content of every item, whatever the dataset.
         images: The source of the images.
         config: The run's settings.
         share: The part of the work that belongs to this process; None reads it from the environment.

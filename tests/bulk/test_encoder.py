@@ -1,5 +1,6 @@
 """Bulk encoding: once each, in sorted batches, faults kept apart from their neighbours, the contract enforced."""
 
+import hashlib
 import json
 import resource
 import threading
@@ -328,3 +329,58 @@ def test_an_error_of_the_system_ends_the_run_and_sets_no_image_aside(
     bulk_encoder = bulk(tmp_path, PlainEncoder())
     bulk_encoder.add("query", [item])
     assert bulk_encoder.fault("query", item) is None
+
+
+class OfDataset(Recorder):
+    """An encoder with prompts: the vectors are those of the text with the prompt behind it."""
+
+    def __init__(self, prompts: dict[str, str]) -> None:
+        super().__init__()
+        self.prompts = prompts
+
+    def _encode(self, side: str, inputs: list[dict[str, Any]]) -> np.ndarray:
+        super()._encode(side, inputs)
+        said = self.prompts.get(side, "")
+        images = [[entry["image"]] if "image" in entry else [] for entry in inputs]
+        return np.stack([vector(f"{e.get('text', '')} {said}", i) for e, i in zip(inputs, images, strict=True)])
+
+
+class PerDataset(OfDataset):
+    def __init__(self, prompts: dict[str, dict[str, str]]) -> None:
+        super().__init__({})
+        self.of_datasets = {name: OfDataset(said) for name, said in prompts.items()}
+
+    def for_dataset(self, dataset: str, /) -> OfDataset | None:
+        return self.of_datasets.get(dataset)
+
+
+def test_inputs_are_compared_within_the_datasets_of_the_same_prompts_only(tmp_path: Path) -> None:
+    birds, same = {"query": "which bird", "document": "a bird"}, {"document": "a bird", "query": "which bird"}
+    encoder = PerDataset({"birds": birds, "more": same, "half": {"query": "which bird"}})
+    bulk_encoder = bulk(tmp_path, encoder)
+    items = [Item("red"), Item("x", ("img/red.png",))]
+    red = Image.new("RGB", (32, 32), COLOURS["red"])
+    for dataset, said in (("birds", birds), ("more", same), ("half", {"query": "which bird"}), ("none", {})):
+        one = bulk_encoder.for_dataset(dataset)
+        for side in ("query", "document"):
+            one.add(side, items)
+            expected = np.stack([vector(f"red {said.get(side, '')}", []), vector(f"x {said.get(side, '')}", [red])])
+            assert np.allclose(one.vectors(side, items), expected, atol=1e-6), (dataset, side)
+    assert bulk_encoder.for_dataset("more") is bulk_encoder.for_dataset("birds")
+    assert bulk_encoder.for_dataset("none") is bulk_encoder
+    # Birds: four. Half: its candidates; its queries have the prompt of birds, and are found in the store. None: its
+    # queries; its candidates have the usual prompt, as those of half.
+    assert (bulk_encoder.num_encoded, bulk_encoder.num_reused) == (8, 4)
+    assert encoder.of_datasets["more"].given == {}
+    again = bulk(tmp_path, PerDataset({"birds": birds}))
+    again.for_dataset("birds").add("query", items)
+    again.add("query", items)
+    assert (again.num_encoded, again.num_reused) == (0, 4)
+    assert not np.allclose(again.for_dataset("birds").vectors("query", items), again.vectors("query", items), atol=0.1)
+
+
+def test_the_prompts_of_an_encoder_without_datasets_leave_keys_as_they_were(tmp_path: Path) -> None:
+    """Stores of earlier versions stay valid."""
+    bulk(tmp_path, PlainEncoder()).add("query", [Item("a")])
+    known = hashlib.sha256(json.dumps(["query", [[["a", []]]]]).encode()).hexdigest()
+    assert [path.stem for path in (tmp_path / "e").glob("*.npy")] == [known[:32]]

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoProcessor
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.shared_beginning import SharedBeginning
 from gen2embed_mteb.errors import Gen2EmbedError
 
 SIDES = ("query", "document")
@@ -114,7 +115,7 @@ def test_a_prefix_may_be_shared_in_part(tiny: Any, inputs: Any, family: str, mon
     want = model.encode_query(samples)
     whole = encoder.prepare("query", samples).num_shared
     for shared in (whole - 3, 5, 1, whole):
-        monkeypatch.setattr(encoder, "_num_shared", lambda *_, shared=shared: shared)
+        monkeypatch.setattr(SharedBeginning, "num_shared", lambda *_, shared=shared: shared)
         prepared = encoder.prepare("query", samples)
         assert prepared.num_shared == shared
         assert np.abs(encoder.encode_prepared("query", prepared) - want).max() < 1e-5

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import torch
+from tiny_tokenizers import PAPER
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from gen2embed_mteb.embedder.prompts import STRATEGIES
 from gen2embed_mteb.mini import model_dir
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next")
@@ -123,7 +123,7 @@ def _llama_tokenizer():
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    texts = [text for prompt in STRATEGIES.values() for text in (prompt.query_system, prompt.query_text, "a b c d")]
+    texts = [text for prompt in PAPER for text in (prompt.query_system, prompt.query_text, "a b c d")]
     core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=500, special_tokens=pieces, show_progress=False))
     core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))])

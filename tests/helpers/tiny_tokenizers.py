@@ -7,8 +7,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from gen2embed_mteb.embedder.prompts import STRATEGIES
+from gen2embed_mteb.embedder.prompts import STRATEGIES, TASK_STRATEGIES
 
+PAPER = [prompt for name, prompt in STRATEGIES.items() if name not in TASK_STRATEGIES]
+"""The strategies on whose texts the tokenizers are trained."""
 _WORDS = "a b c d user assistant system model User: Assistant: USER: ASSISTANT: \n \n\n You are a helpful assistant."
 _LINES = (
     "a\n\n\n\nb\n\n\nc\n\n" * 20
@@ -29,7 +31,7 @@ def byte_level(specials: Sequence[str], named: Mapping[str, str], bos: str | Non
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     first = ["<pad>", *([bos] if bos else [])]
-    texts = [text for prompt in STRATEGIES.values() for text in (prompt.query_system, prompt.query_text, _WORDS)]
+    texts = [text for prompt in PAPER for text in (prompt.query_system, prompt.query_text, _WORDS)]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=420, special_tokens=[*first, *specials], initial_alphabet=alphabet, show_progress=False

@@ -92,3 +92,28 @@ def test_a_template_that_begins_like_one_of_ours_is_a_model_s_own(tiny_dir, tmp_
     path = folder / "chat_template.jinja"
     path.write_text('{%- set prompt = {"a": 1} -%}\n' + path.read_text())
     assert inspect_prompt(folder).splitlines()[1:] == inspect_prompt(tiny_dir("llama")).splitlines()[1:]
+
+
+@pytest.mark.parametrize("mode", ["freeret", "lens"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava", "llama"])
+def test_the_texts_of_a_dataset(tiny, tiny_dir, capsys, name, mode):
+    model = tiny(name, prompt_mode=mode)
+    assert main(["inspect-prompt", str(tiny_dir(name)), "--prompt_mode", mode, "--dataset", "n24news"]) == 0
+    page = capsys.readouterr().out.removesuffix("\n")
+    assert f"prompt: {mode}\nquery of n24news: a news photo with its text\n" in page
+    kinds = ["a text"] if name in TEXT_ONLY else list(GIVEN)
+    for side in ("query", "document"):
+        for kind in kinds:
+            expected = model.render(GIVEN[kind], side, model.prompts[f"N24News:{side}"])
+            assert shown(page)[f"{side}, {kind}"] == expected
+            assert "topic of the news" in expected
+    usual = inspect_prompt(tiny_dir(name), prompt_mode=mode)
+    assert "aspect of any dataset: the meaning" in usual
+    assert shown(usual)["query, a text"] == model.render(TEXT, "query")
+
+
+def test_a_dataset_or_a_strategy_without_slots_is_refused(tiny_dir):
+    with pytest.raises(Gen2EmbedError, match="did you mean 'N24News'"):
+        inspect_prompt(tiny_dir("llama"), prompt_mode="lens", dataset="N24")
+    with pytest.raises(Gen2EmbedError, match="'hierarchical' has no slots for a task"):
+        inspect_prompt(tiny_dir("llama"), dataset="N24News")

@@ -296,3 +296,23 @@ def test_an_input_that_cannot_be_encoded_is_named() -> None:
     task = MOCKS["MockVisualSTS"]
     with pytest.raises(ValueError, match=r"MockVisualSTS, subset default, split test, query 0 cannot be encoded"):
         encode(encoder, Batches([Image.new("RGB", (64, 64))]), task, None)
+
+
+def test_a_task_with_slots_has_prompts_of_its_own() -> None:
+    encoder = mteb.get_model("gen2embed-mini", device="cpu", prompt_mode="freeret")
+    model = encoder.model
+    columns = {"text": ["a red circle", "a blue square"]}
+    vectors = {}
+    for name in ("MMEB-mini-Scenes_t2i", "MMEB-mini-WebPages", "MockRetrievalTask"):
+        task = MOCKS["MockRetrievalTask"] if name.startswith("Mock") else mteb.get_task(name)
+        for prompt_type in (PromptType.query, PromptType.document):
+            vectors[name, prompt_type.value] = encode(encoder, loader(columns, task, prompt_type), task, prompt_type)
+    for dataset in ("Scenes_t2i", "WebPages"):
+        for side in ("query", "document"):
+            expected = getattr(model, f"encode_{side}")(columns["text"], prompt_name=f"{dataset}:{side}")
+            np.testing.assert_allclose(vectors[f"MMEB-mini-{dataset}", side], expected, atol=1e-5)
+    np.testing.assert_allclose(
+        vectors["MockRetrievalTask", "document"], model.encode_document(columns["text"]), atol=1e-5
+    )
+    scenes, pages = vectors["MMEB-mini-Scenes_t2i", "query"], vectors["MMEB-mini-WebPages", "query"]
+    assert np.abs(scenes - pages).max() > 1e-3

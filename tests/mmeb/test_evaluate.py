@@ -446,6 +446,41 @@ def test_settings_are_checked_at_once(tmp_path: Path, change: dict[str, Any], me
         settings(tmp_path, tmp_path, **change)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["last", "phrase"])
+def test_every_dataset_is_scored_with_its_own_prompts(data: Path, tmp_path: Path, tiny: Any, pooling: str) -> None:
+    """The colours are candidates of two datasets: each has the vectors of its own prompts, also when it is resumed."""
+    from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+
+    write_table(data / "SUN397" / "test-00000-of-00001.parquet", colour_rows(NAMES))  # the same rows as VOC2007
+    model = tiny("qwen2_vl", prompt_mode="lens", pooling=pooling)
+    chosen = ("VOC2007", "SUN397", "RefCOCO-Matching")
+    config = settings(data, tmp_path / "out", subsets=chosen)
+    result = evaluate(PrefixEncoder(model), MMEB, config)
+    pictures = {name: Image.new("RGB", (32, 32), rgb) for name, rgb in COLOURS.items()}
+
+    def ranks(dataset: str, texts: tuple[str, ...], side: str) -> list[int]:
+        name = {"prompt_name": f"{dataset}:query"}
+        queries = model.encode_query([{"text": texts[0].format(one), "image": pictures[one]} for one in NAMES], **name)
+        candidates = queries if side == "query" else model.encode_document(NAMES, prompt_name=f"{dataset}:document")
+        scores = queries @ candidates.T
+        return [int((row > row[place]).sum()) for place, row in enumerate(scores)]
+
+    expected = {
+        "VOC2007": ranks("VOC2007", (f"{M}\nName the colour\n",), "document"),
+        "SUN397": ranks("SUN397", (f"{M}\nName the colour\n",), "document"),
+        "RefCOCO-Matching": ranks("RefCOCO-Matching", (f"{M}\nSelect: the {{}} one\n",), "query"),
+    }
+    assert {score.dataset.name: [row.rank for row in score.rows] for score in result.scores} == expected
+    alone = evaluate(PrefixEncoder(model), MMEB, settings(data, tmp_path / "alone", subsets=("SUN397",)))
+    assert [row.rank for row in alone.scores[0].rows] == expected["SUN397"]
+    again = evaluate(model, MMEB, settings(data, tmp_path / "model", subsets=chosen))  # the model itself, not in stages
+    assert {score.dataset.name: [row.rank for row in score.rows] for score in again.scores} == expected
+    before = results(tmp_path / "out")
+    evaluate(PrefixEncoder(model), MMEB, config)
+    assert results(tmp_path / "out") == before
+
+
 def test_a_model_of_text_alone_is_refused_before_anything_is_encoded(data: Path, tmp_path: Path) -> None:
     write_table(data / "CIRR" / "test-00000-of-00001.parquet", [eval_row("a\n", "", [("b", ""), ("c", "")])])
     encoder = PlainEncoder(text_alone="words takes text alone")

@@ -178,6 +178,7 @@ class SubsetRun:
         config, name = self._config, self.subset.name
         folder = Path(config.embedding_dir).expanduser() if config.embedding_dir else config.folder / "embeddings"
         bulk = open_bulk_encoder(encoder, config, self._data.images, folder=folder, fingerprint=self._model.fingerprint)
+        bulk = bulk.for_dataset(name)
         bulk.add("query", [row.query for row in rows], f"{name} queries")
         bulk.add("document", [row.positive for row in rows], f"{name} candidates")
         return bulk

@@ -12,11 +12,10 @@ beginning of the assistant turn (see `chat_template`).
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-from gen2embed_mteb.embedder.chat_formats.header import parts_of, prompt_of
+from gen2embed_mteb.embedder.chat_formats.header import caller_template, parts_of, prompt_of, with_phrase
 from gen2embed_mteb.embedder.families.family import Family, ImageLayout
 from gen2embed_mteb.embedder.families.generic import generic_family
 from gen2embed_mteb.embedder.families.llava_next import LLAVA_NEXT
@@ -67,9 +66,11 @@ def chat_template(family: Family, prompt: HierarchicalPrompt, layout: ImageLayou
         raise Gen2EmbedError(f"{family.name} has no template of ours: its own carries the prompt (see `chat_formats`)")
     marker = family.image if layout == "native" else family.bare_image
     # JSON strings are Jinja strings as long as non-ASCII characters stay as they are.
-    texts = json.dumps(asdict(prompt), ensure_ascii=False)
+    texts = json.dumps(prompt.texts, ensure_ascii=False)
     header = f"{{%- set prompt = {texts} -%}}\n{{%- set image_marker = {json.dumps(marker)} -%}}\n"
-    return header + _read("content.jinja") + _read(family.template)
+    body = _read("content.jinja") + _read(family.template)
+    blank = "{{ ' ' if gen2embed_phrase else '' }}" if family.blank_before_answer else ""
+    return header + caller_template(prompt, "prompt") + with_phrase(body, prompt, blank)
 
 
 def carried_by_own(family: Family, template: object) -> bool:

@@ -27,6 +27,7 @@ class Family:
         has_video_processor: Whether the processor requires a video processor, which needs torchvision.
         writes_special_tokens: Whether the template writes all special tokens itself. Only then can transformers read
             control tokens in the user's text as plain text; otherwise `Gen2Embed` puts a space inside them.
+        blank_before_answer: Whether a blank stands between the user's turn and the answer.
         prefers_own_template: Whether, in the `native` layout, a model's own chat template carries the prompt if there
             is one that can (see `chat_formats`); `template` is then for all other cases. `False` for a generic
             family, which has no other template.
@@ -41,6 +42,7 @@ class Family:
     lora_targets: tuple[str, ...]
     has_video_processor: bool
     writes_special_tokens: bool
+    blank_before_answer: bool = False
     prefers_own_template: bool = False
 
     @property

@@ -12,4 +12,5 @@ LLAVA_NEXT = Family(
     lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "down_proj"),
     has_video_processor=False,
     writes_special_tokens=False,
+    blank_before_answer=True,
 )

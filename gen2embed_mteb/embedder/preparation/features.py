@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
+from gen2embed_mteb.embedder.chat_formats.header import prompt_of
 from gen2embed_mteb.embedder.chat_formats.probing import takes_images
 from gen2embed_mteb.embedder.families import Family, ImageLayout, family_of
+from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, check_ends, phrase_tokens
 from gen2embed_mteb.embedder.preparation.image_tokens import Renderer
 from gen2embed_mteb.embedder.preparation.inputs import Content, content_of, rough_length
 from gen2embed_mteb.embedder.preparation.truncation import Fitter
-from gen2embed_mteb.embedder.prompts import side_of
+from gen2embed_mteb.embedder.prompts import HierarchicalPrompt, side_of
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.decoding import Size
 from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
+from gen2embed_mteb.names import Pooling, Side
 
 NO_LIMIT = 10**9
 """A length that limits nothing; tokenizers without a limit state an astronomical one."""
@@ -34,6 +37,7 @@ class PreparesInputs(SentenceTransformer):
     image_root: str | Path | None
     image_options: ImageOptions
     _layout: ImageLayout
+    _pooling: Pooling
 
     @property
     def _family(self) -> Family:
@@ -78,6 +82,8 @@ class PreparesInputs(SentenceTransformer):
         contents = self.fitted(inputs, prompt, task=kwargs.get("task"), max_length=max_length)
         messages = [content.as_messages() for content in contents]
         features: dict[str, Any] = super().preprocess(messages, processing_kwargs=processing, **kwargs)
+        if self._pooling == "phrase":
+            features[PHRASE_LENGTH] = self._phrase_lengths(contents, kwargs.get("task"), features)
         if self._layout == "official" and "mm_token_type_ids" in features:
             # Image tokens count as text, which gives every token its plain 1-D position.
             features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
@@ -113,7 +119,11 @@ class PreparesInputs(SentenceTransformer):
         return [fitter.fit(content, max_length) for content in contents]
 
     def count_tokens(
-        self, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]], task: str | None = None
+        self,
+        texts: Sequence[str],
+        image_sizes: Sequence[Sequence[Size]],
+        task: str | None = None,
+        prompt: str | None = None,
     ) -> list[int]:
         """Return the lengths of inputs in tokens, prompt and images included, without opening or rendering any input.
 
@@ -121,31 +131,47 @@ class PreparesInputs(SentenceTransformer):
             texts: n texts.
             image_sizes: For each text the (width, height) in pixels of its images.
             task: "query", "document", or `None`.
+            prompt: A prompt of the caller that `preprocess` will be given.
 
         Returns:
             n lengths, each at most `max_seq_length`. A length may be wrong by a token or two, where the tokens of text
             and prompt merge.
         """
         resized = [[fitted_size(size, self.image_options) for size in sizes] for sizes in image_sizes]
-        lengths = self._fitter(task).count_all(texts, resized)
+        lengths = self._fitter(task, prompt or None).count_all(texts, resized)
         longest = self.max_seq_length
         return lengths if longest is None else [min(length, longest) for length in lengths]
 
-    def render(self, sample: Any, task: str | None = None) -> str:
+    def render(self, sample: Any, task: str | None = None, prompt: str | None = None) -> str:
         """Return the conversation as the model reads it, with one marker per image.
 
         Args:
             sample: One input.
             task: "query", "document", or `None`.
+            prompt: A prompt of the caller.
         """
+        return self._rendered(self.fitted([sample], prompt)[0], task)
+
+    def _rendered(self, content: Content, task: str | None) -> str:
         return str(
             self.processor.apply_chat_template(
-                self._content(sample).as_messages(),
+                content.as_messages(),
                 tokenize=False,
                 add_generation_prompt=True,
                 **({} if task is None else {"task": task}),
             )
         )
+
+    def _phrase_lengths(self, contents: Sequence[Content], side: Side | None, features: dict[str, Any]) -> torch.Tensor:
+        """Return how many tokens the phrase of each input has, (n,) int64; rows must end in these tokens."""
+        known: dict[str | None, list[int]] = {}
+        for system in dict.fromkeys(content.system for content in contents):
+            prompt = prompt_of(self.processor.chat_template) or HierarchicalPrompt()
+            phrase = prompt.with_caller(system).phrase(side)
+            known[system] = phrase_tokens(self.tokenizer, self._rendered(Content("a", (), system), side), phrase)
+        phrases = [known[content.system] for content in contents]
+        check_ends(features["input_ids"], features["attention_mask"], phrases)
+        return torch.tensor([len(phrase) for phrase in phrases], dtype=torch.int64)
 
     def _content(self, sample: Any) -> Content:
         content = content_of(sample, self.image_root, self.image_options)
@@ -164,9 +190,9 @@ class PreparesInputs(SentenceTransformer):
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    def _fitter(self, side: str | None) -> Fitter:
+    def _fitter(self, side: str | None, prompt: str | None = None) -> Fitter:
         """Return what counts and cuts the inputs of a side."""
-        return Fitter(Renderer(self[0], self[0].processing_kwargs["chat_template"], side))
+        return Fitter(Renderer(self[0], self[0].processing_kwargs["chat_template"], side), prompt)
 
     def _input_length(self, sample: Any) -> int:
         """Return roughly the number of tokens, the key by which sentence-transformers sorts; images all count alike."""

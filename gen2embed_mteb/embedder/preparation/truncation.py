@@ -39,10 +39,12 @@ class Fitter:
 
     Args:
         renderer: Renders conversations with the model's processor, for the side of the inputs.
+        system: The caller's prompt, for `count_all`; a `Content` that is fitted names its own.
     """
 
-    def __init__(self, renderer: Renderer) -> None:
+    def __init__(self, renderer: Renderer, system: str | None = None) -> None:
         """Keep the renderer; nothing is computed yet."""
+        self._system = system
         self._renderer, self._tokenizer = renderer, renderer.tokenizer
         self._images = ImageTokens(renderer)
         self._prompts: dict[tuple[int, str | None], int] = {}
@@ -76,7 +78,7 @@ class Fitter:
         """Return the number of tokens that stand around the text and the images of an input."""
         case = (has_text, num_images)
         if case not in self._surroundings:
-            content = Content("", (Image.new("RGB", PROBES[0]),) * num_images)
+            content = Content("", (Image.new("RGB", PROBES[0]),) * num_images, self._system)
             try:
                 around = self._prompt_tokens(content)
                 if has_text:

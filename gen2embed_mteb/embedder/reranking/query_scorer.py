@@ -171,15 +171,15 @@ class QueryScorer:
                 of_images = int(whole.lengths[0]) - self._laid_out(self.reranker._asked([bare_probe])[1][0]).lengths[0]
             for number, features in enumerate(questions):
                 rows = self._laid_out(features)
-                shortest = int(rows.lengths.min())
+                most = int(rows.lengths.min()) - 1
                 if beginning is None:
                     everything = self._beginning(whole, int(whole.lengths[0]))
-                    shared = everything.num_shared(rows.input_ids, shortest)
+                    shared = everything.num_shared(rows.input_ids, most)
                     behind = int(whole.lengths[0]) - shared
                     if shared == 0 or self._length_before(whole, bare, len(bare) - behind) != shared:
                         return None
                     beginning = self._beginning(whole, shared)
-                shared = beginning.num_shared(rows.input_ids, shortest)
+                shared = beginning.num_shared(rows.input_ids, most)
                 if shared == 0 or (with_images and shared < len(beginning)):
                     return None  # an image may stand behind what this batch shares
                 source = rows if alone is None else alone[number]

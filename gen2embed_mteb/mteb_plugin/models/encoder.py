@@ -38,7 +38,7 @@ def load(
     device: str | None = None,
     source: str,
     layout: ImageLayout = "native",
-    prompt_mode: str | dict[str, str] | None = None,
+    prompt_mode: str | dict[str, Any] | None = None,
     **options: Any,
 ) -> Gen2EmbedEncoder:
     """Load an encoder; `mteb.get_model` calls this through the model's metadata.
@@ -126,14 +126,14 @@ class Gen2EmbedEncoder(AbsEncoder):
         side = side_of(task_metadata, prompt_type, inputs, after_labels=self._labels_of == task_metadata.name)
         self._labels_of = task_metadata.name if side == "document" and prompt_type is None else ""
         instruction = self.instruction(task_metadata, side)
+        known = DATASETS.get(task_metadata.name)
+        encoder = self._encoder.for_dataset(known.name if known else task_metadata.name) or self._encoder
         images = HeldImages()
         items: list[Item] = []
         num_added = 0
         with tempfile.TemporaryDirectory(prefix="gen2embed-") as folder:
             # No resizing here: the model resizes by its own settings.
-            bulk = BulkEncoder(
-                self._encoder, EmbeddingStore(folder, {}), images, image_options=ImageOptions(min_side=0)
-            )
+            bulk = BulkEncoder(encoder, EmbeddingStore(folder, {}), images, image_options=ImageOptions(min_side=0))
             for batch in inputs:
                 items.extend(items_of(batch, side, task_metadata, instruction, images))
                 if images.num_pixels > MAX_HELD_PIXELS:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def inputs_digest(layout: str, *, generic: bool = False) -> str:
     digest = hashlib.sha256()
     for template in sorted((Path(families.__file__).parent / "templates").glob("*.jinja")):
         digest.update(template.read_bytes())
-    settings = {"prompt": asdict(strategy(DEFAULT)), "layout": layout, "version": INPUTS_VERSION}
+    settings = {"prompt": strategy(DEFAULT).texts, "layout": layout, "version": INPUTS_VERSION}
     if generic:
         settings |= {"header": open_template(""), "detection": DETECTION_VERSION}
     digest.update(json.dumps(settings, sort_keys=True).encode())

@@ -778,6 +778,36 @@ def test_settings_are_checked_at_once(tmp_path: Path, change: dict[str, Any], me
         SampleConfig(**{"data_dir": "d", "output_dir": str(tmp_path), **change})
 
 
+class PerDataset(Exact):
+    """An encoder with prompts for one dataset: a prompt is a word behind the text."""
+
+    def __init__(self, prompts: dict[str, str], known: str = "") -> None:
+        super().__init__()
+        self.prompts, self._known, self.asked = prompts, known, []
+
+    def for_dataset(self, dataset: str, /) -> Any:
+        self.asked.append(dataset)
+        return PerDataset({"query": "cat", "document": "owl"}) if dataset == self._known else None
+
+    def _encode(self, side: str, inputs: list[dict[str, Any]]) -> np.ndarray:
+        said = [{**entry, "text": f"{entry.get('text', '')} {self.prompts.get(side, '')}"} for entry in inputs]
+        return super()._encode(side, said)
+
+
+def test_a_subset_is_mined_with_its_own_prompts(data: Path, tmp_path: Path) -> None:
+    encoder = PerDataset({}, "MSCOCO_t2i")
+    run(settings(data, tmp_path / "out"), encoder)
+    run(settings(data, tmp_path / "plain"), Exact())
+    assert sorted(set(encoder.asked)) == sorted(BOTH)
+    mined = {
+        (folder, name): read_sampling(tmp_path / folder / f"{name}.json").clusters.similarities
+        for folder in ("out", "plain")
+        for name in BOTH
+    }
+    assert np.array_equal(mined["out", "VOC2007"], mined["plain", "VOC2007"], equal_nan=True)
+    assert not np.allclose(mined["out", "MSCOCO_t2i"], mined["plain", "MSCOCO_t2i"], atol=1e-3, equal_nan=True)
+
+
 def test_a_model_of_text_alone_is_refused_before_anything_is_encoded(data: Path, tmp_path: Path) -> None:
     words = [train_row(f"{word} one", "", word) for word in WORDS]
     write_table(data / "HatefulMemes" / "original-00000-of-00001.parquet", words)
