@@ -197,6 +197,23 @@ class Gen2Embed(KeepsGenerator):
         """How the model's own chat template gets the prompt; `None` where a template written by hand has it."""
         return format_of(self.processor.chat_template)
 
+    def set_prompt(self, prompt_mode: str | HierarchicalPrompt) -> None:
+        """Change the two-level prompt, in place; an object that encodes with the old one must not be used any more.
+
+        Args:
+            prompt_mode: As for the constructor.
+
+        Raises:
+            Gen2EmbedError: The name is unknown, or the model is calibrated, which it was with its own prompt.
+        """
+        prompt = strategy(prompt_mode)
+        if self.calibration is not None and prompt != self.prompt:
+            raise Gen2EmbedError(
+                f"{self.source} was calibrated with its own prompt ({self.prompt_mode}); use the model that it was "
+                "made of"
+            )
+        self._set_prompt(prompt)
+
     def _set_prompt(self, prompt: HierarchicalPrompt) -> None:
         check_layout(self._family, self._layout)
         if self._layout == "native":
