@@ -1,4 +1,4 @@
-"""`gen2embed evaluate --ablation`: checks what is asked for, reads the inputs to fit on, loads the model, and reports."""
+"""`gen2embed evaluate --ablation`: checks what is asked for, reads the inputs to fit on, and loads the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gen2embed_mteb.flags import from_flags
 BENCHMARKS = ("mmeb", "mmeb-mini")
 
 
-def run_ablation(arguments: argparse.Namespace, options: AblationOptions) -> int:
+def run_ablation(arguments: argparse.Namespace, options: AblationOptions) -> tuple[str, int]:
     """Table every prompt, readout and calibration of a model.
 
     Args:
@@ -25,7 +25,7 @@ def run_ablation(arguments: argparse.Namespace, options: AblationOptions) -> int
         options: What is tabled.
 
     Returns:
-        The exit status.
+        What is printed: the table, in the first process alone; and the exit status.
 
     Raises:
         Gen2EmbedError: A flag does not go with the ablation, or the model or the data cannot be used.
@@ -63,13 +63,11 @@ def run_ablation(arguments: argparse.Namespace, options: AblationOptions) -> int
         final = config(revision=model.revision, fingerprint=fingerprint(model), **known)
         check_ablation_reports(final, options, benchmark.name)
         result = ablate(model, benchmark, final, options, inputs)
-    if is_first_process():
-        write_ablation(result, final, options)
-        print(text_table(result, final))
-        print(f"\n{result.num_encoded:,} inputs encoded. Written to {output_dir}")
-        if result.verdict:
-            print(result.verdict)
-    return int(result.too_many_errors)
+    if not is_first_process():
+        return "", int(result.too_many_errors)
+    write_ablation(result, final, options)
+    lines = [text_table(result, final), f"\n{result.num_encoded:,} inputs encoded. Written to {output_dir}"]
+    return "\n".join(filter(None, [*lines, result.verdict])) + "\n", int(result.too_many_errors)
 
 
 def _refuse_single_choices(arguments: argparse.Namespace, benchmark: str) -> None:

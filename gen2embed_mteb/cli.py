@@ -121,7 +121,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if (ablation := from_flags(AblationOptions, arguments)).ablation:
         from gen2embed_mteb.ablation_command import run_ablation
 
-        return run_ablation(arguments, ablation)
+        text, status = run_ablation(arguments, ablation)
+        print(text, end="")
+        return status
     options = from_flags(ModelOptions, arguments)
     run, check, data_dir, image_dir = open_benchmark(asked.benchmark, arguments.data_dir, arguments.image_dir)
     if not data_dir:
