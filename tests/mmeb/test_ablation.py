@@ -79,7 +79,7 @@ def test_what_prompts_say_around_an_item_is_said_once(tiny: Any, colours: Path, 
     assert vectors.words("hierarchical", "query", text) != vectors.words("hierarchical", "query", image)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "idefics3"])
+@pytest.mark.parametrize("family", ["qwen2_vl", pytest.param("idefics3", marks=pytest.mark.slow)])
 def test_vectors_are_those_of_a_model_with_the_prompt(
     family: str, tiny_dir: Any, colours: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +109,7 @@ def test_vectors_are_those_of_a_model_with_the_prompt(
             np.testing.assert_allclose(found * 2**0.5, bulk.vectors(side, items), atol=2e-6, err_msg=f"{name} {side}")
 
 
+@pytest.mark.slow
 def test_rows_with_faults_are_set_aside_under_every_prompt(tiny_dir: Any, colours: Path, tmp_path: Path) -> None:
     model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", prompt_mode="qd-rein")
     config = config_of(colours, tmp_path, subsets=("VOC2007", "OVEN"), max_error_rate=1.0)
@@ -128,7 +129,7 @@ def test_rows_with_faults_are_set_aside_under_every_prompt(tiny_dir: Any, colour
         assert sorted(result.errors) == sorted(expected.errors)
     assert [len(score.rows) for score in result.combinations[0].scores] == [5, 3]
     assert result.num_scored == 8
-    # Two inputs are left out, and named: a readout of more layers than there are, and the map of too few inputs.
+    # Left out, and named: a readout of more layers than there are, and maps of too few inputs.
     assert list(result.left_out) == ["readout drop-9", "calibration own"]
     assert "leaves none" in result.left_out["readout drop-9"]
     assert "calibration on" in result.left_out["calibration own"]
@@ -180,7 +181,7 @@ def test_readouts_of_a_model_with_a_readout_are_refused(tiny_dir: Any, colours: 
 
 @pytest.mark.slow
 def test_every_figure_is_that_of_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mini, "NUM_QUERIES", 24)
+    monkeypatch.setattr(mini, "NUM_QUERIES", 60)
     data, images = evaluation_places(mini.ensure("eval", tmp_path / "mini"))
     config = EvaluationConfig(
         data_dir=str(data),
