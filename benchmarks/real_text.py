@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 from real import sources
-from real.scores import Hits, Interval, Scorer, Setting, mean_of, names_of
+from real.report import text, write_page
+from real.scores import Hits, Scorer, Setting, mean_of, names_of
 from real.tasks import HALVES, Task, digest, make_tasks
-from real.vectors import VectorCache, exported
+from real.vectors import READOUTS, VectorCache, exported
 from sentence_transformers import SentenceTransformer
 
 from gen2embed_mteb.embedder.calibration import SHRINKAGE
@@ -33,10 +34,8 @@ from gen2embed_mteb.embedder.prompts import TABLE_IV
 from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import installed_versions
-from gen2embed_mteb.evaluation.tables import as_text, percent
 from gen2embed_mteb.storage.developer_files import write_json
 
-READOUTS = tuple(Readout(state, norm) for state in ("last", "pre-mlp", "drop-1", "drop-2") for norm in (True, False))
 CALIBRATED = (Readout(), Readout("pre-mlp"), Readout("pre-mlp", norm=False), Readout("drop-1"))
 """The readouts that are calibrated, too."""
 NONE = Setting("none")
@@ -71,6 +70,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("build/real_text"))
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
+    parser.add_argument("--pages", action="store_true", help="write the tables into the page of results")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -102,16 +102,21 @@ def main() -> None:
         "digest": digest(tasks),
         "runs": [_run(run, hits, tasks) for run, hits in found.items()],
         "inputs": inputs,
-        "yardstick": {name: mean_of(yardstick, names_of(tasks, name)).as_list() for name in HALVES},
+        "yardstick": {
+            **{name: mean_of(yardstick, names_of(tasks, name)).as_list() for name in HALVES},
+            "tasks": {name: round(float(hits.mean()), 4) for name, hits in yardstick.items()},
+        },
         "claims": _claims(found, tasks),
         "seconds": round(time.monotonic() - start),
         "num_encoded": vectors.num_encoded,
         "versions": {**installed_versions(), "sources": sources.SHA256},
         "command": " ".join(["python", "benchmarks/real_text.py", *sys.argv[1:]]),
     }
-    print_tables(found, yardstick, tasks, record)
+    print(f"\n{text(record)}\n\n{vectors.num_encoded} texts encoded; {record['seconds']} s")
     if arguments.output:
         write_json(arguments.output, record)
+    if arguments.pages:
+        write_page(record)
 
 
 def _model(name: str, work: Path) -> Path:
@@ -157,13 +162,13 @@ def _claims(found: Mapping[Run, dict[str, Hits]], tasks: list[Task]) -> dict[str
     names = names_of(tasks, "reported")
     best = _best(found, tasks, lambda run: run[1:] == (Readout(), NONE) and run[0] in TABLE_IV)
     chosen = _best(found, tasks, lambda run: not run[2].is_transductive)
-    bases = {"none": ("none", Readout(), NONE), "best paper strategy": best}
+    bases = {"none": ("none", Readout(), NONE), f"{best[0]}, the best of the paper's": best}
     rows = [("system", Readout(), DEFAULT), ("hierarchical", Readout(), DEFAULT), chosen]
     return {
         " / ".join((run[0], run[1].name, run[2].name)): {
             "reported": mean_of(found[run], names).as_list(),
             **{
-                f"against {label} ({base[0]})": mean_of(found[run], names, found[base]).as_list()
+                f"gain over {label}": mean_of(found[run], names, found[base]).as_list()
                 for label, base in bases.items()
                 if base in found
             },
@@ -176,39 +181,6 @@ def _claims(found: Mapping[Run, dict[str, Hits]], tasks: list[Task]) -> dict[str
 def _best(found: Mapping[Run, dict[str, Hits]], tasks: list[Task], fits: Any) -> Run:
     names = names_of(tasks, "choice")
     return max((run for run in found if fits(run)), key=lambda run: mean_of(found[run], names).figure)
-
-
-def print_tables(
-    found: Mapping[Run, dict[str, Hits]],
-    yardstick: Mapping[str, Hits],
-    tasks: list[Task],
-    record: Mapping[str, Any],
-) -> None:
-    """Print precision@1 on the reported half, by readout and by calibration, and the claims."""
-    names = names_of(tasks, "reported")
-    strategies = list(dict.fromkeys(run[0] for run in found))
-
-    def figure(*run: Any) -> str:
-        return percent(mean_of(found[run], names).figure) if run in found else "–"
-
-    print(f"\nP@1, mean of {len(names)} reported tasks, no calibration, by readout\n")
-    print(as_text([["prompt", *(one.name for one in READOUTS)],
-                   *([name, *(figure(name, one, NONE) for one in READOUTS)] for name in strategies)]))  # fmt: skip
-    for readout in CALIBRATED[:2]:
-        print(f"\nP@1, mean of {len(names)} reported tasks, readout {readout.name}, by calibration\n")
-        print(as_text([["calibration", *strategies, "inputs", "transductive"],
-                       *([one.name, *(figure(name, readout, one) for name in strategies),
-                          str(record["inputs"][one.name]), "yes" if one.is_transductive else "no"]
-                         for one in SETTINGS)]))  # fmt: skip
-    trained = mean_of(yardstick, names)
-    print(f"\nFor comparison, all-MiniLM-L6-v2, trained on pairs: {_spoken(trained)}\n")
-    for label, facts in record["claims"].items():
-        print(label, "·", "; ".join(f"{name}: {_spoken(Interval(*values))}" for name, values in facts.items()))
-    print(f"\n{record['num_encoded']} texts encoded; {record['seconds']} s")
-
-
-def _spoken(interval: Interval) -> str:
-    return f"{percent(interval.figure)} [{percent(interval.low)}, {percent(interval.high)}]"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -62,17 +61,21 @@ class Scorer:
             for side in SIDES
         }
         self._moments = {key: _moments(vectors) for key, vectors in self._vectors.items()}
-        self._fitted = cache(self._fit)
+        self._fitted: dict[tuple[tuple[str, ...], Means], Spectrum] = {}
 
     def hits(self, task: Task, setting: Setting) -> Hits:
         """Return for each query whether the right candidate scores higher than every other: (q,) bool."""
+        scores = self.cosines(task, setting)
+        return np.asarray(scores[:, 0] > scores[:, 1:].max(axis=1))
+
+    def cosines(self, task: Task, setting: Setting) -> npt.NDArray[np.float64]:
+        """Return the score of each query's candidates, (q, k) float64; column 0 is the right one's."""
         queries, documents = (self._mapped(task, side, setting) for side in SIDES)
         scores = queries @ documents.T
         if setting.neighbors:
             best = np.partition(scores, -setting.neighbors, axis=0)[-setting.neighbors :]
             scores = 2 * scores - best.mean(axis=0)
-        scores = np.take_along_axis(scores, task.candidates, axis=1)
-        return np.asarray(scores[:, 0] > scores[:, 1:].max(axis=1))
+        return np.asarray(np.take_along_axis(scores, task.candidates, axis=1))
 
     def num_inputs(self, task: Task, setting: Setting) -> int:
         """Return how many unlabelled inputs a setting uses for a task."""
@@ -91,12 +94,14 @@ class Scorer:
         vectors = self._vectors[task.name, side].astype(np.float64)
         if setting.shrinkage is None or not self._sources(task, setting):
             return vectors
-        fitted = self._fitted(self._sources(task, setting), setting.means)
+        fitted = self._spectrum(self._sources(task, setting), setting.means)
         # In the eigenvectors' basis, which changes no cosine: W without its last factor.
         mapped = (vectors - fitted.means[side]) @ fitted.directions / np.sqrt(fitted.shrunk(setting.shrinkage))
         return np.asarray(mapped / np.linalg.norm(mapped, axis=1, keepdims=True))
 
-    def _fit(self, sources: tuple[str, ...], means: Means) -> Spectrum:
+    def _spectrum(self, sources: tuple[str, ...], means: Means) -> Spectrum:
+        if (sources, means) in self._fitted:
+            return self._fitted[sources, means]
         width = next(iter(self._vectors.values())).shape[1]
         both = []
         for side in SIDES:
@@ -104,7 +109,7 @@ class Scorer:
             for name in sources:
                 moments.merge(self._moments[name, side])
             both.append(moments)
-        return Spectrum.of(*both, means)
+        return self._fitted.setdefault((sources, means), Spectrum.of(*both, means))
 
 
 def _moments(vectors: npt.NDArray[np.float32]) -> Moments:

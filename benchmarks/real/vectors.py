@@ -26,6 +26,8 @@ from gen2embed_mteb.names import Side
 from real.tasks import Task
 
 SIDES: tuple[Side, Side] = ("query", "document")
+READOUTS = tuple(Readout(state, norm) for state in ("last", "pre-mlp", "drop-1", "drop-2") for norm in (True, False))
+"""The readouts of the store that the benchmarks share."""
 _CHUNK = 512
 Vectors = dict[str, npt.NDArray[np.float32]]
 """The unit vector of each text, (d,) float32."""

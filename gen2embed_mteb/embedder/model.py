@@ -24,6 +24,7 @@ from gen2embed_mteb.embedder.kept_generator import KeepsGenerator
 from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
+from gen2embed_mteb.embedder.one_at_a_time import lock_tokenizer
 from gen2embed_mteb.embedder.prompts import DEFAULT, SIDES, HierarchicalPrompt, side_of, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout, chosen_readout, stored_readout
 from gen2embed_mteb.embedder.readouts.readout import readout_of, set_readout
@@ -140,6 +141,7 @@ class Gen2Embed(KeepsGenerator):
         self._set_prompt(prompt_mode if prompt_mode is not None else self.prompt)
         self._set_readout(readout, readout_norm)
         checked_loading.prepare_tokenizer(self.tokenizer)
+        lock_tokenizer(self.tokenizer)
         # This switches off the tokenizer's warning about long text: `preprocess` cuts text that is too long.
         self.tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         if max_length is not None:

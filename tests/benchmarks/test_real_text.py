@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
+import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 from real import sources
+from real.report import page_tables, write_page
 from real.scores import Scorer, Setting, mean_of
 from real.tasks import Task, paragraphs
 from real.wordnet import read
 
 from gen2embed_mteb.errors import Gen2EmbedError
 
+ROOT = Path(__file__).resolve().parents[2]
 # In WordNet's own format, with offsets that are not those of any file.
 NOUNS = """  1 This is a line of the licence.
 00000010 05 n 02 dog 0 domestic_dog 0 002 @ 00000020 n 0000 ~ 00000030 n 0000 | a tame animal that barks; kept as a pet; "the dog barked all night"; "a big dog"
@@ -181,3 +180,23 @@ def test_a_file_of_another_content_is_not_kept(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(Gen2EmbedError, match="SHA-256"):
         sources.smollm2(tmp_path)
     assert not list(tmp_path.rglob("*.gguf"))
+
+
+@pytest.mark.parametrize("name", ["real_text.json"])
+def test_the_page_shows_the_record(name: str) -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    text = (ROOT / "docs" / "results" / "training_free.md").read_text("utf-8")
+    for label, table in page_tables(record).items():
+        assert f"<!-- {label} -->\n\n{table}\n\n<!-- end of the table -->" in text, label
+    assert {task["queries"] for task in record["tasks"]} == {300}
+    assert sum(task["half"] == "reported" for task in record["tasks"]) >= 5
+
+
+def test_tables_are_put_into_their_places(tmp_path: Path) -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "real_text.json").read_text("utf-8"))
+    page = tmp_path / "page.md"
+    page.write_text("a\n\n<!-- smollm2 last -->\n\nold\n\n<!-- end of the table -->\n\nb\n<!-- end of the table -->\n")
+    write_page(record, page)
+    table = page_tables(record)["smollm2 last"]
+    expected = f"a\n\n<!-- smollm2 last -->\n\n{table}\n\n<!-- end of the table -->\n\nb\n<!-- end of the table -->\n"
+    assert page.read_text() == expected

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mmeb_files import COLOURS, colour_rows, eval_row, write_images, write_table
+from PIL import Image
 from plain_encoder import PlainEncoder, vector
 
 from gen2embed_mteb import cli
@@ -56,6 +57,26 @@ class Scorer:
         return Judge(self.score, "mcq", ("A", "B"), identity)
 
 
+def unit_rows(seed: int) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(len(NAMES), 3))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+PLACES = {"query": unit_rows(0), "document": unit_rows(1)}
+
+
+class Placed(PlainEncoder):
+    """A vector for each colour: that of the picture for a query, that of the name for a document."""
+
+    def _encode(self, side: str, inputs: list[dict[str, Any]]) -> np.ndarray:
+        colours = list(COLOURS.values())
+        numbers = [
+            colours.index(entry["image"].getpixel((0, 0))) if entry.get("image") else NAMES.index(entry["text"])
+            for entry in inputs
+        ]
+        return PLACES[side][numbers]
+
+
 def settings(data: Path, output: Path, **changes: Any) -> EvaluationConfig:
     values = {"fingerprint": "plain", "subsets": ("VOC2007",), "rerank": "mcq", "rerank_top": 3}
     return EvaluationConfig(data_dir=str(data), output_dir=str(output), **{**values, **changes})
@@ -71,8 +92,6 @@ def results(output: Path) -> dict[str, Any]:
 def test_both_figures_are_those_of_a_slow_recomputation(data: Path, tmp_path: Path) -> None:
     scorer = Scorer()
     result = evaluate(PlainEncoder(), MMEB, settings(data, tmp_path / "out"), judge=scorer.judge())
-    from PIL import Image
-
     before = after = 0
     for name in NAMES:
         query = vector("Name the colour", [Image.new("RGB", (32, 32), COLOURS[name])])
@@ -100,6 +119,32 @@ def test_both_figures_are_those_of_a_slow_recomputation(data: Path, tmp_path: Pa
     assert "the model does not answer" in found["warning"]
     for shown in (text_table(result, settings(data, tmp_path / "x")), markdown(result, settings(data, tmp_path / "x"))):
         assert "WARNING: the model does not answer" in shown and "67 %" in shown
+
+
+def test_the_candidates_are_those_of_the_final_scores_and_each_row_says_how_it_was_made(
+    data: Path, tmp_path: Path
+) -> None:
+    """CSLS with one neighbour, recomputed: its best three candidates are others than those of the cosine."""
+    changes: dict[str, Any] = {"rerank": "mcq-both", "rerank_limit": 5}
+    config = settings(data, tmp_path / "out", scoring="csls", csls_neighbors=1, **changes)
+    scorer, plain = Scorer(), Scorer()
+    result = evaluate(Placed(), MMEB, config, judge=scorer.judge())
+    evaluate(Placed(), MMEB, settings(data, tmp_path / "cosine", **changes), judge=plain.judge())
+    cosines = PLACES["query"].astype(np.float64) @ PLACES["document"].T.astype(np.float64)
+    for found, scores in ((plain, cosines), (scorer, 2 * cosines - cosines.max(axis=0))):
+        assert found.calls == [tuple(NAMES[place] for place in np.argsort(-row)[:3]) for row in scores]
+    assert [set(texts) for texts in plain.calls] != [set(texts) for texts in scorer.calls]
+    written = results(tmp_path / "out")
+    embedded, reranked = written["method"], written["rerank"]["method"]
+    assert (embedded["rerank_k"], embedded["forwards_per_query"]) == (0, 1)
+    assert (reranked["rerank_k"], reranked["forwards_per_query"]) == (3, 7)  # the query, and each pair in both orders
+    assert embedded["transductive"] and reranked["transductive"]
+    assert reranked["unlabelled_inputs"] == embedded["unlabelled_inputs"] == [{"count": 5, "of": "own queries"}]
+    rows = [line.split() for line in text_table(result, config).splitlines() if line.startswith("ours")]
+    label = ["ours,", "top", "3", "reranked,", "first", "5", "rows"]
+    (method,) = [row for row in rows if row[: len(label)] == label and row[-2:] == ["yes", "3"]]
+    assert method[len(label) :] == ["model", "7", "5", "own", "queries", "yes", "3"]
+    assert "ours, top 3 reranked, first 5 rows, strict" in markdown(result, config)
 
 
 def test_only_the_first_rows_are_reranked_and_compared_with_themselves(data: Path, tmp_path: Path) -> None:
@@ -190,6 +235,23 @@ def test_likelihood_answers_the_questions_of_mmeb_mini_better_than_the_embedding
     assert 100 * (found["after"]["precision_at_1_strict"] - found["before"]["precision_at_1_strict"]) >= 5
     assert found["num_tokens_saved"] > found["num_tokens"]
     assert "mass_on_options" not in found
+
+
+@pytest.mark.slow
+def test_default_folders_share_one_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "--model_name", "gen2embed-mini", "--benchmark", "mmeb-mini", "--device", "cpu"]
+    words += ["--subsets", "AttributeQA", "--limit", "4"]
+    assert cli.main(words) == 0
+    root = tmp_path / "results/mmeb-mini/gen2embed-mini"
+    before = {path.name: path.stat().st_mtime_ns for path in (root / "hierarchical/embeddings").glob("*.npy")}
+    assert before
+    assert cli.main([*words, "--scoring", "csls", "--rerank", "likelihood", "--rerank_top", "3"]) == 0
+    names = ["hierarchical", "hierarchical-csls-rerank-likelihood-3"]
+    assert sorted(path.name for path in root.iterdir()) == names
+    assert not (root / names[1] / "embeddings").exists()
+    after = {path.name: path.stat().st_mtime_ns for path in (root / "hierarchical/embeddings").glob("*.npy")}
+    assert after == before
 
 
 @pytest.mark.slow

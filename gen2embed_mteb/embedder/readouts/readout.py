@@ -29,6 +29,7 @@ from typing import Any
 
 from torch import nn
 
+from gen2embed_mteb.embedder.one_at_a_time import Lock, LockedCall
 from gen2embed_mteb.embedder.readouts.choice import CONFIG_KEY, LAST, PRE_MLP, Readout, stored_readout
 from gen2embed_mteb.embedder.readouts.decoder_parts import (
     DecoderParts,
@@ -37,7 +38,6 @@ from gen2embed_mteb.embedder.readouts.decoder_parts import (
     output_weights,
     with_zero_output,
 )
-from gen2embed_mteb.embedder.readouts.one_at_a_time import Lock, LockedForward
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.storage.atomic import json_bytes, write_atomic
 
@@ -144,7 +144,7 @@ def set_readout(model: Any, wanted: Readout, source: str) -> None:
             kept.parts[path, name] = getattr(parts.decoder, name)
             parts.leave_norm_weights_out()
         setattr(model.config, CONFIG_KEY, wanted.settings())
-        vars(model)["forward"] = LockedForward(model, kept.lock)
+        vars(model)["forward"] = LockedCall(model, "forward", kept.lock)
     vars(model)[_KEPT] = kept
 
 

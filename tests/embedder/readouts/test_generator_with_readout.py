@@ -81,7 +81,7 @@ def test_threads_embed_and_generate_at_the_same_time(folder: Path, readout: str,
         except Exception as error:  # a thread's exception is lost otherwise
             wrong.append(error)
 
-    threads = [threading.Thread(target=run, args=(part,)) for part in (generate, embed)]
+    threads = [threading.Thread(target=run, args=(part,)) for part in (generate, embed, embed)]
     for thread in threads:
         thread.start()
     for thread in threads:
