@@ -103,20 +103,27 @@ class EvaluateOptions:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    from gen2embed_mteb.config import EvaluationConfig, ModelOptions
+    from gen2embed_mteb.config import AblationOptions, EvaluationConfig, ModelOptions
 
     add_flags(parser, EvaluateOptions)
     add_flags(parser, ModelOptions)
     add_flags(parser, EvaluationConfig, defaults={"data_dir": "", "output_dir": ""})
+    add_flags(parser, AblationOptions)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from gen2embed_mteb.config import ComparisonOptions, EvaluationConfig, ModelOptions
+    from gen2embed_mteb.config import AblationOptions, ComparisonOptions, EvaluationConfig, ModelOptions
     from gen2embed_mteb.embedder.reranking.config import RerankOptions
     from gen2embed_mteb.evaluation.run import is_first_process
     from gen2embed_mteb.evaluation.run_folder import UNKNOWN
 
     asked = from_flags(EvaluateOptions, arguments)
+    if (ablation := from_flags(AblationOptions, arguments)).ablation:
+        from gen2embed_mteb.ablation_command import run_ablation
+
+        text, status = run_ablation(arguments, ablation)
+        print(text, end="")
+        return status
     options = from_flags(ModelOptions, arguments)
     run, check, data_dir, image_dir = open_benchmark(asked.benchmark, arguments.data_dir, arguments.image_dir)
     if not data_dir:

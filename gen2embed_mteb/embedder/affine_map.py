@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from gen2embed_mteb.embedder.calibration import (
     RECORD_FILE,
+    Calibration,
     CalibrationRecord,
     Means,
     Moments,
@@ -79,6 +80,17 @@ class AffineMap:
         check_number_of_inputs(queries.count + documents.count)
         whitening, centres = solve(queries, documents, shrinkage=shrinkage, means=means)
         return cls(dict.fromkeys(centres, whitening), {side: -whitening @ mean for side, mean in centres.items()})
+
+    @classmethod
+    def of(cls, calibration: Calibration) -> AffineMap:
+        """Return the map of a calibration, with its numbers as a calibrated folder has them, which is in float32."""
+
+        def rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            return values.astype(np.float32).astype(np.float64)
+
+        weights = rounded(calibration.whitening)
+        biases = {side: rounded(-calibration.whitening @ mean) for side, mean in calibration.means.items()}
+        return cls(dict.fromkeys(biases, weights), biases)
 
     def apply(self, side: Side, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Map vectors; equal ones stay equal, to the last bit.

@@ -28,7 +28,7 @@ from gen2embed_mteb.embedder.model_folder import loading as modules
 from gen2embed_mteb.embedder.named_prompts import NamedPrompts
 from gen2embed_mteb.embedder.one_at_a_time import lock_tokenizer
 from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, check_pooling_mode, pool_phrase
-from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.prompts import DEFAULT, TASK_STRATEGIES, HierarchicalPrompt, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout, chosen_readout, stored_readout
 from gen2embed_mteb.embedder.readouts.readout import readout_of, set_readout
 from gen2embed_mteb.embedder.short_names import resolve
@@ -218,6 +218,29 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
     def chat_format(self) -> ChatFormat | None:
         """How the model's own chat template gets the prompt; `None` where a template written by hand has it."""
         return format_of(self.processor.chat_template)
+
+    def set_prompt(self, prompt_mode: str | HierarchicalPrompt) -> None:
+        """Change the two-level prompt, in place; an object that encodes with the old one must not be used any more.
+
+        Args:
+            prompt_mode: As for the constructor.
+
+        Raises:
+            Gen2EmbedError: The name is unknown; the model is calibrated, which it was with its own prompt; or one of
+                the two strategies has texts per dataset.
+        """
+        prompt = strategy(prompt_mode)
+        if prompt != self.prompt and {prompt.name, self.prompt_mode} & set(TASK_STRATEGIES):
+            raise Gen2EmbedError(
+                f"{self.source}: from {self.prompt_mode!r} to {prompt.name!r}, one of which has texts per dataset; "
+                f"load the model again, with prompt_mode={prompt.name!r}"
+            )
+        if self.calibration is not None and prompt != self.prompt:
+            raise Gen2EmbedError(
+                f"{self.source} was calibrated with its own prompt ({self.prompt_mode}); use the model that it was "
+                "made of"
+            )
+        self._set_prompt(prompt)
 
     def _set_prompt(self, prompt: HierarchicalPrompt) -> None:
         check_layout(self._family, self._layout)

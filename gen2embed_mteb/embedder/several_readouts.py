@@ -48,17 +48,7 @@ class SeveralReadouts(PrefixEncoder):
                 twice, or the decoder passes through no such state.
         """
         super().__init__(model, reuse_prefix=reuse_prefix)
-        modules = [type(module).__name__ for module in model]
-        if not Readout(model.readout, model.readout_norm).is_default or modules[2:] != ["Normalize"]:
-            raise Gen2EmbedError(
-                f"{model.source} has the readout {model.readout!r} and the modules {', '.join(modules)}; several "
-                "readouts at once need the model as it was published: no readout, calibration or module behind it"
-            )
-        if model.pooling != "last" or all_of(model):
-            raise Gen2EmbedError(
-                f"{model.source} has the prompt {model.prompt_mode!r} and the pooling {model.pooling!r}; several readouts "
-                "at once need the last token, and a prompt without texts per dataset"
-            )
+        require_as_published(model)
         if not readouts or len(set(readouts)) < len(readouts):
             raise Gen2EmbedError(f"readouts are {[one.name for one in readouts]}; name each once, and at least one")
         self.readouts = tuple(readouts)
@@ -79,11 +69,7 @@ class SeveralReadouts(PrefixEncoder):
         Returns:
             For each readout (n, d) float32 unit rows.
         """
-        parts = np.split(vectors, len(self.readouts), axis=1)
-        return {
-            one: part / np.linalg.norm(part, axis=1, keepdims=True)
-            for one, part in zip(self.readouts, parts, strict=True)
-        }
+        return split(vectors, self.readouts)
 
     @torch.inference_mode()
     def encode_prepared(self, side: Side, batch: Prepared) -> npt.NDArray[np.float32]:
@@ -159,3 +145,59 @@ class SeveralReadouts(PrefixEncoder):
             self._parts.leave_norm_weights_out()
         finally:
             setattr(self._parts.decoder, self._parts.norm_name, self._norm)
+
+
+def require_as_published(model: Gen2Embed) -> None:
+    """Refuse a model of which several readouts cannot be taken, whatever its family.
+
+    Raises:
+        Gen2EmbedError: The model has another readout than the default one, or a module behind its normalisation; or it
+            pools a phrase, or has prompts of datasets.
+    """
+    modules = [type(module).__name__ for module in model]
+    if not Readout(model.readout, model.readout_norm).is_default or modules[2:] != ["Normalize"]:
+        raise Gen2EmbedError(
+            f"{model.source} has the readout {model.readout!r} and the modules {', '.join(modules)}; several "
+            "readouts at once need the model as it was published: no readout, calibration or module behind it"
+        )
+    if model.pooling != "last" or all_of(model):
+        raise Gen2EmbedError(
+            f"{model.source} has the prompt {model.prompt_mode!r} and the pooling {model.pooling!r}; several "
+            "readouts at once need the last token, and a prompt without texts per dataset"
+        )
+
+
+def possible_readouts(model: Gen2Embed, readouts: Sequence[Readout]) -> tuple[tuple[Readout, ...], dict[Readout, str]]:
+    """Return those readouts that `open_readouts` can give of a model, in order; and why not, for each of the others.
+
+    Args:
+        model: The model, as it was published.
+        readouts: The readouts; the default one is always possible.
+    """
+    refused: dict[Readout, str] = {}
+    for one in readouts:
+        try:
+            SeveralReadouts(model, [one])
+        except Gen2EmbedError as error:
+            if not one.is_default:
+                refused[one] = str(error)
+    return tuple(one for one in readouts if one not in refused), refused
+
+
+def open_readouts(model: Gen2Embed, readouts: Sequence[Readout]) -> PrefixEncoder:
+    """Return a bulk encoder of possible readouts; the default one alone needs no knowledge of the model's parts."""
+    return PrefixEncoder(model) if tuple(readouts) == (Readout(),) else SeveralReadouts(model, readouts)
+
+
+def split(vectors: npt.NDArray[np.float32], readouts: Sequence[Readout]) -> dict[Readout, npt.NDArray[np.float32]]:
+    """Separate the vectors of readouts.
+
+    Args:
+        vectors: (n, r * d) float32, the readouts side by side.
+        readouts: The r readouts.
+
+    Returns:
+        For each readout (n, d) float32 unit rows.
+    """
+    parts = np.split(vectors, len(readouts), axis=1)
+    return {one: part / np.linalg.norm(part, axis=1, keepdims=True) for one, part in zip(readouts, parts, strict=True)}

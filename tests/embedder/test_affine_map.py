@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.affine_map import AffineMap, read_calibrated
-from gen2embed_mteb.embedder.calibration import Moments
+from gen2embed_mteb.embedder.calibration import Moments, attach, fit
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -154,3 +154,15 @@ def test_damaged_folders_are_refused(calibrated, tmp_path):
     (folder / "modules.json").write_text(json.dumps(listed))
     with pytest.raises(Gen2EmbedError, match="is not one that is run here"):
         read_calibrated(folder)
+
+
+@pytest.mark.parametrize("means", ["shared", "side"])
+def test_the_map_of_a_calibration_is_that_of_its_folder(means, tiny_dir, tmp_path):
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
+    sums = {side: Moments(32) for side in SIDES}
+    for number, side in enumerate(SIDES):
+        sums[side].add(np.random.default_rng(number).normal(size=(60, 32)) + number)
+    fitted = fit(sums["query"], sums["document"], means=means)
+    attach(model, fitted)
+    model.save_pretrained(str(tmp_path / "model"))
+    assert AffineMap.of(fitted).digest == read_calibrated(tmp_path / "model").map.digest

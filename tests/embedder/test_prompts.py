@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 from tiny_models import FAMILIES
 
-from gen2embed_mteb import HierarchicalPrompt
+from gen2embed_mteb import Gen2Embed, HierarchicalPrompt
 from gen2embed_mteb.embedder.families import FAMILIES as RECORDS
 from gen2embed_mteb.embedder.families import chat_template, prompt_of
+from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.model_folder.compat import install
 from gen2embed_mteb.embedder.prompts import STRATEGIES, TABLE_IV, TASK_STRATEGIES, strategy
+from gen2embed_mteb.errors import Gen2EmbedError
 
 install()  # a stock processor without torchvision
 PICTURE = Image.new("RGB", (64, 64), "teal")
@@ -309,3 +311,36 @@ def test_names_of_prompts():
     assert HierarchicalPrompt(query_text="!").name == "custom"
     for name, prompt in STRATEGIES.items():
         assert STRATEGIES[prompt.name] == prompt, name  # two names may stand for the same texts
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next", "qwen3_vl"])
+def test_a_prompt_that_is_set_later_is_that_of_a_model_loaded_with_it(family, tiny_dir):
+    model = Gen2Embed(tiny_dir(family), device="cpu")
+    before = model.encode_query(["a red circle"])
+    for mode in ("none", "qd-rein", "e5-v"):
+        model.set_prompt(mode)
+        loaded = Gen2Embed(tiny_dir(family), device="cpu", prompt_mode=mode)
+        assert (model.prompt_mode, fingerprint(model)) == (loaded.prompt_mode, fingerprint(loaded))
+        for name in ("encode_query", "encode_document"):
+            found, expected = (getattr(one, name)(["a red circle"]) for one in (model, loaded))
+            assert (found == expected).all()
+    model.set_prompt("hierarchical")
+    assert (model.encode_query(["a red circle"]) == before).all()
+
+
+def test_the_prompt_of_a_calibrated_model_stays(tiny_dir):
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
+    texts = [f"text {number}" for number in range(60)]
+    model.calibrate(texts, texts)
+    model.set_prompt("hierarchical")
+    with pytest.raises(Gen2EmbedError, match="calibrated with its own prompt"):
+        model.set_prompt("none")
+
+
+def test_a_strategy_with_texts_per_dataset_needs_a_model_of_its_own(tiny_dir):
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
+    with pytest.raises(Gen2EmbedError, match="load the model again, with prompt_mode='lens'"):
+        model.set_prompt("lens")
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", prompt_mode="freeret")
+    with pytest.raises(Gen2EmbedError, match="texts per dataset"):
+        model.set_prompt("none")

@@ -14,7 +14,7 @@ from tiny_models import write_tiny
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
 from gen2embed_mteb.embedder.readouts.choice import Readout
-from gen2embed_mteb.embedder.several_readouts import SeveralReadouts
+from gen2embed_mteb.embedder.several_readouts import SeveralReadouts, open_readouts, possible_readouts, split
 from gen2embed_mteb.errors import Gen2EmbedError
 
 ALL = tuple(Readout(state, norm) for state in ("last", "pre-mlp", "drop-1", "drop-2") for norm in (True, False))
@@ -79,8 +79,31 @@ def test_models_with_a_readout_or_names_given_twice_are_refused(tmp_path: Path) 
     folder = write_any("llama", tmp_path / "llama")
     with pytest.raises(Gen2EmbedError, match="as it was published"):
         SeveralReadouts(Gen2Embed(folder, readout="pre-mlp"), [Readout()])
+    with pytest.raises(Gen2EmbedError, match="texts per dataset"):
+        SeveralReadouts(Gen2Embed(folder, prompt_mode="lens"), [Readout()])
+    with pytest.raises(Gen2EmbedError, match="the last token"):
+        SeveralReadouts(Gen2Embed(folder, prompt_mode="lens", pooling="phrase"), [Readout()])
     for readouts in ((), (Readout(), Readout())):
         with pytest.raises(Gen2EmbedError, match="name each once"):
             SeveralReadouts(Gen2Embed(folder), readouts)
     with pytest.raises(Gen2EmbedError, match="leaves none"):
         SeveralReadouts(Gen2Embed(folder), [Readout("drop-9")])
+
+
+def test_possible_readouts_are_told_from_those_that_a_family_cannot_give(tmp_path: Path) -> None:
+    model = Gen2Embed(write_any("aya_vision", tmp_path / "aya"))
+    wanted = [Readout(), Readout("pre-mlp"), Readout("drop-1"), Readout("last", norm=False)]
+    possible, refused = possible_readouts(model, wanted)
+    assert possible == (Readout(), Readout("drop-1"))
+    assert list(refused) == [Readout("pre-mlp"), Readout("last", norm=False)]
+    inputs: list[dict[str, Any]] = [{"text": "a red circle"}, {"text": "the sea"}]
+    several, single = open_readouts(model, possible), open_readouts(model, possible[:1])
+    assert type(single) is PrefixEncoder
+    found = split(several.encode_query(inputs), possible)
+    np.testing.assert_allclose(found[Readout()], single.encode_query(inputs), atol=2e-6)
+    np.testing.assert_allclose(split(single.encode_query(inputs), [Readout()])[Readout()], found[Readout()], atol=2e-6)
+
+
+@pytest.mark.parametrize("readout", ALL)
+def test_readouts_are_found_by_name(readout: Readout) -> None:
+    assert Readout.named(readout.name) == readout
