@@ -17,7 +17,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.storage.developer_files import write_json
 
-CALIBRATED = (Readout(), Readout("pre-mlp"), Readout("pre-mlp", norm=False), Readout("drop-1"))
-"""The readouts that are calibrated, too."""
+CALIBRATED = (Readout(), Readout("pre-mlp"))
+"""The readouts that are calibrated, too: a decomposition takes a quarter of a second, and there are 25 for each."""
 NONE = Setting("none")
 DEFAULT = Setting(f"shared {SHRINKAGE:g}", SHRINKAGE)
 SETTINGS = (
@@ -158,10 +158,14 @@ def _run(run: Run, hits: Mapping[str, Hits], tasks: list[Task]) -> dict[str, Any
 
 
 def _claims(found: Mapping[Run, dict[str, Hits]], tasks: list[Task]) -> dict[str, Any]:
-    """Return what the page claims, on the reported half; what is best was chosen on the other half."""
+    """Return what the page claims, on the reported half.
+
+    The paper's strategy that is compared with is the one that is best on that half; our own setting was chosen on the
+    other half.
+    """
     names = names_of(tasks, "reported")
-    best = _best(found, tasks, lambda run: run[1:] == (Readout(), NONE) and run[0] in TABLE_IV)
-    chosen = _best(found, tasks, lambda run: not run[2].is_transductive)
+    best = _best(found, names, lambda run: run[1:] == (Readout(), NONE) and run[0] in TABLE_IV)
+    chosen = _best(found, names_of(tasks, "choice"), lambda run: not run[2].is_transductive)
     bases = {"none": ("none", Readout(), NONE), f"{best[0]}, the best of the paper's": best}
     rows = [("system", Readout(), DEFAULT), ("hierarchical", Readout(), DEFAULT), chosen]
     return {
@@ -178,8 +182,7 @@ def _claims(found: Mapping[Run, dict[str, Hits]], tasks: list[Task]) -> dict[str
     }
 
 
-def _best(found: Mapping[Run, dict[str, Hits]], tasks: list[Task], fits: Any) -> Run:
-    names = names_of(tasks, "choice")
+def _best(found: Mapping[Run, dict[str, Hits]], names: list[str], fits: Callable[[Run], bool]) -> Run:
     return max((run for run in found if fits(run)), key=lambda run: mean_of(found[run], names).figure)
 
 

@@ -53,14 +53,14 @@ class Scorer:
     """
 
     def __init__(self, tasks: Sequence[Task], encode: Encode) -> None:
-        """Look up the vectors, and sum them up per task and side."""
+        """Look up the vectors."""
         self._tasks = {task.name: task for task in tasks}
         self._vectors = {
             (task.name, side): encode(side, task.queries if side == "query" else task.documents)
             for task in tasks
             for side in SIDES
         }
-        self._moments = {key: _moments(vectors) for key, vectors in self._vectors.items()}
+        self._moments: dict[tuple[str, Side], Moments] = {}
         self._fitted: dict[tuple[tuple[str, ...], Means], Spectrum] = {}
 
     def hits(self, task: Task, setting: Setting) -> Hits:
@@ -80,8 +80,8 @@ class Scorer:
     def num_inputs(self, task: Task, setting: Setting) -> int:
         """Return how many unlabelled inputs a setting uses for a task."""
         if setting.shrinkage is None:
-            return sum(self._moments[task.name, side].count for side in SIDES) if setting.neighbors else 0
-        return sum(self._moments[name, side].count for name in self._sources(task, setting) for side in SIDES)
+            return sum(self._sums(task.name, side).count for side in SIDES) if setting.neighbors else 0
+        return sum(self._sums(name, side).count for name in self._sources(task, setting) for side in SIDES)
 
     def _sources(self, task: Task, setting: Setting) -> tuple[str, ...]:
         """Return the tasks whose inputs a map may see: never those of the reported half, but for `own`."""
@@ -99,6 +99,11 @@ class Scorer:
         mapped = (vectors - fitted.means[side]) @ fitted.directions / np.sqrt(fitted.shrunk(setting.shrinkage))
         return np.asarray(mapped / np.linalg.norm(mapped, axis=1, keepdims=True))
 
+    def _sums(self, name: str, side: Side) -> Moments:
+        if (name, side) not in self._moments:
+            self._moments[name, side] = _moments(self._vectors[name, side])
+        return self._moments[name, side]
+
     def _spectrum(self, sources: tuple[str, ...], means: Means) -> Spectrum:
         if (sources, means) in self._fitted:
             return self._fitted[sources, means]
@@ -107,7 +112,7 @@ class Scorer:
         for side in SIDES:
             moments = Moments(width)
             for name in sources:
-                moments.merge(self._moments[name, side])
+                moments.merge(self._sums(name, side))
             both.append(moments)
         return self._fitted.setdefault((sources, means), Spectrum.of(*both, means))
 

@@ -10,6 +10,7 @@ Everything goes into one folder, and is fetched once:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import shutil
@@ -97,7 +98,11 @@ def with_template(source: Path, file: str, target: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, local_files_only=True)
         tokenizer.chat_template = PLAIN_TURNS
         tokenizer.save_pretrained(scratch)
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, local_files_only=True, dtype=torch.float32)
+        read = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, local_files_only=True, dtype=torch.float32)
+        config = copy.deepcopy(read.config)
+        del config.quantization_config  # the weights are no longer quantized, but transformers refuses to save them
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(read.state_dict())
         model.save_pretrained(scratch)
         scratch.rename(target)
     return target
