@@ -114,7 +114,8 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
             follow_links=config.follow_links,
             exif_orientation=config.exif_orientation,
         )
-        no_images = text_alone(config.model_name, revision=config.revision, gguf_file=config.gguf_file)
+        name = resolve(config.model_name) or config.model_name
+        no_images = text_alone(name, revision=config.revision, gguf_file=config.gguf_file)
         sampled = {sampling.record["subset"] for sampling in samplings}
         refuse_images(no_images, {one.name: one.has_images for one in data.subsets if one.name in sampled})
         evaluator = _evaluator(config, args, no_images)

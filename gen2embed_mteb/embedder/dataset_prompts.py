@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.embedder.prompts import SIDES, dataset_prompt_name, prompts_of_datasets
+from gen2embed_mteb.embedder.prompts import SIDES, HierarchicalPrompt, dataset_prompt_name, prompts_of_datasets
 from gen2embed_mteb.embedder.slots import SLOTS
 from gen2embed_mteb.names import Side
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-    from gen2embed_mteb.embedder.model import Gen2Embed
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +31,17 @@ def side_of_prompt_name(name: object) -> Side | None:
     return SIDES.get(side) if dataset and side in BOTH else None
 
 
-def renew(model: Gen2Embed, kept: dict[str, str] | None) -> None:
+def renew(model: SentenceTransformer, prompt: HierarchicalPrompt, kept: dict[str, str] | None) -> None:
     """Give a model the prompts of all known datasets under its strategy, and take those of another strategy away.
 
     Args:
-        model: The model, whose strategy was set.
+        model: The model.
+        prompt: Its strategy.
         kept: Prompts that the caller passed; they stay as they are.
     """
     known = {dataset_prompt_name(dataset, side) for dataset in SLOTS for side in BOTH} - set(kept or {})
     others = {name: text for name, text in model.prompts.items() if name not in known}
-    model.prompts = {**others, **{k: v for k, v in prompts_of_datasets(model.prompt).items() if k in known}}
+    model.prompts = {**others, **{k: v for k, v in prompts_of_datasets(prompt).items() if k in known}}
 
 
 def all_of(model: SentenceTransformer) -> dict[str, str]:

@@ -152,7 +152,7 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
         self._set_prompt(prompt_mode if prompt_mode is not None else before)
         check_pooling_mode(pooling, self.prompt)
         if self._is_base or self.prompt != before:
-            dataset_prompts.renew(self, kwargs.get("prompts"))
+            dataset_prompts.renew(self, self.prompt, kwargs.get("prompts"))
         self._set_readout(readout, readout_norm)
         checked_loading.prepare_tokenizer(self.tokenizer)
         lock_tokenizer(self.tokenizer)
