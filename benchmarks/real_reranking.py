@@ -30,7 +30,7 @@ from real.vectors import READOUTS, VectorCache, exported
 from tqdm import tqdm
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.embedder.calibration import SHRINKAGE
+from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE
 from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.embedder.reranking.framings import FRAMINGS
 from gen2embed_mteb.evaluation.run import installed_versions

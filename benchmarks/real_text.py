@@ -29,8 +29,8 @@ from real.tasks import HALVES, Task, digest, make_tasks
 from real.vectors import READOUTS, VectorCache, exported
 from sentence_transformers import SentenceTransformer
 
-from gen2embed_mteb.embedder.calibration import SHRINKAGE
-from gen2embed_mteb.embedder.prompts import TABLE_IV
+from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE
+from gen2embed_mteb.embedder.prompts.strategies import TABLE_IV
 from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import installed_versions

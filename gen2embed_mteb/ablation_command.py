@@ -44,8 +44,8 @@ def run_ablation(arguments: argparse.Namespace, options: AblationOptions) -> tup
 
     from gen2embed_mteb.mini.benchmark import MMEB_MINI
     from gen2embed_mteb.mmeb import MMEB
-    from gen2embed_mteb.mmeb.ablation import ablate
-    from gen2embed_mteb.mmeb.ablation_report import check_ablation_reports, text_table, write_ablation
+    from gen2embed_mteb.mmeb.ablation.ablate import ablate
+    from gen2embed_mteb.mmeb.ablation.ablation_report import check_ablation_reports, text_table, write_ablation
 
     benchmark = MMEB_MINI if name == "mmeb-mini" else MMEB
     checked = config(fingerprint=UNKNOWN)
@@ -88,7 +88,7 @@ def _refuse_single_choices(arguments: argparse.Namespace, benchmark: str) -> Non
 
 def _fit_inputs(data_dir: str, config: EvaluationConfig, folder: Path) -> Any:
     """Read the inputs that calibrations are fitted on, as many as `gen2embed calibrate` takes by default."""
-    from gen2embed_mteb.mmeb.ablation import FitInputs
+    from gen2embed_mteb.mmeb.ablation.ablate import FitInputs
     from trainers.calibration import CalibrateConfig, read
     from trainers.data.training_data import open_training_data
 

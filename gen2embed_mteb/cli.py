@@ -148,8 +148,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     checked = config(fingerprint=UNKNOWN)
     check(checked)
     from gen2embed_mteb.embedder.fingerprint import fingerprint
-    from gen2embed_mteb.embedder.phrase_pooling import state_name
-    from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+    from gen2embed_mteb.embedder.passes.phrase_pooling import state_name
+    from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
     from gen2embed_mteb.evaluation.applied_calibration import require_fitting
     from gen2embed_mteb.evaluation.method import facts_of
 
@@ -159,7 +159,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     of_model |= {"readout": state_name(model), **facts_of(model, options.model_name)}
     judge = None
     if checked.rerank is not None:
-        from gen2embed_mteb.mmeb.reranking import open_judge
+        from gen2embed_mteb.mmeb.reranking.judge import open_judge
 
         judge = open_judge(model, checked.rerank, of_model["fingerprint"])
     result, table = run(PrefixEncoder(model), config(**of_model), judge)
@@ -204,8 +204,8 @@ def _sample(arguments: argparse.Namespace) -> int:
     encoder, record = None, ModelRecord()
     if config.method != "in-batch":
         from gen2embed_mteb.embedder.fingerprint import fingerprint
-        from gen2embed_mteb.embedder.phrase_pooling import state_name
-        from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+        from gen2embed_mteb.embedder.passes.phrase_pooling import state_name
+        from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 
         model = _load(options, config.min_side)
         encoder = PrefixEncoder(model)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gen2embed_mteb.data_files.rows import RowLimits
-from gen2embed_mteb.embedder.calibration import SHRINKAGE, Means, check_settings
-from gen2embed_mteb.embedder.prompts import TASK_STRATEGIES, strategy
+from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE, Means, check_settings
+from gen2embed_mteb.embedder.prompts.strategies import TASK_STRATEGIES, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.embedder.reranking.config import RerankOptions
 from gen2embed_mteb.errors import Gen2EmbedError

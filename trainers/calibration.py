@@ -1,8 +1,8 @@
 """`gen2embed calibrate`: fits a calibration on training pairs, as inputs without labels, and writes the model with it.
 
 The queries and positives of the data are encoded, each distinct one once; which positive belongs to which query is not
-used. See `gen2embed_mteb/embedder/calibration.py` for the map and its cost. Rows that cannot be used are counted,
-reported and left out.
+used. See `gen2embed_mteb/embedder/calibration/fitting.py` for the map and its cost. Rows that cannot be used are
+counted, reported and left out.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import FitOptions
-from gen2embed_mteb.embedder.calibration import CalibrationRecord, Moments, attach, detach, fit
+from gen2embed_mteb.embedder.calibration.fitting import CalibrationRecord, Moments, attach, detach, fit
 from gen2embed_mteb.embedder.export import empty_directory
 from gen2embed_mteb.embedder.model import Gen2Embed
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.tables import as_text
 from gen2embed_mteb.flags import option

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.embedder.calibration import Means, Moments, Spectrum
+from gen2embed_mteb.embedder.calibration.fitting import Means, Moments, Spectrum
 from gen2embed_mteb.names import Side
 from real.tasks import Half, Task
 

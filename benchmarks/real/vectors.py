@@ -17,9 +17,9 @@ from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import EncodingConfig
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.passes.several_readouts import SeveralReadouts
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout
-from gen2embed_mteb.embedder.several_readouts import SeveralReadouts
 from gen2embed_mteb.evaluation.run import open_bulk_encoder
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.names import Side

@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 
-from gen2embed_mteb.embedder import calibration as calibrations
-from gen2embed_mteb.embedder import dataset_prompts
-from gen2embed_mteb.embedder.behind_pooling import run_modules
-from gen2embed_mteb.embedder.calibration import SHRINKAGE, CalibrationRecord, Means
+from gen2embed_mteb.embedder.calibration import fitting as calibrations
+from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE, CalibrationRecord, Means
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import format_of, prompt_of
 from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout
@@ -25,10 +23,12 @@ from gen2embed_mteb.embedder.kept_generator import KeepsGenerator
 from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
-from gen2embed_mteb.embedder.named_prompts import NamedPrompts
-from gen2embed_mteb.embedder.one_at_a_time import lock_tokenizer
-from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, check_pooling_mode, pool_phrase
-from gen2embed_mteb.embedder.prompts import DEFAULT, TASK_STRATEGIES, HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.passes.behind_pooling import run_modules
+from gen2embed_mteb.embedder.passes.one_at_a_time import lock_tokenizer
+from gen2embed_mteb.embedder.passes.phrase_pooling import PHRASE_LENGTH, check_pooling_mode, pool_phrase
+from gen2embed_mteb.embedder.prompts import dataset_prompts
+from gen2embed_mteb.embedder.prompts.named_prompts import NamedPrompts
+from gen2embed_mteb.embedder.prompts.strategies import DEFAULT, TASK_STRATEGIES, HierarchicalPrompt, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout, chosen_readout, stored_readout
 from gen2embed_mteb.embedder.readouts.readout import readout_of, set_readout
 from gen2embed_mteb.embedder.short_names import resolve

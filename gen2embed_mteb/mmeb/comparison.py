@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import OWN, EvaluationConfig
-from gen2embed_mteb.embedder.affine_map import AffineMap
-from gen2embed_mteb.embedder.calibration import LEAST_INPUTS, Moments, check_number_of_inputs
+from gen2embed_mteb.embedder.calibration.affine_map import AffineMap
+from gen2embed_mteb.embedder.calibration.fitting import LEAST_INPUTS, Moments, check_number_of_inputs
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.csls import hubness
 from gen2embed_mteb.mmeb.datasets import DatasetInfo

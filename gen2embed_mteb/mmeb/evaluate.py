@@ -24,7 +24,7 @@ from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.config import OWN, EvaluationConfig
 from gen2embed_mteb.data_files.rows import RowLimits
-from gen2embed_mteb.embedder.affine_map import AffineMap
+from gen2embed_mteb.embedder.calibration.affine_map import AffineMap
 from gen2embed_mteb.evaluation.applied_calibration import stored_map, warn_about_prompts
 from gen2embed_mteb.evaluation.run import (
     ROWS_SEARCHED,
@@ -40,7 +40,7 @@ from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.planned_rows import Found, Plan
 from gen2embed_mteb.mmeb.readers import BadRow, eval_columns, read_eval_rows
 from gen2embed_mteb.mmeb.report import write_reports
-from gen2embed_mteb.mmeb.reranking import Judge, RankedRow, Reranking
+from gen2embed_mteb.mmeb.reranking.judge import Judge, RankedRow, Reranking
 from gen2embed_mteb.mmeb.scoring import (
     DatasetReranking,
     DatasetScore,

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from gen2embed_mteb.bulk.types import Fault, Item
 from gen2embed_mteb.config import EvaluationConfig
-from gen2embed_mteb.embedder.affine_map import AffineMap
+from gen2embed_mteb.embedder.calibration.affine_map import AffineMap
 from gen2embed_mteb.evaluation.run import RowError
 from gen2embed_mteb.mmeb.comparison import Comparison, Vectors, calibrated, first_of_each, with_csls
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
 from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, read_eval_rows
-from gen2embed_mteb.mmeb.reranking import RankedRow
+from gen2embed_mteb.mmeb.reranking.judge import RankedRow
 from gen2embed_mteb.mmeb.scoring import RowScore
 from gen2embed_mteb.mmeb.tables import SubsetTable
 from gen2embed_mteb.names import Side

@@ -24,7 +24,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.csls import csls, inner_products
 from gen2embed_mteb.evaluation.run import RunSummary
 from gen2embed_mteb.mmeb.datasets import META_TASKS, Benchmark, DatasetInfo
-from gen2embed_mteb.mmeb.top_candidates import TopCandidates
+from gen2embed_mteb.mmeb.reranking.top_candidates import TopCandidates
 
 logger = logging.getLogger(__name__)
 

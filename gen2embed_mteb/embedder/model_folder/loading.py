@@ -14,7 +14,7 @@ from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_l
 from gen2embed_mteb.embedder.model_folder import adapters, compat
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.supported import check_supported
-from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.prompts.strategies import DEFAULT, HierarchicalPrompt, strategy
 from gen2embed_mteb.errors import Gen2EmbedError
 
 if TYPE_CHECKING:

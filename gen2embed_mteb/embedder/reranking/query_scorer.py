@@ -30,11 +30,7 @@ from PIL import Image
 from sentence_transformers.util import batch_to_device
 
 from gen2embed_mteb.embedder.families import family_of
-from gen2embed_mteb.embedder.preparation.inputs import Content, rough_length
-from gen2embed_mteb.embedder.reranking.behind_beginning import Behind, in_batches, in_order
-from gen2embed_mteb.embedder.reranking.health import OPTIONS
-from gen2embed_mteb.embedder.reranking.pairs import Pair
-from gen2embed_mteb.embedder.shared_beginning import (
+from gen2embed_mteb.embedder.passes.shared_beginning import (
     Rows,
     SharedBeginning,
     laid_out,
@@ -42,6 +38,10 @@ from gen2embed_mteb.embedder.shared_beginning import (
     split_features,
     taken_by,
 )
+from gen2embed_mteb.embedder.preparation.inputs import Content, rough_length
+from gen2embed_mteb.embedder.reranking.behind_beginning import Behind, in_batches, in_order
+from gen2embed_mteb.embedder.reranking.health import OPTIONS
+from gen2embed_mteb.embedder.reranking.pairs import Pair
 
 logger = logging.getLogger(__name__)
 

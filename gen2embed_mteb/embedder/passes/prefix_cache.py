@@ -30,11 +30,11 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from gen2embed_mteb.embedder.behind_pooling import finish, require_known_modules
-from gen2embed_mteb.embedder.dataset_prompts import prompts_for
 from gen2embed_mteb.embedder.families import family_of
-from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, mean_of_last
-from gen2embed_mteb.embedder.shared_beginning import SharedBeginning, laid_out, reuse_possible, taken_by
+from gen2embed_mteb.embedder.passes.behind_pooling import finish, require_known_modules
+from gen2embed_mteb.embedder.passes.phrase_pooling import PHRASE_LENGTH, mean_of_last
+from gen2embed_mteb.embedder.passes.shared_beginning import SharedBeginning, laid_out, reuse_possible, taken_by
+from gen2embed_mteb.embedder.prompts.dataset_prompts import prompts_for
 from gen2embed_mteb.names import Side
 
 if TYPE_CHECKING:

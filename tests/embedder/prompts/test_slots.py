@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gen2embed_mteb.embedder.prompts import STRATEGIES, dataset_prompt_name, prompts_of_datasets
-from gen2embed_mteb.embedder.slots import DEFAULT_SLOTS, MINI_SLOTS, MMEB_SLOTS, SLOTS, TaskSlots, known_slots
+from gen2embed_mteb.embedder.prompts.slots import DEFAULT_SLOTS, MINI_SLOTS, MMEB_SLOTS, SLOTS, TaskSlots, known_slots
+from gen2embed_mteb.embedder.prompts.strategies import STRATEGIES, dataset_prompt_name, prompts_of_datasets
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb.datasets import MMEB

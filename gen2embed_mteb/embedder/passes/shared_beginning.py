@@ -19,7 +19,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH
+from gen2embed_mteb.embedder.passes.phrase_pooling import PHRASE_LENGTH
 from gen2embed_mteb.embedder.readouts.readout import undisturbed
 
 OF_TEXT = frozenset({"input_ids", "attention_mask", "position_ids"})

@@ -20,9 +20,9 @@ from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.types import Fault, Item
 from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.passes.several_readouts import open_readouts
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout
-from gen2embed_mteb.embedder.several_readouts import open_readouts
 from gen2embed_mteb.evaluation.run import open_bulk_encoder
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.names import Side

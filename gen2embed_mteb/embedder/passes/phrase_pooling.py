@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.embedder.readouts.readout import readout_of
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.names import POOLINGS

@@ -15,7 +15,7 @@ from gen2embed_mteb.embedder.families import FAMILIES as RECORDS
 from gen2embed_mteb.embedder.families import chat_template, prompt_of
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.model_folder.compat import install
-from gen2embed_mteb.embedder.prompts import STRATEGIES, TABLE_IV, TASK_STRATEGIES, strategy
+from gen2embed_mteb.embedder.prompts.strategies import STRATEGIES, TABLE_IV, TASK_STRATEGIES, strategy
 from gen2embed_mteb.errors import Gen2EmbedError
 
 install()  # a stock processor without torchvision

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from gen2embed_mteb.mmeb.top_candidates import TopCandidates
+from gen2embed_mteb.mmeb.reranking.top_candidates import TopCandidates
 
 
 def slow(scores: list[int], numbers: list[int], second: dict[int, int], k: int, *, kind: bool) -> int:

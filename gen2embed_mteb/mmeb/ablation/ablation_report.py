@@ -12,12 +12,12 @@ from typing import Any
 
 from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.config import AblationOptions, EvaluationConfig
-from gen2embed_mteb.embedder.prompts import strategy
+from gen2embed_mteb.embedder.prompts.strategies import strategy
 from gen2embed_mteb.evaluation.method import COLUMNS
 from gen2embed_mteb.evaluation.run import errors_bytes, installed_versions
 from gen2embed_mteb.evaluation.run_folder import WRITER, differing, run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
-from gen2embed_mteb.mmeb.ablation import AblationResult, Combination
+from gen2embed_mteb.mmeb.ablation.ablate import AblationResult, Combination
 from gen2embed_mteb.mmeb.scoring import average
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 

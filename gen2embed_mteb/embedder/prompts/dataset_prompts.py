@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.embedder.prompts import SIDES, HierarchicalPrompt, dataset_prompt_name, prompts_of_datasets
-from gen2embed_mteb.embedder.slots import SLOTS
+from gen2embed_mteb.embedder.prompts.slots import SLOTS
+from gen2embed_mteb.embedder.prompts.strategies import (
+    SIDES,
+    HierarchicalPrompt,
+    dataset_prompt_name,
+    prompts_of_datasets,
+)
 from gen2embed_mteb.names import Side
 
 if TYPE_CHECKING:

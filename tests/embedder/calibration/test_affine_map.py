@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.embedder.affine_map import AffineMap, read_calibrated
-from gen2embed_mteb.embedder.calibration import Moments, attach, fit
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.calibration.affine_map import AffineMap, read_calibrated
+from gen2embed_mteb.embedder.calibration.fitting import Moments, attach, fit
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.errors import Gen2EmbedError
 

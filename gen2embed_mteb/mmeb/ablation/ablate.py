@@ -1,7 +1,7 @@
 """Every prompt x readout x calibration x scoring of one model on a benchmark of MMEB's form, without encoding for each.
 
 1. Whatever is said around an input is said once: prompts that say the same share the vector (`prompt_vectors.py`).
-2. One forward pass gives the states of all readouts (`embedder/several_readouts.py`).
+2. One forward pass gives the states of all readouts (`embedder/passes/several_readouts.py`).
 3. Calibrations and CSLS follow from stored vectors (`comparison.py`): none; a map per prompt and readout, fitted on
    training inputs with the default settings; `own`, fitted per dataset on its own inputs.
 
@@ -21,21 +21,21 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import OWN, AblationOptions, EvaluationConfig
-from gen2embed_mteb.embedder.affine_map import AffineMap
-from gen2embed_mteb.embedder.calibration import CalibrationRecord, Moments, fit
-from gen2embed_mteb.embedder.prompts import strategy
+from gen2embed_mteb.embedder.calibration.affine_map import AffineMap
+from gen2embed_mteb.embedder.calibration.fitting import CalibrationRecord, Moments, fit
+from gen2embed_mteb.embedder.passes.several_readouts import possible_readouts, require_as_published, split
+from gen2embed_mteb.embedder.prompts.strategies import strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout
-from gen2embed_mteb.embedder.several_readouts import possible_readouts, require_as_published, split
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.csls import csls, inner_products
 from gen2embed_mteb.evaluation.method import Method, method_of
 from gen2embed_mteb.evaluation.run import RowError, RunSummary, image_source, refuse_images
 from gen2embed_mteb.images.source import ImageSource
+from gen2embed_mteb.mmeb.ablation.prompt_vectors import ItemGroup, PromptVectors
 from gen2embed_mteb.mmeb.comparison import require_own_inputs
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.evaluate import images_in
 from gen2embed_mteb.mmeb.planned_rows import Found, Plan
-from gen2embed_mteb.mmeb.prompt_vectors import ItemGroup, PromptVectors
 from gen2embed_mteb.mmeb.readers import eval_columns
 from gen2embed_mteb.mmeb.scoring import DatasetScore, RowScore, row_score
 from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets

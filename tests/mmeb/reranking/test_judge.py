@@ -22,7 +22,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.evaluate import evaluate
 from gen2embed_mteb.mmeb.report import markdown, text_table
-from gen2embed_mteb.mmeb.reranking import FOLDER, Judge
+from gen2embed_mteb.mmeb.reranking.judge import FOLDER, Judge
 
 NAMES = list(COLOURS)
 

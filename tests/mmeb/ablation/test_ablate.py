@@ -14,8 +14,8 @@ from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import AblationOptions, EvaluationConfig
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
-from gen2embed_mteb.embedder.prompts import REPRESENT_IMAGE, REPRESENT_TEXT, SYSTEM
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.prompts.strategies import REPRESENT_IMAGE, REPRESENT_TEXT, SYSTEM
 from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import image_source, open_bulk_encoder
@@ -23,10 +23,10 @@ from gen2embed_mteb.mini import benchmark as mini
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mini.places import evaluation_places
 from gen2embed_mteb.mmeb import MMEB
-from gen2embed_mteb.mmeb.ablation import AblationResult, FitInputs, ablate
-from gen2embed_mteb.mmeb.ablation_report import ablation_json, check_ablation_reports, table, write_ablation
+from gen2embed_mteb.mmeb.ablation.ablate import AblationResult, FitInputs, ablate
+from gen2embed_mteb.mmeb.ablation.ablation_report import ablation_json, check_ablation_reports, table, write_ablation
+from gen2embed_mteb.mmeb.ablation.prompt_vectors import ItemGroup, PromptVectors, Words
 from gen2embed_mteb.mmeb.evaluate import evaluate
-from gen2embed_mteb.mmeb.prompt_vectors import ItemGroup, PromptVectors, Words
 
 SCORES = {"cosine": {}, "csls": {"scoring": "csls"}}
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.embedder.calibration import (
+from gen2embed_mteb.embedder.calibration.fitting import (
     RECORD_FILE,
     Calibration,
     CalibrationRecord,
@@ -29,7 +29,7 @@ from gen2embed_mteb.embedder.chat_formats.header import prompt_of
 from gen2embed_mteb.embedder.model_folder import checks
 from gen2embed_mteb.embedder.model_folder.settings import check_modules
 from gen2embed_mteb.embedder.model_folder.weight_files import WEIGHTS_FILE
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.embedder.readouts.choice import Readout, stored_readout
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.names import Side

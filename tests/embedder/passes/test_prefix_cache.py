@@ -11,7 +11,7 @@ from tiny_models import FAMILIES
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.bulk.types import StagedEncoder
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 
 SIDES = ("query", "document")
 

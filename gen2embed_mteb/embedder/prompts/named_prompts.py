@@ -6,8 +6,8 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from gen2embed_mteb.embedder.dataset_prompts import WithDatasetPrompts, prompts_for, side_of_prompt_name
-from gen2embed_mteb.embedder.prompts import SIDES, side_of
+from gen2embed_mteb.embedder.prompts.dataset_prompts import WithDatasetPrompts, prompts_for, side_of_prompt_name
+from gen2embed_mteb.embedder.prompts.strategies import SIDES, side_of
 from gen2embed_mteb.errors import Gen2EmbedError
 
 

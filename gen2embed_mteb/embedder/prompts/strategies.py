@@ -13,7 +13,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
-from gen2embed_mteb.embedder.slots import DEFAULT_SLOTS, SLOTS, TaskSlots
+from gen2embed_mteb.embedder.prompts.slots import DEFAULT_SLOTS, SLOTS, TaskSlots
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.names import Side
 

@@ -12,9 +12,9 @@ from tiny_any import write_any
 from tiny_models import write_tiny
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.several_readouts import SeveralReadouts, open_readouts, possible_readouts, split
 from gen2embed_mteb.embedder.readouts.choice import Readout
-from gen2embed_mteb.embedder.several_readouts import SeveralReadouts, open_readouts, possible_readouts, split
 from gen2embed_mteb.errors import Gen2EmbedError
 
 ALL = tuple(Readout(state, norm) for state in ("last", "pre-mlp", "drop-1", "drop-2") for norm in (True, False))

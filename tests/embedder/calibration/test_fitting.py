@@ -8,9 +8,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.embedder.calibration import CalibrationRecord, Moments, fit
+from gen2embed_mteb.embedder.calibration.fitting import CalibrationRecord, Moments, fit
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.errors import Gen2EmbedError
 
 RANDOM = np.random.default_rng(0)

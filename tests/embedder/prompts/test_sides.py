@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.embedder.prompts import SIDES
+from gen2embed_mteb.embedder.prompts.strategies import SIDES
 
 TEXTS = ["a red circle", "which of the two is larger?"]
 QUERY = ("query", "Query", "search_query", "retrieval.query")

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gen2embed_mteb.embedder.dataset_prompts import all_of
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder, Prepared
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder, Prepared
+from gen2embed_mteb.embedder.prompts.dataset_prompts import all_of
 from gen2embed_mteb.embedder.readouts.choice import LAST, PRE_MLP, Readout
 from gen2embed_mteb.embedder.readouts.decoder_parts import DecoderParts
 from gen2embed_mteb.errors import Gen2EmbedError

@@ -12,11 +12,11 @@ from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import DatasetEncoder, Item, StagedEncoder
-from gen2embed_mteb.embedder.dataset_prompts import all_of, prompts_for
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
-from gen2embed_mteb.embedder.prompts import TASK_STRATEGIES, prompts_of_datasets, task_prompt
-from gen2embed_mteb.embedder.slots import SLOTS
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.prompts.dataset_prompts import all_of, prompts_for
+from gen2embed_mteb.embedder.prompts.slots import SLOTS
+from gen2embed_mteb.embedder.prompts.strategies import TASK_STRATEGIES, prompts_of_datasets, task_prompt
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.source import ImageSource
 
@@ -100,7 +100,7 @@ def test_the_name_of_a_prompt_tells_the_side(tiny):
 
 
 def test_what_is_known_of_a_dataset_is_said(tiny, caplog):
-    caplog.set_level(logging.INFO, logger="gen2embed_mteb.embedder.dataset_prompts")
+    caplog.set_level(logging.INFO, logger="gen2embed_mteb.embedder.prompts.dataset_prompts")
     encoder = PrefixEncoder(tiny("qwen2_vl", prompt_mode="freeret"))
     assert encoder.for_dataset("MyData") is None
     assert "MyData: no prompts for this dataset are known, the default ones are used" in caplog.text

@@ -19,7 +19,8 @@ from gen2embed_mteb.embedder.chat_formats.header import (
     with_phrase,
 )
 from gen2embed_mteb.embedder.families import FAMILIES, chat_template
-from gen2embed_mteb.embedder.prompts import (
+from gen2embed_mteb.embedder.prompts.slots import SLOTS, TaskSlots
+from gen2embed_mteb.embedder.prompts.strategies import (
     TASK_STRATEGIES,
     HierarchicalPrompt,
     dataset_prompt_name,
@@ -27,7 +28,6 @@ from gen2embed_mteb.embedder.prompts import (
     strategy,
     task_prompt,
 )
-from gen2embed_mteb.embedder.slots import SLOTS, TaskSlots
 from gen2embed_mteb.errors import Gen2EmbedError
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

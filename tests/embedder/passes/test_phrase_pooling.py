@@ -12,10 +12,10 @@ from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.phrase_pooling import mean_of_last, phrase_tokens
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
-from gen2embed_mteb.embedder.prompts import task_prompt
-from gen2embed_mteb.embedder.slots import SLOTS
+from gen2embed_mteb.embedder.passes.phrase_pooling import mean_of_last, phrase_tokens
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.prompts.slots import SLOTS
+from gen2embed_mteb.embedder.prompts.strategies import task_prompt
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.source import ImageSource
 

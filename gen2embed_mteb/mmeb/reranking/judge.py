@@ -26,7 +26,7 @@ from gen2embed_mteb.bulk.pair_store import PairStore, ScoredRow, ScoredShard
 from gen2embed_mteb.bulk.processes import Peers, Share
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import EvaluationConfig
-from gen2embed_mteb.embedder.prompts import strategy
+from gen2embed_mteb.embedder.prompts.strategies import strategy
 from gen2embed_mteb.errors import is_of_the_system, one_line
 from gen2embed_mteb.evaluation.run import RowError
 from gen2embed_mteb.images.errors import ImageError
