@@ -108,7 +108,7 @@ def draw_for_training(base, out):
     config = TrainConfig(
         processed_data_path="saha", model_name="gen2embed-mini", eval_benchmark="mmeb-mini", eval_data_dir=str(base)
     )
-    _evaluator(config, SahaTrainingArguments(output_dir=out, report_to="none", use_cpu=True, bf16=False), "")
+    _evaluator(config, SahaTrainingArguments(output_dir=out, report_to="none", use_cpu=True, bf16=False))
 
 
 COMMANDS = ["evaluate", "sugarcrepe", "sugarcrepe++", "demo", "vlm2vec", "mteb", "mteb captions", "train"]
