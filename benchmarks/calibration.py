@@ -25,9 +25,9 @@ from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import EvaluationConfig
-from gen2embed_mteb.embedder.calibration import Moments, attach, detach, fit
+from gen2embed_mteb.embedder.calibration.fitting import Moments, attach, detach, fit
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.tables import as_markdown, percent
 from gen2embed_mteb.images.source import ImageSource

@@ -48,7 +48,7 @@ from PIL import Image
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.tables import as_markdown
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, SEED, ensure

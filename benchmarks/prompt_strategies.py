@@ -15,7 +15,7 @@ from pathlib import Path
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.evaluation.paper import TABLE_IV
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.tables import as_text, percent

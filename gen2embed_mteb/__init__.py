@@ -13,11 +13,11 @@ from gen2embed_mteb.version import __version__
 
 if TYPE_CHECKING:
     from .embedder.model import Gen2Embed
-    from .embedder.prompts import HierarchicalPrompt
+    from .embedder.prompts.strategies import HierarchicalPrompt
 
 __all__ = ["Gen2Embed", "HierarchicalPrompt", "__version__"]
 
-_LAZY = {"Gen2Embed": ".embedder.model", "HierarchicalPrompt": ".embedder.prompts"}
+_LAZY = {"Gen2Embed": ".embedder.model", "HierarchicalPrompt": ".embedder.prompts.strategies"}
 
 
 def __getattr__(name: str) -> Any:

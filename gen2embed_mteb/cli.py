@@ -103,20 +103,27 @@ class EvaluateOptions:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    from gen2embed_mteb.config import EvaluationConfig, ModelOptions
+    from gen2embed_mteb.config import AblationOptions, EvaluationConfig, ModelOptions
 
     add_flags(parser, EvaluateOptions)
     add_flags(parser, ModelOptions)
     add_flags(parser, EvaluationConfig, defaults={"data_dir": "", "output_dir": ""})
+    add_flags(parser, AblationOptions)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from gen2embed_mteb.config import ComparisonOptions, EvaluationConfig, ModelOptions
+    from gen2embed_mteb.config import AblationOptions, ComparisonOptions, EvaluationConfig, ModelOptions
     from gen2embed_mteb.embedder.reranking.config import RerankOptions
     from gen2embed_mteb.evaluation.run import is_first_process
     from gen2embed_mteb.evaluation.run_folder import UNKNOWN
 
     asked = from_flags(EvaluateOptions, arguments)
+    if (ablation := from_flags(AblationOptions, arguments)).ablation:
+        from gen2embed_mteb.ablation_command import run_ablation
+
+        text, status = run_ablation(arguments, ablation)
+        print(text, end="")
+        return status
     options = from_flags(ModelOptions, arguments)
     run, check, data_dir, image_dir = open_benchmark(asked.benchmark, arguments.data_dir, arguments.image_dir)
     if not data_dir:
@@ -141,8 +148,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     checked = config(fingerprint=UNKNOWN)
     check(checked)
     from gen2embed_mteb.embedder.fingerprint import fingerprint
-    from gen2embed_mteb.embedder.phrase_pooling import state_name
-    from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+    from gen2embed_mteb.embedder.passes.phrase_pooling import state_name
+    from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
     from gen2embed_mteb.evaluation.applied_calibration import require_fitting
     from gen2embed_mteb.evaluation.method import facts_of
 
@@ -152,7 +159,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     of_model |= {"readout": state_name(model), **facts_of(model, options.model_name)}
     judge = None
     if checked.rerank is not None:
-        from gen2embed_mteb.mmeb.reranking import open_judge
+        from gen2embed_mteb.mmeb.reranking.judge import open_judge
 
         judge = open_judge(model, checked.rerank, of_model["fingerprint"])
     result, table = run(PrefixEncoder(model), config(**of_model), judge)
@@ -197,8 +204,8 @@ def _sample(arguments: argparse.Namespace) -> int:
     encoder, record = None, ModelRecord()
     if config.method != "in-batch":
         from gen2embed_mteb.embedder.fingerprint import fingerprint
-        from gen2embed_mteb.embedder.phrase_pooling import state_name
-        from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+        from gen2embed_mteb.embedder.passes.phrase_pooling import state_name
+        from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 
         model = _load(options, config.min_side)
         encoder = PrefixEncoder(model)

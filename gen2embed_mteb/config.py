@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gen2embed_mteb.data_files.rows import RowLimits
-from gen2embed_mteb.embedder.calibration import SHRINKAGE, Means, check_settings
+from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE, Means, check_settings
+from gen2embed_mteb.embedder.prompts.strategies import TASK_STRATEGIES, strategy
+from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.embedder.reranking.config import RerankOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
@@ -21,6 +23,8 @@ from gen2embed_mteb.images.options import LinkOption
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.names import DEFAULT, POOLINGS
 
+ABLATION_PROMPTS = ("none", "system", "hierarchical")
+ABLATION_READOUTS = ("last", "pre-mlp", "drop-1", "pre-mlp-raw")
 LAYOUTS = ("native", "official")
 OWN = "own"
 """The value of `calibration` that stands for a map fitted on the inputs of the evaluation itself."""
@@ -295,3 +299,63 @@ class EvaluationConfig(ComparisonOptions, RerankOptions, EncodingConfig, RowLimi
     def vectors_folder(self) -> Path:
         """The folder of the vectors."""
         return Path(self.embedding_dir) if self.embedding_dir else Path(self.output_dir) / "embeddings"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationOptions:
+    """Whether `evaluate` tables every prompt, readout and calibration instead of one run, and which."""
+
+    ablation: bool = option(
+        "table every prompt x readout x calibration x scoring of a model, each input encoded once per text around it; "
+        "the vectors of all r readouts are kept: r x d float32 numbers per input, on disk, and in memory for one "
+        "dataset at a time",
+        default=False,
+    )
+    ablation_prompts: tuple[str, ...] = option("prompts that --ablation tables", default=ABLATION_PROMPTS)
+    ablation_readouts: tuple[str, ...] = option(
+        "readouts that --ablation tables; -raw leaves the final norm out; those that the model cannot give are left "
+        "out, and named",
+        default=ABLATION_READOUTS,
+    )
+    ablation_data: str = option(
+        "training pairs, as calibrate --data takes them, on whose inputs --ablation fits a calibration for every "
+        "prompt and readout (default: no such rows)",
+        default="",
+    )
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            Gen2EmbedError: One of the others is given without `ablation`, a name is unknown, or one is given twice.
+        """
+        check_options(self)
+        given = [
+            name
+            for name, default in (
+                ("ablation_prompts", ABLATION_PROMPTS),
+                ("ablation_readouts", ABLATION_READOUTS),
+                ("ablation_data", ""),
+            )
+            if getattr(self, name) != default
+        ]
+        if given and not self.ablation:
+            raise Gen2EmbedError(f"{', '.join(given)} without ablation would have no effect; pass --ablation, too")
+        prompts = [strategy(name).name for name in self.ablation_prompts]
+        if per_dataset := [name for name in prompts if name in TASK_STRATEGIES]:
+            raise Gen2EmbedError(
+                f"ablation_prompts has {', '.join(per_dataset)}, whose texts differ by dataset; evaluate it by itself, "
+                "with --prompt_mode"
+            )
+        for name, found in (("prompts", prompts), ("readouts", [one.name for one in self.readouts])):
+            if not found or len(set(found)) < len(found):
+                raise Gen2EmbedError(f"ablation_{name} is {', '.join(found) or 'empty'}; name each once")
+
+    @property
+    def readouts(self) -> tuple[Readout, ...]:
+        """The readouts.
+
+        Raises:
+            Gen2EmbedError: A name is unknown.
+        """
+        return tuple(Readout.named(name) for name in self.ablation_readouts)

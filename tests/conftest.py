@@ -1,6 +1,6 @@
 """Fixtures shared by the tests: tiny random models of every family, written once, and kept once loaded.
 
-Also makes the modules of `helpers/` importable (pytest's importlib mode leaves `sys.path` alone).
+Also makes the modules of `helpers/` and `benchmarks/` importable (pytest's importlib mode leaves `sys.path` alone).
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+sys.path[:0] = [str(Path(__file__).parent / "helpers"), str(Path(__file__).parents[1] / "benchmarks")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

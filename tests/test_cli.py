@@ -190,6 +190,56 @@ def test_a_calibrated_folder_applied_gives_the_figures_of_the_folder_itself(data
     assert "captions of its own record" in capsys.readouterr().err
 
 
+ABLATION = ["evaluate", "--model_name", "gen2embed-mini", "--benchmark", "mmeb-mini", "--ablation"]
+
+
+def test_the_ablation_tables_what_it_is_asked_for(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"query": f"the number {number}", "positive": f"{number} things"} for number in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    words = [*ABLATION, "--data_dir", str(data), "--subsets", "Digits", "--limit", "4"]
+    words += ["--ablation_data", "pairs.jsonl", "--ablation_prompts", "system"]
+    words += ["--ablation_readouts", "last", "pre-mlp-raw"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "choosing on the test" in printed
+    assert "calibration own" in printed
+    results = json.loads((tmp_path / "results/mmeb-mini/gen2embed-mini/ablation/ablation.json").read_text())
+    names = ("prompt", "readout", "calibration", "scoring")
+    assert [tuple(one[name] for name in names) for one in results["combinations"]] == [
+        ("system", readout, calibration, scoring)
+        for readout in ("last", "pre-mlp-raw")
+        for calibration in ("none", "fitted")
+        for scoring in ("cosine", "csls")
+    ]
+    assert results["combinations"][2]["method"]["unlabelled_inputs"] == [{"count": 120, "of": "pairs.jsonl"}]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--prompt_mode", "none"], "--prompt_mode cannot be combined with --ablation"),
+        (["--scoring", "csls", "--readout", "last"], "--readout, --scoring cannot be combined with --ablation"),
+        (["--benchmark", "sugarcrepe-mini"], "--ablation is for mmeb and mmeb-mini"),
+        (["--ablation_prompts", "hierarchic"], "Did you mean 'hierarchical'?"),
+        (["--ablation_prompts", "none", "None"], "ablation_prompts is none, none; name each once"),
+        (["--ablation_readouts", "first"], "unknown readout 'first'"),
+        (["--ablation_data", "nowhere"], "nowhere"),
+        (["--benchmark", "mmeb"], "--data_dir is needed for --benchmark mmeb"),
+    ],
+)
+def test_an_ablation_that_cannot_be_made_is_refused_before_a_model_is_loaded(more, said, data, capsys, monkeypatch):
+    monkeypatch.setattr("gen2embed_mteb.embedder.model.Gen2Embed", None)
+    place = [] if "mmeb" in more else ["--data_dir", str(data)]
+    assert cli.main([*ABLATION, *place, *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_settings_of_an_ablation_need_it(data, tmp_path, capsys):
+    assert evaluate(data, tmp_path, "--ablation_prompts", "none") == 2
+    assert "ablation_prompts without ablation would have no effect; pass --ablation, too" in capsys.readouterr().err
+
+
 def test_doctor_reports_what_is_installed(capsys):
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out

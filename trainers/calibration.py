@@ -1,8 +1,8 @@
 """`gen2embed calibrate`: fits a calibration on training pairs, as inputs without labels, and writes the model with it.
 
 The queries and positives of the data are encoded, each distinct one once; which positive belongs to which query is not
-used. See `gen2embed_mteb/embedder/calibration.py` for the map and its cost. Rows that cannot be used are counted,
-reported and left out.
+used. See `gen2embed_mteb/embedder/calibration/fitting.py` for the map and its cost. Rows that cannot be used are
+counted, reported and left out.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import FitOptions
-from gen2embed_mteb.embedder.calibration import CalibrationRecord, Moments, attach, detach, fit
+from gen2embed_mteb.embedder.calibration.fitting import CalibrationRecord, Moments, attach, detach, fit
 from gen2embed_mteb.embedder.export import empty_directory
 from gen2embed_mteb.embedder.model import Gen2Embed
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.tables import as_text
 from gen2embed_mteb.flags import option
@@ -42,9 +42,9 @@ class CalibrateConfig(FitOptions, DataConfig):
     """On which inputs a calibration is fitted, and how."""
 
     data_dir: str = option(
-        "inputs to fit on, as pairs: folder, file or hub id, or mmeb-mini",
+        "inputs to fit on, as pairs: folder, file or hub id, mmeb-mini, or docstrings",
         aliases=["data"],
-        needs="a folder, a file, a Hub id, or mmeb-mini",
+        needs="a folder, a file, a Hub id, mmeb-mini, or docstrings",
     )
     limit: int | None = option("pairs to fit on, in all subsets together", default=2000, least=1)
     max_error_rate: float = option("share of rejected rows above which nothing is written", default=0.001)
@@ -98,6 +98,12 @@ def calibrate(model: Gen2Embed, output_dir: str | Path, config: CalibrateConfig)
     with tempfile.TemporaryDirectory() as folder:
         data = open_training_data(config, Path(folder) / "images")
         inputs = read(data, config.limit)
+        if not model.text_alone and not any(item.images for item in (*inputs.queries, *inputs.documents)):
+            logger.warning(
+                "%s has texts alone, and the model takes images: what this map does to images was not measured; to "
+                "encode images, fit on data with images",
+                config.data_dir,
+            )
         if model.calibration is not None:
             detach(model)
         # The flag is one of the data; all other image settings are the model's.

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from gen2embed_mteb.demo.run import LOG, WRITER, FineTuned
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.model import Gen2Embed
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.mini.places import TRAIN_TABLES

@@ -12,7 +12,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.evaluation.run_folder import WRITER
 from gen2embed_mteb.mmeb.datasets import Benchmark
 from gen2embed_mteb.mmeb.evaluate import evaluate

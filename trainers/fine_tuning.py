@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,17 +114,19 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
             follow_links=config.follow_links,
             exif_orientation=config.exif_orientation,
         )
-        no_images = text_alone(config.model_name, revision=config.revision, gguf_file=config.gguf_file)
-        sampled = {sampling.record["subset"] for sampling in samplings}
-        refuse_images(no_images, {one.name: one.has_images for one in data.subsets if one.name in sampled})
-        evaluator = _evaluator(config, args, no_images)
         training_set = training_dataset(data, samplings, args.seed)
+        evaluator, evaluated = _evaluator(config, args)
     args.batch_sampler = partial(SahaBatchSampler, sampling=training_set.clusters, mix_subsets=config.mix_subsets)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # every batch has text, and the adapter is on the language model
     # The trainer makes its own sampler later, with the model on its device; a wrong batch size is reported here
     # already.
     args.batch_sampler(training_set.dataset, args.train_batch_size, num_processes=args.world_size)
+    name = resolve(config.model_name) or config.model_name
+    no_images = text_alone(name, revision=config.revision, gguf_file=config.gguf_file)
+    sampled = {sampling.record["subset"] for sampling in samplings}
+    refuse_images(no_images, {one.name: one.has_images for one in data.subsets if one.name in sampled})
+    refuse_images(no_images, evaluated)
     model = _load(config, args)
     warn_of_other_model(samplings, model, config.model_name)
     # A folder has no card on the Hub, so there is nothing to look up.
@@ -213,9 +215,12 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
     return model
 
 
-def _evaluator(config: TrainConfig, args: SahaTrainingArguments, no_images: str) -> MmebEvaluator | None:
+def _evaluator(
+    config: TrainConfig, args: SahaTrainingArguments
+) -> tuple[MmebEvaluator | None, Mapping[str, Callable[[], bool]]]:
+    """Return the evaluator, if one is asked for, and what tells of each of its datasets whether it has images."""
     if not config.eval_benchmark:
-        return None
+        return None, {}
     if args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3()):
         raise Gen2EmbedError(
             f"eval_benchmark is {config.eval_benchmark}, but no process holds all weights under FSDP or ZeRO-3; leave "
@@ -243,9 +248,8 @@ def _evaluator(config: TrainConfig, args: SahaTrainingArguments, no_images: str)
     )
     # A missing benchmark is reported now, not at the first evaluation.
     tables = open_subsets(data_dir, benchmark.select(settings.subsets, ()).datasets, settings.split)
-    refuse_images(no_images, images_in(tables, settings.limit, settings))
     find_images(data_dir, image_dir, follow_links=config.follow_links)
-    return MmebEvaluator(benchmark, settings)
+    return MmebEvaluator(benchmark, settings), images_in(tables, settings.limit, settings)
 
 
 def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequence[Sampling]) -> dict[str, Any]:

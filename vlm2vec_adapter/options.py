@@ -52,7 +52,7 @@ class Options(ImageOptions):
 
     def __post_init__(self) -> None:
         """Check every value, so that a run does not fail after the model was loaded."""
-        from gen2embed_mteb.embedder.prompts import strategy
+        from gen2embed_mteb.embedder.prompts.strategies import strategy
 
         if self.prompt_mode is not None:
             strategy(self.prompt_mode)

@@ -19,7 +19,7 @@ from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.demo.page import DemoResult, Neighbours, page_bytes
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.model import Gen2Embed
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.evaluation.paper import TABLE_IV, TABLE_VII
 from gen2embed_mteb.evaluation.run_folder import UNKNOWN, check_reports
 from gen2embed_mteb.evaluation.tables import as_text, percent

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.embedder.model import Gen2Embed
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 
 
 def export(

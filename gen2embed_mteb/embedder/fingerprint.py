@@ -61,7 +61,7 @@ def fingerprint(model: Gen2Embed) -> str:
     """
     import torch
 
-    from gen2embed_mteb.embedder.dataset_prompts import all_of
+    from gen2embed_mteb.embedder.prompts.dataset_prompts import all_of
     from gen2embed_mteb.embedder.readouts.readout import readout_of
 
     digest = hashlib.blake2b(digest_size=32)

@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 
-from gen2embed_mteb.embedder import calibration as calibrations
-from gen2embed_mteb.embedder import dataset_prompts
-from gen2embed_mteb.embedder.behind_pooling import run_modules
-from gen2embed_mteb.embedder.calibration import SHRINKAGE, CalibrationRecord, Means
+from gen2embed_mteb.embedder.calibration import fitting as calibrations
+from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE, CalibrationRecord, Means
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import format_of, prompt_of
 from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout
@@ -25,10 +23,12 @@ from gen2embed_mteb.embedder.kept_generator import KeepsGenerator
 from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
-from gen2embed_mteb.embedder.named_prompts import NamedPrompts
-from gen2embed_mteb.embedder.one_at_a_time import lock_tokenizer
-from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, check_pooling_mode, pool_phrase
-from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.passes.behind_pooling import run_modules
+from gen2embed_mteb.embedder.passes.one_at_a_time import lock_tokenizer
+from gen2embed_mteb.embedder.passes.phrase_pooling import PHRASE_LENGTH, check_pooling_mode, pool_phrase
+from gen2embed_mteb.embedder.prompts import dataset_prompts
+from gen2embed_mteb.embedder.prompts.named_prompts import NamedPrompts
+from gen2embed_mteb.embedder.prompts.strategies import DEFAULT, TASK_STRATEGIES, HierarchicalPrompt, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout, chosen_readout, stored_readout
 from gen2embed_mteb.embedder.readouts.readout import readout_of, set_readout
 from gen2embed_mteb.embedder.short_names import resolve
@@ -152,7 +152,7 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
         self._set_prompt(prompt_mode if prompt_mode is not None else before)
         check_pooling_mode(pooling, self.prompt)
         if self._is_base or self.prompt != before:
-            dataset_prompts.renew(self, kwargs.get("prompts"))
+            dataset_prompts.renew(self, self.prompt, kwargs.get("prompts"))
         self._set_readout(readout, readout_norm)
         checked_loading.prepare_tokenizer(self.tokenizer)
         lock_tokenizer(self.tokenizer)
@@ -218,6 +218,29 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
     def chat_format(self) -> ChatFormat | None:
         """How the model's own chat template gets the prompt; `None` where a template written by hand has it."""
         return format_of(self.processor.chat_template)
+
+    def set_prompt(self, prompt_mode: str | HierarchicalPrompt) -> None:
+        """Change the two-level prompt, in place; an object that encodes with the old one must not be used any more.
+
+        Args:
+            prompt_mode: As for the constructor.
+
+        Raises:
+            Gen2EmbedError: The name is unknown; the model is calibrated, which it was with its own prompt; or one of
+                the two strategies has texts per dataset.
+        """
+        prompt = strategy(prompt_mode)
+        if prompt != self.prompt and {prompt.name, self.prompt_mode} & set(TASK_STRATEGIES):
+            raise Gen2EmbedError(
+                f"{self.source}: from {self.prompt_mode!r} to {prompt.name!r}, one of which has texts per dataset; "
+                f"load the model again, with prompt_mode={prompt.name!r}"
+            )
+        if self.calibration is not None and prompt != self.prompt:
+            raise Gen2EmbedError(
+                f"{self.source} was calibrated with its own prompt ({self.prompt_mode}); use the model that it was "
+                "made of"
+            )
+        self._set_prompt(prompt)
 
     def _set_prompt(self, prompt: HierarchicalPrompt) -> None:
         check_layout(self._family, self._layout)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gen2embed_mteb.config import OWN, ComparisonOptions, EvaluationConfig
-from gen2embed_mteb.embedder.affine_map import AffineMap, read_calibrated
+from gen2embed_mteb.embedder.calibration.affine_map import AffineMap, read_calibrated
 from gen2embed_mteb.errors import Gen2EmbedError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gen2embed_mteb.config import OWN, EvaluationConfig
-from gen2embed_mteb.embedder.affine_map import read_calibrated
+from gen2embed_mteb.embedder.calibration.affine_map import read_calibrated
 from gen2embed_mteb.evaluation.tables import Table
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.processes import Share
@@ -43,6 +43,8 @@ class RunSummary:
         max_error_rate: The largest accepted share of rejected rows.
     """
 
+    errors_file: ClassVar[str] = "errors.jsonl"
+    """The file that lists the rows that were set aside."""
     num_scored: int
     errors: tuple[RowError, ...]
     seconds: float
@@ -63,7 +65,9 @@ class RunSummary:
         """The message of the command line about rows that were set aside; empty if there are none."""
         if not self.errors:
             return ""
-        share = f"{len(self.errors)} of {len(self.errors) + self.num_scored} rows were set aside, see errors.jsonl"
+        share = (
+            f"{len(self.errors)} of {len(self.errors) + self.num_scored} rows were set aside, see {self.errors_file}"
+        )
         if not self.too_many_errors:
             return share
         return f"Failed: {share}; that is more than --max_error_rate {self.max_error_rate:g}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +133,24 @@ def _differences(folder: OwnedFolder, config: EvaluationConfig, benchmark: str) 
     content = json.loads((folder.path / RESULTS).read_bytes())
     found = {**content["settings"], "benchmark": content["benchmark"], "fingerprint": content["fingerprint"]}
     settings = {**run_settings(config), "benchmark": benchmark, "fingerprint": config.fingerprint}
-    compared = [name for name in {**settings, **found} if name not in _CHOICES]  # an option that is off is in neither
-    if config.fingerprint == UNKNOWN:
-        compared.remove("fingerprint")
+    # An option that is off is in neither.
+    compared = [name for name in {**settings, **found} if name not in _CHOICES]
+    return differing(found, settings, compared)
+
+
+def differing(found: Mapping[str, Any], settings: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Return how the settings of an earlier run differ from those of this one, for a message.
+
+    Args:
+        found: The earlier ones, with `fingerprint`.
+        settings: Those of this run; a fingerprint of `UNKNOWN` is not compared.
+        names: The names to compare.
+    """
     return [
         f"{name} is {found.get(name)!r} there and {settings.get(name)!r} now"
-        for name in compared
-        if _comparable(name, found.get(name)) != _comparable(name, settings.get(name))
+        for name in names
+        if (name, settings.get(name)) != ("fingerprint", UNKNOWN)
+        and _comparable(name, found.get(name)) != _comparable(name, settings.get(name))
     ]
 
 

@@ -19,9 +19,15 @@ from gen2embed_mteb.embedder.model_folder import compat
 from gen2embed_mteb.embedder.model_folder.checked_loading import detected_or_reason, load_config
 from gen2embed_mteb.embedder.model_folder.loading import processor_options
 from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error
-from gen2embed_mteb.embedder.prompts import DEFAULT, TASK_STRATEGIES, HierarchicalPrompt, strategy, task_prompt
+from gen2embed_mteb.embedder.prompts.slots import DEFAULT_SLOTS, known_slots
+from gen2embed_mteb.embedder.prompts.strategies import (
+    DEFAULT,
+    TASK_STRATEGIES,
+    HierarchicalPrompt,
+    strategy,
+    task_prompt,
+)
 from gen2embed_mteb.embedder.short_names import resolve
-from gen2embed_mteb.embedder.slots import DEFAULT_SLOTS, known_slots
 
 TEXT = "a red circle"
 INPUTS = (

@@ -1,8 +1,8 @@
 """English texts about the mini world: captions, questions, and many ways to ask for one word.
 
-Every function draws its wording from a random stream. The texts of the two-level prompt (`embedder/prompts.py`) are
-held out: `one_word_system` and `one_word_user` generate similar requests, but never one of these sentences. `HELD_OUT`
-lists them, and the tests check the whole training text for them.
+Every function draws its wording from a random stream. The texts of the two-level prompt
+(`embedder/prompts/strategies.py`) are held out: `one_word_system` and `one_word_user` generate similar requests, but
+never one of these sentences. `HELD_OUT` lists them, and the tests check the whole training text for them.
 """
 
 from __future__ import annotations

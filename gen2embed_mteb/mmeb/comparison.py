@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import OWN, EvaluationConfig
-from gen2embed_mteb.embedder.affine_map import AffineMap
-from gen2embed_mteb.embedder.calibration import LEAST_INPUTS, Moments, check_number_of_inputs
+from gen2embed_mteb.embedder.calibration.affine_map import AffineMap
+from gen2embed_mteb.embedder.calibration.fitting import LEAST_INPUTS, Moments, check_number_of_inputs
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.csls import hubness
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
@@ -43,42 +43,53 @@ class Comparison:
     num_unlabelled: int = 0
 
 
-def compare(
+def calibrated(
     name: str,
     vectors: Mapping[Side, Vectors],
     *,
     distinct: Mapping[Side, npt.NDArray[np.int64]],
-    queries: npt.NDArray[np.int64],
-    candidate_side: Side,
     config: EvaluationConfig,
     stored: AffineMap | None,
 ) -> Comparison:
-    """Prepare the vectors of a dataset for comparing.
+    """Apply a calibration to the vectors of a dataset: the stored map, or one that is fitted on them.
 
     Args:
         name: The dataset's name, for messages.
         vectors: (n, d) float32 per side, as the model made them.
         distinct: Row numbers per side, one for each distinct input.
-        queries: Row numbers of the side `query`, one for each distinct query of the dataset; candidates may be on that
-            side, too.
-        candidate_side: The side of the candidates.
         config: The run's settings.
         stored: The map of the calibrated folder, if the settings name one.
 
     Raises:
         Gen2EmbedError: A map is to be fitted and there are too few inputs, or the stored map is of another width.
     """
-    found, used, chosen = dict(vectors), 0, stored
+    used, chosen = 0, stored
     if config.calibration == OWN:
         sums = {side: _moments(vectors[side], rows) for side, rows in distinct.items()}
         used = sum(part.count for part in sums.values())
         chosen = _fitted(name, sums, config)
-    if chosen is not None:
-        found = {side: chosen.apply(side, rows) for side, rows in vectors.items()}
-    if config.scoring == "cosine" or not len(queries):
-        return Comparison(found, None, used)
-    bank = found["query"][queries]
-    return Comparison(found, hubness(found[candidate_side], bank, config.csls_neighbors), used or len(bank))
+    if chosen is None:
+        return Comparison(vectors)
+    return Comparison({side: chosen.apply(side, rows) for side, rows in vectors.items()}, None, used)
+
+
+def with_csls(
+    comparison: Comparison, queries: npt.NDArray[np.int64], candidate_side: Side, neighbors: int
+) -> Comparison:
+    """Return a comparison by CSLS instead of the cosine.
+
+    Args:
+        comparison: The vectors.
+        queries: Row numbers of the side `query`, one for each distinct query of the dataset; candidates may be on that
+            side, too.
+        candidate_side: The side of the candidates.
+        neighbors: K.
+    """
+    if not len(queries):
+        return comparison
+    bank = comparison.vectors["query"][queries]
+    hubs = hubness(comparison.vectors[candidate_side], bank, neighbors)
+    return Comparison(comparison.vectors, hubs, comparison.num_unlabelled or len(bank))
 
 
 def first_of_each(contents: Sequence[object]) -> npt.NDArray[np.int64]:

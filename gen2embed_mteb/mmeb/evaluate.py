@@ -15,19 +15,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.processes import Share
-from gen2embed_mteb.bulk.types import Encoder, Fault, Item
+from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.config import OWN, EvaluationConfig
 from gen2embed_mteb.data_files.rows import RowLimits
-from gen2embed_mteb.embedder.affine_map import AffineMap
+from gen2embed_mteb.embedder.calibration.affine_map import AffineMap
 from gen2embed_mteb.evaluation.applied_calibration import stored_map, warn_about_prompts
 from gen2embed_mteb.evaluation.run import (
     ROWS_SEARCHED,
@@ -38,11 +35,12 @@ from gen2embed_mteb.evaluation.run import (
     refuse_images,
 )
 from gen2embed_mteb.evaluation.run_folder import check_reports
-from gen2embed_mteb.mmeb.comparison import Comparison, compare, first_of_each, require_own_inputs
+from gen2embed_mteb.mmeb.comparison import require_own_inputs
 from gen2embed_mteb.mmeb.datasets import Benchmark, DatasetInfo
-from gen2embed_mteb.mmeb.readers import BadRow, EvalRow, eval_columns, read_eval_rows
+from gen2embed_mteb.mmeb.planned_rows import Found, Plan
+from gen2embed_mteb.mmeb.readers import BadRow, eval_columns, read_eval_rows
 from gen2embed_mteb.mmeb.report import write_reports
-from gen2embed_mteb.mmeb.reranking import Judge, RankedRow, Reranking
+from gen2embed_mteb.mmeb.reranking.judge import Judge, RankedRow, Reranking
 from gen2embed_mteb.mmeb.scoring import (
     DatasetReranking,
     DatasetScore,
@@ -52,7 +50,6 @@ from gen2embed_mteb.mmeb.scoring import (
     warn_about_ties,
 )
 from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets
-from gen2embed_mteb.names import Side
 
 logger = logging.getLogger(__name__)
 
@@ -155,124 +152,28 @@ def images_in(
     return {dataset.name: partial(look, dataset, table) for dataset, table in tables}
 
 
-@dataclass(frozen=True)
-class _PlannedRow:
-    """A row whose items are numbers, to save memory: a dataset of MMEB lists a million candidates, mostly repeated."""
-
-    index: int
-    query: int
-    candidates: np.ndarray
-
-
-class _Plan:
-    """The rows of one dataset, and its distinct items per side."""
-
-    def __init__(self, dataset: DatasetInfo, table: SubsetTable, config: EvaluationConfig) -> None:
-        self.candidate_side: Side = "query" if dataset.candidates_as_queries else "document"
-        self.rows: list[_PlannedRow] = []
-        self.rejected: list[BadRow] = []
-        self._numbers: dict[Side, dict[Item, int]] = {"query": {}, "document": {}}
-        for row in read_eval_rows(table, dataset, config.limit, config):
-            if isinstance(row, BadRow):
-                self.rejected.append(row)
-            else:
-                self.rows.append(self._planned(row))
-        self.items: dict[Side, list[Item]] = {side: list(known) for side, known in self._numbers.items()}
-
-    def ranked(self, row: _PlannedRow, score: RowScore, file: str) -> RankedRow:
-        """Return a scored row with its best candidates."""
-        candidates = self.items[self.candidate_side]
-        places = [] if score.top is None else row.candidates[score.top.places].tolist()
-        chosen = tuple(candidates[number] for number in places)
-        return RankedRow(row.index, file, self.items["query"][row.query], chosen, score)
-
-    def _planned(self, row: EvalRow) -> _PlannedRow:
-        queries, candidates = self._numbers["query"], self._numbers[self.candidate_side]
-        query = queries.setdefault(row.query, len(queries))
-        numbers = [candidates.setdefault(item, len(candidates)) for item in row.candidates]
-        return _PlannedRow(row.index, query, np.array(numbers, dtype=np.int64))
-
-
 def _evaluate_dataset(
     bulk: BulkEncoder, dataset: DatasetInfo, table: SubsetTable, config: EvaluationConfig, stored: AffineMap | None
 ) -> tuple[DatasetScore, list[RowError], list[RankedRow]]:
-    plan = _Plan(dataset, table, config)
+    plan = Plan(dataset, table, config)
     for side, items in plan.items.items():
         bulk.add(side, items, f"{dataset.name} {side}")
-    rejected = [RowError(dataset.name, bad.index, bad.file, bad.reason) for bad in plan.rejected]
     scores: list[RowScore] = []
     ranked: list[RankedRow] = []
-    found = _Found(bulk, plan)
-    comparison = found.compare(dataset.name, config, stored)
-    for row, outcome in _score_rows(plan, found, comparison, config.rerank_top if config.rerank else None):
-        if isinstance(outcome, Fault):
-            rejected.append(RowError(dataset.name, row.index, outcome.file or table.file_of(row.index), outcome.reason))
-        else:
-            scores.append(outcome)
-            if outcome.top is not None:
-                ranked.append(plan.ranked(row, outcome, table.file_of(row.index)))
-    rejected.sort(key=lambda error: error.row)
+    found = Found(bulk, plan)
+    comparison = found.compare(config, stored)
+    top_k = config.rerank_top if config.rerank else None
+    for row, places in found.scorable():
+        outcome = score_row(
+            comparison.vectors["query"][places.query],
+            comparison.vectors[plan.candidate_side][places.candidates],
+            row.same_as_positive,
+            None if comparison.hubs is None else comparison.hubs[places.candidates],
+            numbers=row.candidates,
+            top_k=top_k,
+        )
+        scores.append(outcome)
+        if outcome.top is not None:
+            ranked.append(plan.ranked(row, outcome))
+    rejected = found.rejected()
     return DatasetScore(dataset, tuple(scores), len(rejected), comparison.num_unlabelled), rejected, ranked
-
-
-class _Found:
-    """The vectors of a plan's items as they were encoded, per side, and the faults of those that have none."""
-
-    def __init__(self, bulk: BulkEncoder, plan: _Plan) -> None:
-        self.faults: dict[Side, dict[int, Fault]] = {}
-        self.vectors: dict[Side, np.ndarray] = {}
-        self.places: dict[Side, np.ndarray] = {}
-        self._bulk, self._plan = bulk, plan
-        self._good: dict[Side, list[Item]] = {}
-        for side, items in plan.items.items():
-            found = [bulk.fault(side, item) for item in items]
-            self.faults[side] = {number: fault for number, fault in enumerate(found) if fault}
-            good = [number for number, fault in enumerate(found) if not fault]
-            self._good[side] = [items[number] for number in good]
-            self.vectors[side] = bulk.vectors(side, self._good[side])
-            self.places[side] = np.full(len(items), -1, dtype=np.int64)
-            self.places[side][good] = np.arange(len(good))
-
-    def compare(self, name: str, config: EvaluationConfig, stored: AffineMap | None) -> Comparison:
-        """Prepare the vectors for comparing; see `comparison.compare`."""
-        if not config.comparison:
-            return Comparison(self.vectors)
-        contents = {side: [self._bulk.content(item) for item in items] for side, items in self._good.items()}
-        distinct: dict[Side, np.ndarray] = {side: first_of_each(found) for side, found in contents.items()}
-        queries = self.places["query"][np.array([row.query for row in self._plan.rows], dtype=np.int64)]
-        queries = queries[queries >= 0]
-        queries = queries[first_of_each([contents["query"][place] for place in queries.tolist()])]
-        return compare(
-            name,
-            self.vectors,
-            distinct=distinct,
-            queries=queries,
-            candidate_side=self._plan.candidate_side,
-            config=config,
-            stored=stored,
-        )
-
-
-def _score_rows(
-    plan: _Plan, found: _Found, comparison: Comparison, top_k: int | None
-) -> Iterator[tuple[_PlannedRow, RowScore | Fault]]:
-    """Score every planned row; for a row with an item that has no vector, on either side, yield that item's fault."""
-    side, faults, vectors, places = plan.candidate_side, found.faults, comparison.vectors, found.places
-    for row in plan.rows:
-        bad = next((faults[side][number] for number in row.candidates.tolist() if number in faults[side]), None)
-        fault = faults["query"].get(row.query) or bad
-        if fault:
-            yield row, fault
-            continue
-        candidates = places[side][row.candidates]
-        yield (
-            row,
-            score_row(
-                vectors["query"][places["query"][row.query]],
-                vectors[side][candidates],
-                row.candidates == row.candidates[0],
-                None if comparison.hubs is None else comparison.hubs[candidates],
-                numbers=row.candidates,
-                top_k=top_k,
-            ),
-        )

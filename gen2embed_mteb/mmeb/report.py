@@ -20,7 +20,7 @@ from gen2embed_mteb.evaluation.paper import rows_beside
 from gen2embed_mteb.evaluation.run import errors_bytes, installed_versions
 from gen2embed_mteb.evaluation.run_folder import RESULTS, SCORE_SUFFIX, begin_reports, run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
-from gen2embed_mteb.mmeb.rerank_report import rerank_averages, rerank_json, rerank_notes, rerank_table
+from gen2embed_mteb.mmeb.reranking.rerank_report import rerank_averages, rerank_json, rerank_notes, rerank_table
 from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average, ranking_metrics
 
 LEADERBOARD_METADATA = (

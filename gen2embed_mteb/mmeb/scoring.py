@@ -24,7 +24,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.csls import csls, inner_products
 from gen2embed_mteb.evaluation.run import RunSummary
 from gen2embed_mteb.mmeb.datasets import META_TASKS, Benchmark, DatasetInfo
-from gen2embed_mteb.mmeb.top_candidates import TopCandidates
+from gen2embed_mteb.mmeb.reranking.top_candidates import TopCandidates
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +77,24 @@ def score_row(
     scores: npt.NDArray[Any] = inner_products(candidates, query)
     if hubs is not None:
         scores = csls(scores, hubs)
+    top = None if top_k is None else TopCandidates.of(scores, numbers, top_k)
+    return row_score(scores, same_as_positive, top)
+
+
+def row_score(
+    scores: npt.NDArray[Any], same_as_positive: npt.NDArray[np.bool_] | None = None, top: TopCandidates | None = None
+) -> RowScore:
+    """Return the outcome of a row from the scores of its candidates.
+
+    Args:
+        scores: (n,) of any floating type, n >= 1; that of the positive is first.
+        same_as_positive: As in `score_row`.
+        top: The best candidates, if they were asked for.
+    """
     others = np.ones(len(scores), bool)
     others[0] = False
     if same_as_positive is not None:
         others &= ~same_as_positive
-    top = None if top_k is None else TopCandidates.of(scores, numbers, top_k)
     return RowScore(int((scores > scores[0]).sum()), not bool((scores[others] >= scores[0]).any()), top)
 
 

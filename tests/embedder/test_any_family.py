@@ -13,8 +13,8 @@ from tiny_torchvision import LOADABLE
 from transformers import AutoModel, AutoProcessor
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
-from gen2embed_mteb.embedder.shared_beginning import SharedBeginning
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.shared_beginning import SharedBeginning
 from gen2embed_mteb.errors import Gen2EmbedError
 
 SIDES = ("query", "document")

@@ -11,7 +11,7 @@ from vllm_rule import content_format
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.families import FAMILIES, chat_template, check_layout, family_of, prompt_of
-from gen2embed_mteb.embedder.prompts import STRATEGIES
+from gen2embed_mteb.embedder.prompts.strategies import STRATEGIES
 
 
 def test_the_four_families_are_known():

@@ -18,7 +18,7 @@ from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import parts_of
 from gen2embed_mteb.embedder.families import FAMILIES, chat_template
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prompts import STRATEGIES
+from gen2embed_mteb.embedder.prompts.strategies import STRATEGIES
 from gen2embed_mteb.inspection.prompt_inspection import inspect_prompt
 
 TEXT = "a <|image_1|> cat\n"

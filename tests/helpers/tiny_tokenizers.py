@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from gen2embed_mteb.embedder.prompts import STRATEGIES, TASK_STRATEGIES
+from gen2embed_mteb.embedder.prompts.strategies import STRATEGIES, TASK_STRATEGIES
 
 PAPER = [prompt for name, prompt in STRATEGIES.items() if name not in TASK_STRATEGIES]
 """The strategies on whose texts the tokenizers are trained."""

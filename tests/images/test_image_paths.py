@@ -24,7 +24,7 @@ from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.images.decoding import open_image
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
@@ -493,7 +493,7 @@ pipeline.MAX_PIXELS_IN_FLIGHT = 8_000_000
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.images.source import ImageSource
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.bulk.store import EmbeddingStore
 model = Gen2Embed("gen2embed-mini", device="cpu", max_length=128)
 model.encode("warm")

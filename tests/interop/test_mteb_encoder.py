@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.mteb_plugin.models.encoder import Gen2EmbedEncoder
 
 SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."

@@ -17,7 +17,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from PIL import Image
 
 from gen2embed_mteb import cli
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.mini import benchmark, crepe
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb.tables import DataError

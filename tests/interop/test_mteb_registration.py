@@ -16,7 +16,7 @@ from mteb.models.model_implementations import MODEL_REGISTRY
 from safetensors.torch import load_file, save_file
 
 from gen2embed_mteb.embedder.families import family_of
-from gen2embed_mteb.embedder.prompts import STRATEGIES, HierarchicalPrompt
+from gen2embed_mteb.embedder.prompts.strategies import STRATEGIES, HierarchicalPrompt
 from gen2embed_mteb.mini import model_dir
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb.datasets import MMEB

@@ -23,7 +23,7 @@ from vlm2vec_files import NUM_ROWS, STANDINS, SUBSETS, flags, run, write_data
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.embedder.model_folder.adapters import new_adapter, save_adapter
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.images.resizing import ensure_min_side
 from gen2embed_mteb.mini import model_dir
 from gen2embed_mteb.mini.benchmark import MMEB_MINI

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from gen2embed_mteb.embedder import prompts
+from gen2embed_mteb.embedder.prompts import strategies as prompts
 from gen2embed_mteb.mini import language, pretrain
 from gen2embed_mteb.mini.world import COLORS, SHAPES, random_scene
 

@@ -450,7 +450,7 @@ def test_settings_are_checked_at_once(tmp_path: Path, change: dict[str, Any], me
 @pytest.mark.parametrize("pooling", ["last", "phrase"])
 def test_every_dataset_is_scored_with_its_own_prompts(data: Path, tmp_path: Path, tiny: Any, pooling: str) -> None:
     """The colours are candidates of two datasets: each has the vectors of its own prompts, also when it is resumed."""
-    from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+    from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 
     write_table(data / "SUN397" / "test-00000-of-00001.parquet", colour_rows(NAMES))  # the same rows as VOC2007
     model = tiny("qwen2_vl", prompt_mode="lens", pooling=pooling)

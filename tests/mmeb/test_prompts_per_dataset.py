@@ -15,11 +15,11 @@ from slow_calibration import own_map
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.embedder.fingerprint import fingerprint
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.evaluation.method import facts_of
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.evaluate import evaluate
-from gen2embed_mteb.mmeb.reranking import open_judge
+from gen2embed_mteb.mmeb.reranking.judge import open_judge
 from gen2embed_mteb.mmeb.scoring import RowScore
 
 DATASETS = ("VOC2007", "GQA")

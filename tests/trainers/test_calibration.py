@@ -8,7 +8,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from gen2embed_mteb import Gen2Embed, cli
-from gen2embed_mteb.embedder.calibration import Moments, fit
+from gen2embed_mteb.embedder.calibration.fitting import Moments, fit
 
 QUERIES = [f"what is number {number}?" for number in range(80)]
 POSITIVES = [f"it is {number % 60}" for number in range(80)]

@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.embedder.families import FAMILIES as RECORDS
 from gen2embed_mteb.embedder.model_folder.adapters import has_adapter, new_adapter
-from gen2embed_mteb.embedder.prompts import REPRESENT_IMAGE, REPRESENT_TEXT, SYSTEM, strategy
+from gen2embed_mteb.embedder.prompts.strategies import REPRESENT_IMAGE, REPRESENT_TEXT, SYSTEM, strategy
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.images.source import ImageSource

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.names import Side
 

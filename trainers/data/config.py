@@ -17,7 +17,8 @@ class DataConfig(RowLimits, LinkOption, OrientationOption):
     """Says which training pairs are read, and where their images are."""
 
     data_dir: str = option(
-        "training pairs: folder, file or hub id, or mmeb-mini", needs="a folder, a file, a Hub id, or mmeb-mini"
+        "training pairs: folder, file or hub id, mmeb-mini, or docstrings",
+        needs="a folder, a file, a Hub id, mmeb-mini, or docstrings",
     )
     split: str = option("default: original in MMEB-train's form, train elsewhere", default="")
     subsets: tuple[str, ...] = option("subsets to read (default: all)", default=())

@@ -4,11 +4,12 @@
 
     a folder or Hub id in MMEB-train's form      a subset is a folder with the split's Parquet files (`mmeb/tables.py`)
     `mmeb-mini`                                  the embedded benchmark's training sets, drawn on first use
+    `docstrings`                                 two subsets of texts that are installed with us (`docstrings.py`)
     a .parquet or .jsonl file, a folder of them  a subset is a file, or the shards `NAME-00000-of-00004` of one
     a folder of `datasets.save_to_disk`          one subset
     any other Hub id                             a subset is a configuration
 
-All but the first two hold a query and its positive in two columns, as sentence-transformers has it. A cell is a text,
+All but the first three hold a query and its positive in two columns, as sentence-transformers has it. A cell is a text,
 an image as `datasets` stores it (`{"bytes", "path"}`), both (`{"text", "image"}`), or, in the columns that
 `image_columns` names, the path of an image. Text that looks like a path stays text.
 
@@ -49,6 +50,7 @@ from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.mmeb.readers import NEGATIVE_COLUMNS, TRAIN_COLUMNS, BadRow, TrainRow, read_train_rows
 from gen2embed_mteb.mmeb.tables import DataError, SubsetTable, open_files, open_subsets
+from trainers.data import docstrings
 from trainers.data.cached_images import EMBEDDED, CachedImages
 from trainers.data.config import DataConfig
 from trainers.data.pairs import PairSubset, Table
@@ -177,6 +179,8 @@ def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
 
         root = ensure("train") / TRAIN_TABLES
         return _open_mmeb(config, root, cache, _training_sets(MMEB_MINI, config.subsets, ()))
+    if config.data_dir == docstrings.NAME:
+        return _open_docstrings(config, cache)
     path = Path(config.data_dir).expanduser()
     if path.is_dir():
         found = _mmeb_folders(path, config.split or SPLITS[0])
@@ -194,6 +198,14 @@ def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
         return _open_mmeb(config, config.data_dir, cache, _training_sets(MMEB, config.subsets, ()))
     split = config.split or "train"
     return _open_pairs(config, _hub_tables(config, names, split), path, cache, split)
+
+
+def _open_docstrings(config: DataConfig, cache: Path) -> TrainingData:
+    if config.split not in ("", "train"):
+        raise DataError(f"{docstrings.NAME} has no split {config.split!r}; leave --split out")
+    tables = docstrings.tables()
+    chosen = {name: tables[name] for name in _chosen(config.subsets, list(tables))}
+    return _open_pairs(config, chosen, Path(docstrings.NAME), cache, "train")
 
 
 def _training_sets(benchmark: Benchmark, subsets: Sequence[str], found: Sequence[str]) -> list[DatasetInfo]:

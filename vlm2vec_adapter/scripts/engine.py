@@ -22,7 +22,7 @@ from torch import nn
 from gen2embed_mteb.bulk.encoder import cut_batches
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.embedder.model import Gen2Embed
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder, Prepared
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder, Prepared
 from gen2embed_mteb.embedder.preparation.inputs import described, text_of
 from gen2embed_mteb.images.decoding import Size, decode, facts_of
 from gen2embed_mteb.images.errors import ImageError

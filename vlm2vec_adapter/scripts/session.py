@@ -17,7 +17,7 @@ from typing import Any
 
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.embedder.model_folder.adapters import CONFIG_FILE
-from gen2embed_mteb.embedder.prompts import strategy
+from gen2embed_mteb.embedder.prompts.strategies import strategy
 from gen2embed_mteb.images.files import follows_links
 from gen2embed_mteb.images.source import ImageSource
 from vlm2vec_adapter import BACKBONE

@@ -32,7 +32,7 @@ from gen2embed_mteb.embedder.chat_formats.rules import (
     broken_rules,
     keeps_marks,
 )
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.names import Side
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
 
 # transformers compiles templates with `trim_blocks`: the line break after this comment is dropped, and none of the

@@ -20,7 +20,7 @@ from gen2embed_mteb.embedder.families.family import Family, ImageLayout
 from gen2embed_mteb.embedder.families.generic import generic_family
 from gen2embed_mteb.embedder.families.llava_next import LLAVA_NEXT
 from gen2embed_mteb.embedder.families.qwen import QWEN
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
 
 __all__ = [

@@ -21,7 +21,7 @@ from gen2embed_mteb.embedder.model_folder.gguf_files import dense_options, forge
 from gen2embed_mteb.embedder.model_folder.settings import MODULES, TRANSFORMER
 from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error, reading_part
 from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError, Tensor
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_l
 from gen2embed_mteb.embedder.model_folder import adapters, compat
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.supported import check_supported
-from gen2embed_mteb.embedder.prompts import DEFAULT, HierarchicalPrompt, strategy
-from gen2embed_mteb.embedder.short_names import resolve
+from gen2embed_mteb.embedder.prompts.strategies import DEFAULT, HierarchicalPrompt, strategy
 from gen2embed_mteb.errors import Gen2EmbedError
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def text_alone(name_or_path: str | Path, *, revision: str | None = None, gguf_fi
     """Return why a model takes no images, judged by its files; an empty text if it takes them. No weights are read.
 
     Args:
-        name_or_path: Hub id or directory of a base model, an export or an adapter, or a short name.
+        name_or_path: Hub id or directory of a base model, an export or an adapter.
         revision: Branch, tag or commit on the hub.
         gguf_file: The GGUF file of the folder that is to be loaded.
 
@@ -157,7 +156,7 @@ def text_alone(name_or_path: str | Path, *, revision: str | None = None, gguf_fi
         FileNotFoundError: There is no such model.
         ModelFolderError: The files do not say which base model an adapter is for.
     """
-    name = resolve(name_or_path) or model_folder.as_given(name_or_path)
+    name = model_folder.as_given(name_or_path)
     hub: dict[str, Any] = {"token": None, "cache_dir": None, "local_files_only": Path(name).is_dir()}
     source = model_folder.find(name, **hub, revision=revision)
     source = model_folder.find_base(source, **hub) or source

@@ -16,11 +16,11 @@ from sentence_transformers import SentenceTransformer
 from gen2embed_mteb.embedder.chat_formats.header import prompt_of
 from gen2embed_mteb.embedder.chat_formats.probing import takes_images
 from gen2embed_mteb.embedder.families import Family, ImageLayout, family_of
-from gen2embed_mteb.embedder.phrase_pooling import PHRASE_LENGTH, check_ends, phrase_tokens
+from gen2embed_mteb.embedder.passes.phrase_pooling import PHRASE_LENGTH, check_ends, phrase_tokens
 from gen2embed_mteb.embedder.preparation.image_tokens import Renderer
 from gen2embed_mteb.embedder.preparation.inputs import Content, content_of, rough_length
 from gen2embed_mteb.embedder.preparation.truncation import Fitter
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt, side_of
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt, side_of
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.decoding import Size
 from gen2embed_mteb.images.resizing import ImageOptions, fitted_size

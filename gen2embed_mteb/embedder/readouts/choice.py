@@ -42,6 +42,16 @@ class Readout:
             raise Gen2EmbedError(f"readout_norm is {self.norm!r}; pass True or False")
         object.__setattr__(self, "state", state)
 
+    @classmethod
+    def named(cls, name: str) -> Readout:
+        """Return the readout with a `name`.
+
+        Raises:
+            Gen2EmbedError: There is none.
+        """
+        state = name.removesuffix("-raw")
+        return cls(state, state == name)
+
     @property
     def num_dropped(self) -> int:
         """How many of the last layers do not run."""

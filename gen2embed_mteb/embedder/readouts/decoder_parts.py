@@ -89,6 +89,19 @@ class DecoderParts:
         return found[0]
 
     @property
+    def before_mlp_name(self) -> str:
+        """The attribute of the part of the last layer that runs just before its MLP: a norm, as a rule.
+
+        Raises:
+            Exception: That of `refusal`: the layer has no single MLP, or nothing runs before it.
+        """
+        names = [name for name, _ in self._in_layer]
+        place = names.index(self.mlp_name)
+        if place == 0:
+            raise self._refusal(f"in its last layer {type(self.layers[-1]).__name__} nothing runs before the MLP")
+        return names[place - 1]
+
+    @property
     def norm_name(self) -> str:
         """The attribute of the final norm.
 
@@ -162,6 +175,10 @@ class DecoderParts:
         if shared:  # the last layers use keys and values of those before them
             changed["num_kv_shared_layers"] = max(0, shared - (before - number))
         return changed
+
+    def run_tokens(self) -> None:
+        """Run the decoder on two tokens, for hooks."""
+        self._run()
 
     def _run(self) -> tuple[_Outputs, _Outputs, torch.Tensor]:
         """Run two tokens; return names and outputs of the last layer's parts and the decoder's, and the last states."""

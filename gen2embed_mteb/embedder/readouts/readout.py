@@ -29,7 +29,7 @@ from typing import Any
 
 from torch import nn
 
-from gen2embed_mteb.embedder.one_at_a_time import Lock, LockedCall
+from gen2embed_mteb.embedder.passes.one_at_a_time import Lock, LockedCall
 from gen2embed_mteb.embedder.readouts.choice import CONFIG_KEY, LAST, PRE_MLP, Readout, stored_readout
 from gen2embed_mteb.embedder.readouts.decoder_parts import (
     DecoderParts,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gen2embed_mteb.embedder.shared_beginning import Rows, SharedBeginning, split_features
+from gen2embed_mteb.embedder.passes.shared_beginning import Rows, SharedBeginning, split_features
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from gen2embed_mteb.embedder.chat_formats.header import parts_of, template_with_prompt
 from gen2embed_mteb.embedder.families import Family, carried_by_own, chat_template
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
 
 NO_PROMPT = HierarchicalPrompt("", "", "", "", "", "")

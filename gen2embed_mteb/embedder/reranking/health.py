@@ -15,6 +15,9 @@ LEAST_SHARE, MOST_SHARE = 0.05, 0.95
 ENOUGH = 20
 """From this many answers on, their share is judged; of a few, all may be right to be the same."""
 
+OPTIONS = "gen2embed_options"
+"""In the output of a reranker's `forward`: (n, questions, 2) float32, the probabilities of the two options."""
+
 
 @dataclass(frozen=True)
 class Health:

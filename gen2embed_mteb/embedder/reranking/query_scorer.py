@@ -30,11 +30,7 @@ from PIL import Image
 from sentence_transformers.util import batch_to_device
 
 from gen2embed_mteb.embedder.families import family_of
-from gen2embed_mteb.embedder.preparation.inputs import Content, rough_length
-from gen2embed_mteb.embedder.reranking.behind_beginning import Behind, in_batches, in_order
-from gen2embed_mteb.embedder.reranking.pairs import Pair
-from gen2embed_mteb.embedder.reranking.reranker import OPTIONS, Reranker
-from gen2embed_mteb.embedder.shared_beginning import (
+from gen2embed_mteb.embedder.passes.shared_beginning import (
     Rows,
     SharedBeginning,
     laid_out,
@@ -42,6 +38,10 @@ from gen2embed_mteb.embedder.shared_beginning import (
     split_features,
     taken_by,
 )
+from gen2embed_mteb.embedder.preparation.inputs import Content, rough_length
+from gen2embed_mteb.embedder.reranking.behind_beginning import Behind, in_batches, in_order
+from gen2embed_mteb.embedder.reranking.health import OPTIONS
+from gen2embed_mteb.embedder.reranking.pairs import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -74,16 +74,16 @@ class QueryScorer:
     """Scores the candidates of one query at a time; the model must not change while this object is in use.
 
     Args:
-        reranker: The reranker.
+        reranker: A `Reranker`.
         batch_tokens: The most tokens per call of the model, about; `None`: 1024 on a CPU, 8192 on a GPU.
         reuse_query: `False` runs every pair in full.
     """
 
-    def __init__(self, reranker: Reranker, *, batch_tokens: int | None = None, reuse_query: bool = True) -> None:
+    def __init__(self, reranker: Any, *, batch_tokens: int | None = None, reuse_query: bool = True) -> None:
         """Keep the reranker; a check of its family runs when the first query is scored."""
         self.reranker = reranker
-        self._module: Any = reranker[0]
-        self._embedder: Any = reranker._of
+        self._module = reranker[0]
+        self._embedder = reranker._of
         self._batch_tokens = batch_tokens or (1024 if reranker.device.type == "cpu" else 8192)
         self._reuse = reuse_query and reuse_possible(self._module.model.config)
         if reuse_query and not self._reuse:

@@ -33,7 +33,7 @@ from gen2embed_mteb.embedder.reranking.framings import (
 )
 from gen2embed_mteb.embedder.reranking.generation_model import generation_class
 from gen2embed_mteb.embedder.reranking.generation_module import generation_module
-from gen2embed_mteb.embedder.reranking.health import Answers, Health, option_probabilities
+from gen2embed_mteb.embedder.reranking.health import OPTIONS, Answers, Health, option_probabilities
 from gen2embed_mteb.embedder.reranking.likelihood import log_probabilities, with_answers
 from gen2embed_mteb.embedder.reranking.pairs import Pair, shortened
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -46,8 +46,6 @@ logger = logging.getLogger(__name__)
 NO_LIMIT = 10**9
 _SECOND, _ANSWERS = "gen2embed_second", "gen2embed_answers"
 """Features of our own: those of the second question, and the tokens of the candidates."""
-OPTIONS = "gen2embed_options"
-"""In the output of `forward`: (n, questions, 2) float32, the probabilities of the two options."""
 
 
 class Reranker(CrossEncoder):

@@ -18,8 +18,8 @@ from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.embedder.families import ImageLayout
 from gen2embed_mteb.embedder.model import Gen2Embed
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
-from gen2embed_mteb.embedder.prompts import HierarchicalPrompt
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.mteb_plugin.models.inputs import HeldImages, items_of, side_of

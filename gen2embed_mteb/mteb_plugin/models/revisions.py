@@ -18,7 +18,7 @@ from gen2embed_mteb.embedder import families
 from gen2embed_mteb.embedder.chat_formats.detection import DETECTION_VERSION
 from gen2embed_mteb.embedder.chat_formats.header import open_template
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
-from gen2embed_mteb.embedder.prompts import DEFAULT, strategy
+from gen2embed_mteb.embedder.prompts.strategies import DEFAULT, strategy
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.storage.owned_folder import LEDGER
 

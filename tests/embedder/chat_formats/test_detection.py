@@ -13,7 +13,7 @@ from vllm_rule import content_format
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.detection import candidates, detect, render, unprompted_text
 from gen2embed_mteb.embedder.chat_formats.header import template_with_prompt
-from gen2embed_mteb.embedder.prompts import REPRESENT_IMAGE, REPRESENT_TEXT, STRATEGIES, SYSTEM
+from gen2embed_mteb.embedder.prompts.strategies import REPRESENT_IMAGE, REPRESENT_TEXT, STRATEGIES, SYSTEM
 from gen2embed_mteb.errors import Gen2EmbedError
 
 FOLDED = ChatFormat(system="folded", joiner="\n\n")

@@ -20,7 +20,7 @@ from gen2embed_mteb.embedder.chat_formats.header import (
     template_with_prompt,
 )
 from gen2embed_mteb.embedder.families import FAMILIES, chat_template
-from gen2embed_mteb.embedder.prompts import STRATEGIES
+from gen2embed_mteb.embedder.prompts.strategies import STRATEGIES
 from gen2embed_mteb.errors import Gen2EmbedError
 
 PROMPT = HierarchicalPrompt("Sq", "Sd", "\nRt", "\nRi", "", "")

@@ -22,6 +22,7 @@ from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.model_folder import compat
 from gen2embed_mteb.embedder.model_folder.loading import text_alone
+from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.inspection.prompt_inspection import inspect_prompt
 
@@ -335,7 +336,7 @@ def test_whether_a_model_takes_images_is_seen_in_its_files(tiny_dir, exported, t
         for folder in (tiny_dir(name), exported(name)):
             assert (text_alone(folder) == "") is (expected == "")
             assert expected in text_alone(folder)
-    assert text_alone("gen2embed-mini") == ""
+    assert text_alone(resolve("gen2embed-mini")) == ""
     assert "takes text alone" in text_alone(tiny_dir("qwen2_vl"), gguf_file="a.gguf")
     settings = {"peft_type": "LORA", "base_model_name_or_path": str(tiny_dir("llama"))}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))

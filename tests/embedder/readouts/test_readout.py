@@ -23,7 +23,7 @@ from gen2embed_mteb import Gen2Embed, cli
 from gen2embed_mteb.embedder.export import export
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.model_folder.adapters import load_adapter, new_adapter, save_adapter
-from gen2embed_mteb.embedder.prefix_cache import PrefixEncoder
+from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.embedder.readouts.readout import Readout, generator_parts, set_readout
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mteb_plugin.models.revisions import revision_of

@@ -1,0 +1,120 @@
+"""Vectors of the tasks' texts: encoded once per prompt, with all readouts in one pass, and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.bulk.types import Item
+from gen2embed_mteb.config import EncodingConfig
+from gen2embed_mteb.embedder.fingerprint import fingerprint
+from gen2embed_mteb.embedder.passes.several_readouts import SeveralReadouts
+from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.readouts.choice import Readout
+from gen2embed_mteb.evaluation.run import open_bulk_encoder
+from gen2embed_mteb.images.source import ImageSource
+from gen2embed_mteb.names import Side
+from real.tasks import Task
+
+SIDES: tuple[Side, Side] = ("query", "document")
+READOUTS = tuple(Readout(state, norm) for state in ("last", "pre-mlp", "drop-1", "drop-2") for norm in (True, False))
+"""The readouts of the store that the benchmarks share."""
+_CHUNK = 512
+Vectors = dict[str, npt.NDArray[np.float32]]
+"""The unit vector of each text, (d,) float32."""
+
+
+@dataclass
+class VectorCache:
+    """The vectors of one model under any prompt.
+
+    Two sides, or two strategies, that put the same words around a text share its vector.
+
+    Attributes:
+        model_folder: The model, with the default readout and without a calibration.
+        folder: Where the vectors are kept.
+        tasks: The tasks whose texts are encoded.
+        readouts: The readouts, all made in one pass.
+        num_encoded: How many texts were encoded so far.
+    """
+
+    model_folder: Path
+    folder: Path
+    tasks: Sequence[Task]
+    readouts: tuple[Readout, ...]
+    num_encoded: int = 0
+    _known: dict[tuple[str, str], dict[Readout, Vectors]] = field(default_factory=dict)
+
+    def encode(self, strategies: Iterable[str]) -> None:
+        """Encode all texts under strategies; vectors that are on disk are read."""
+        texts: dict[tuple[str, str], dict[str, None]] = {}
+        for name in strategies:
+            for side in SIDES:
+                wanted = texts.setdefault(around(name, side), {})
+                for task in self.tasks:
+                    wanted.update(dict.fromkeys(task.queries if side == "query" else task.documents))
+        for words, wanted in texts.items():
+            missing = [text for text in wanted if text not in self._of(words)]
+            if missing:
+                self._encode(words, missing)
+
+    def of(self, name: str, readout: Readout, side: Side, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return the vectors of texts under a strategy, (n, d) float32 unit rows; they must have been encoded."""
+        known = self._known[around(name, side)][readout]
+        return np.stack([known[text] for text in texts])
+
+    def _of(self, words: tuple[str, str]) -> Vectors:
+        return self._known.get(words, {}).get(self.readouts[0], {})
+
+    def _encode(self, words: tuple[str, str], texts: list[str]) -> None:
+        system, suffix = words
+        prompt = HierarchicalPrompt(system, system, suffix, suffix, suffix, suffix)
+        model = Gen2Embed(self.model_folder, prompt_mode=prompt, device="cpu")
+        encoder = SeveralReadouts(model, self.readouts)
+        name = hashlib.sha256("\n".join([*words, *(one.name for one in self.readouts)]).encode()).hexdigest()[:12]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        bulk = open_bulk_encoder(
+            encoder,
+            EncodingConfig(),
+            ImageSource(self.folder),
+            folder=self.folder / name,
+            fingerprint=fingerprint(model) + "".join(one.name for one in self.readouts),
+        )
+        items = [Item(text) for text in texts]
+        for start in range(0, len(items), _CHUNK):  # an interrupted run goes on at the last whole chunk
+            shown = f"{system[:16] or '–'} … {suffix.strip()[-16:] or '–'} {start}/{len(items)}"
+            bulk.add("document", items[start : start + _CHUNK], shown)
+        self.num_encoded += bulk.num_encoded
+        known = self._known.setdefault(words, {one: {} for one in self.readouts})
+        for one, vectors in encoder.split(bulk.vectors("document", items)).items():
+            known[one].update(zip(texts, vectors, strict=True))
+
+
+def around(name: str, side: Side) -> tuple[str, str]:
+    """Return what a strategy says around a text on a side: the system prompt, and what is appended."""
+    prompt = strategy(name)
+    return prompt.system(side), prompt.suffix(side, has_image=False)
+
+
+def exported(source: Path, target: Path, **options: Any) -> Path:
+    """Return a folder of a model's weights in float32, written once: a GGUF file takes a minute to read.
+
+    Args:
+        source: The folder of the model.
+        target: The folder to write.
+        options: Options of `Gen2Embed`.
+    """
+    if not (target / "modules.json").is_file():
+        shutil.rmtree(target, ignore_errors=True)
+        model = Gen2Embed(source, device="cpu", model_kwargs={"dtype": torch.float32}, prompt_mode="none", **options)
+        model.save(str(target))
+    return target

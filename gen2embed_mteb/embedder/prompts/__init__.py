@@ -1,0 +1,1 @@
+"""The two-level prompt: its texts, the strategies by name, and those with texts per dataset."""
