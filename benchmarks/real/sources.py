@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -92,9 +91,7 @@ def with_template(source: Path, file: str, target: Path) -> Path:
     """
     if not (target / "config.json").is_file():
         print(f"Reading {file} …", flush=True)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch = target.with_name(f"{target.name}-scratch")
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, local_files_only=True)
         tokenizer.chat_template = PLAIN_TURNS
         tokenizer.save_pretrained(scratch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,9 @@ from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import EncodingConfig
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.passes.several_readouts import SeveralReadouts
-from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.prompts.strategies import TASK_STRATEGIES, HierarchicalPrompt, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import open_bulk_encoder
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.names import Side
@@ -100,8 +100,14 @@ class VectorCache:
 
 
 def around(name: str, side: Side) -> tuple[str, str]:
-    """Return what a strategy says around a text on a side: the system prompt, and what is appended."""
+    """Return what a strategy says around a text on a side: the system prompt, and what is appended.
+
+    Raises:
+        Gen2EmbedError: The strategy has other texts for every dataset, which these two do not hold.
+    """
     prompt = strategy(name)
+    if prompt.name in TASK_STRATEGIES:
+        raise Gen2EmbedError(f"the prompt {name} has texts per dataset, which are not measured here; leave it out")
     return prompt.system(side), prompt.suffix(side, has_image=False)
 
 
@@ -114,7 +120,6 @@ def exported(source: Path, target: Path, **options: Any) -> Path:
         options: Options of `Gen2Embed`.
     """
     if not (target / "modules.json").is_file():
-        shutil.rmtree(target, ignore_errors=True)
         model = Gen2Embed(source, device="cpu", model_kwargs={"dtype": torch.float32}, prompt_mode="none", **options)
         model.save(str(target))
     return target

@@ -14,6 +14,7 @@ from real import sources
 from real.report import page_tables, write_page
 from real.scores import Scorer, Setting, mean_of
 from real.tasks import Task
+from real.vectors import around
 from real.wordnet import read
 
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -121,6 +122,13 @@ def test_csls_by_hand() -> None:
     assert scorer.hits(one, Setting("CSLS", neighbors=2)).tolist() == [True, True]
     assert Setting("CSLS", neighbors=2).is_transductive
     assert not Setting("a map", 0.9).is_transductive
+
+
+@pytest.mark.parametrize("name", ["freeret", "lens"])
+def test_a_strategy_with_texts_per_dataset_is_refused(name: str) -> None:
+    with pytest.raises(Gen2EmbedError, match=f"{name} has texts per dataset"):
+        around(name, "query")
+    assert around("hierarchical", "document")[1] == ""
 
 
 def test_a_tie_is_no_hit() -> None:
