@@ -21,7 +21,7 @@ from gen2embed_mteb.evaluation.run import errors_bytes, installed_versions
 from gen2embed_mteb.evaluation.run_folder import RESULTS, SCORE_SUFFIX, begin_reports, run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb.reranking.rerank_report import rerank_averages, rerank_json, rerank_notes, rerank_table
-from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average, ranking_metrics
+from gen2embed_mteb.mmeb.scoring import Averages, EvaluationResult, average, dataset_figures, ranking_metrics
 
 LEADERBOARD_METADATA = (
     "model_name",
@@ -58,10 +58,7 @@ def results_json(result: EvaluationResult, config: EvaluationConfig) -> dict[str
         "settings": run_settings(config),
         "datasets": {
             score.dataset.name: {
-                "precision_at_1": score.precision_at_1,
-                "precision_at_1_strict": score.precision_at_1_strict,
-                "num_queries": len(score.rows),
-                "num_errors": score.num_errors,
+                **dataset_figures(score),
                 **({"num_unlabelled_inputs": score.num_unlabelled} if config.transductive else {}),
             }
             for score in result.scores

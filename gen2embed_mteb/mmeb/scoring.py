@@ -159,6 +159,16 @@ class DatasetReranking:
     skipped: str = ""
 
 
+def dataset_figures(score: DatasetScore) -> dict[str, float | int | None]:
+    """Return what every report says of a dataset: both figures in [0, 1], None without a scored row; and the counts."""
+    return {
+        "precision_at_1": score.precision_at_1,
+        "precision_at_1_strict": score.precision_at_1_strict,
+        "num_queries": len(score.rows),
+        "num_errors": score.num_errors,
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult(RunSummary):
     """The outcome of a run.

@@ -18,7 +18,7 @@ from gen2embed_mteb.evaluation.run import errors_bytes, installed_versions
 from gen2embed_mteb.evaluation.run_folder import WRITER, differing, run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
 from gen2embed_mteb.mmeb.ablation.ablate import AblationResult, Combination
-from gen2embed_mteb.mmeb.scoring import average
+from gen2embed_mteb.mmeb.scoring import average, dataset_figures
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 JSON_FILE, MARKDOWN_FILE = "ablation.json", "ablation.md"
@@ -144,13 +144,5 @@ def _combination_json(one: Combination) -> Mapping[str, Any]:
         "ind": official.ind,
         "ood": official.ood,
         "meta_tasks": official.meta_tasks,
-        "datasets": {
-            score.dataset.name: {
-                "precision_at_1": score.precision_at_1,
-                "precision_at_1_strict": score.precision_at_1_strict,
-                "num_queries": len(score.rows),
-                "num_errors": score.num_errors,
-            }
-            for score in one.scores
-        },
+        "datasets": {score.dataset.name: dataset_figures(score) for score in one.scores},
     }
