@@ -19,6 +19,7 @@ from gen2embed_mteb.embedder.chat_formats.header import caller_template, parts_o
 from gen2embed_mteb.embedder.families.family import Family, ImageLayout
 from gen2embed_mteb.embedder.families.generic import generic_family
 from gen2embed_mteb.embedder.families.llava_next import LLAVA_NEXT
+from gen2embed_mteb.embedder.families.phi3_v import PHI3_V
 from gen2embed_mteb.embedder.families.qwen import QWEN
 from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -34,7 +35,7 @@ __all__ = [
     "prompt_of",
 ]
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*QWEN, LLAVA_NEXT)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*QWEN, LLAVA_NEXT, PHI3_V)}
 
 
 def family_of(model_type: str) -> Family:

@@ -31,6 +31,7 @@ class Family:
         prefers_own_template: Whether, in the `native` layout, a model's own chat template carries the prompt if there
             is one that can (see `chat_formats`); `template` is then for all other cases. `False` for a generic
             family, which has no other template.
+        own_classes: Names of classes of this package, which transformers does not have, that the model's files name.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Family:
     writes_special_tokens: bool
     blank_before_answer: bool = False
     prefers_own_template: bool = False
+    own_classes: tuple[str, ...] = ()
 
     @property
     def is_generic(self) -> bool:
