@@ -12,5 +12,6 @@ PHI3_V = Family(
     lora_targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
     has_video_processor=False,
     writes_special_tokens=False,
+    numbers_images=True,
     own_classes=("Phi3VProcessor", "Phi3VImageProcessor"),
 )

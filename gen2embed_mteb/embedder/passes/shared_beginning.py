@@ -170,6 +170,9 @@ class SharedBeginning:
             input_ids: (n, length) int64.
             most: The most that it may be: some tokens of the shortest row are to be left, at least one.
         """
+        limit = getattr(self.model.config, "longest_short_input", None)
+        if limit is not None and input_ids.shape[1] > limit:  # such a row has other positions from its first token on
+            return 0
         width = max(0, min(len(self.token_ids), most))
         equal = (input_ids[:, :width] == self.token_ids[:width]).all(dim=0)
         return int(equal.int().cumprod(dim=0).sum())

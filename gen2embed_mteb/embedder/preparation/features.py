@@ -84,7 +84,7 @@ class PreparesInputs(SentenceTransformer):
         features: dict[str, Any] = super().preprocess(messages, processing_kwargs=processing, **kwargs)
         if self._pooling == "phrase":
             features[PHRASE_LENGTH] = self._phrase_lengths(contents, kwargs.get("task"), features)
-        if self._layout == "official" and "mm_token_type_ids" in features:
+        if self._layout != "native" and "mm_token_type_ids" in features:
             # Image tokens count as text, which gives every token its plain 1-D position.
             features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
         return features
