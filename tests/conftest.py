@@ -4,7 +4,7 @@ Also makes the modules of `helpers/` and `benchmarks/` importable (pytest's impo
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,15 @@ def exported(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory)
         return saved[key]
 
     return directory
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Any]:
+    """Runs programs in processes that need not load the libraries."""
+    from preloaded import Preloaded
+
+    with Preloaded() as python:
+        yield python
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ print(SentenceTransformer("gen2embed-mini", device="cpu").encode_query(["a red c
 """
 
 
-@pytest.fixture(scope="module", params=["wheel", "editable"])
+@pytest.fixture(scope="module", params=["wheel", pytest.param("editable", marks=pytest.mark.exhaustive)])
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
     """An environment with Gen2Embed installed in one of the two ways."""
     environment = Environment(tmp_path_factory.mktemp(request.param))
@@ -163,6 +163,7 @@ import gen2embed_mteb
     assert installed.run(code, GEN2EMBED_NO_HOOK="1").stdout.split() == ["unknown", "1"]
 
 
+@pytest.mark.exhaustive
 def test_python_starts_and_libraries_import_when_half_of_it_was_removed(from_wheel: Environment) -> None:
     code = "import sentence_transformers; print('fine')"
     shutil.rmtree(from_wheel.site / "gen2embed_mteb")

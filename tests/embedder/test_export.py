@@ -76,6 +76,7 @@ def in_memory(model: Gen2Embed, pictures: list) -> np.ndarray:
     return np.concatenate([model.encode_query(inputs), model.encode_document(inputs), model.encode(inputs)])
 
 
+@pytest.mark.exhaustive
 def test_after_importing_the_package_plain_sentence_transformers_gives_the_same_vectors(
     tiny, exported, files, pictures, tmp_path
 ):

@@ -478,6 +478,7 @@ def test_batches_hold_a_bounded_number_of_pixels() -> None:
     assert cut_batches([10] * 24, 8192, 512, [100] * 24) == cut_batches([10] * 24, 8192, 512)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_large_pictures_stay_within_a_limit_of_memory(tmp_path: Path) -> None:
     """Two of seven pictures may be decoded at a time: about 112 MiB of pixels and copies; all at once take 245."""

@@ -104,6 +104,7 @@ def test_aggregates_are_the_averages_of_gen2embed_evaluate(results: Path, evalua
     assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_gen2embed_mteb_runs_with_the_start_up_hook_off(environment: Environment, mini: Path, tmp_path: Path) -> None:
     words = ["mteb", "run", "-m", "gen2embed-mini", "-t", "MMEB-mini-Digits", "--output-folder", str(tmp_path)]
     words += ["--overwrite-strategy", "always", "-v", "0"]

@@ -59,6 +59,7 @@ def _checkouts() -> list[Any]:
 
 CHECKOUTS = _checkouts()
 REAL = CHECKOUTS[2:]
+ONE_IN_THE_GATE = [pytest.param(*CHECKOUTS[0].values, marks=pytest.mark.exhaustive, id="v1"), *CHECKOUTS[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_scores_equal_those_of_gen2embed_evaluate(
     )
 
 
-@pytest.mark.parametrize("checkout", CHECKOUTS)
+@pytest.mark.parametrize("checkout", ONE_IN_THE_GATE)
 def test_neither_seed_nor_workers_nor_processes_matter(
     finished: Any, data: Path, tmp_path: Path, checkout: Checkout
 ) -> None:
@@ -285,7 +286,7 @@ def test_a_pickle_of_others_is_never_loaded(
     (data / "sprung").rmdir()  # the trap was one
 
 
-@pytest.mark.parametrize("checkout", CHECKOUTS)
+@pytest.mark.parametrize("checkout", ONE_IN_THE_GATE)
 def test_killed_while_vectors_are_written_the_next_run_ends_alike(
     finished: Any, data: Path, preloaded: Preloaded, tmp_path: Path, checkout: Checkout
 ) -> None:
@@ -333,6 +334,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 def test_enabled_a_plain_script_runs_and_loads_an_adapter(
     data: Path, adapter: Path, wheel: Path, tmp_path: Path
 ) -> None:

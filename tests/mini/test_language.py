@@ -73,6 +73,7 @@ def test_the_held_out_list_covers_every_instruction_of_every_strategy():
         assert language.is_held_out(sentence), sentence
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_system_prompt_and_the_representation_prompts_are_nowhere_in_the_training_text():
     """Every conversation that the model in the tree was trained on, in order; the tokenizer's text as well."""

@@ -359,7 +359,9 @@ class Countdown(BaseEvaluator):
     "options",
     [
         {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 1, "logging_steps": 4},
-        {"eval_strategy": "epoch", "save_steps": 1, "logging_strategy": "epoch"},
+        pytest.param(
+            {"eval_strategy": "epoch", "save_steps": 1, "logging_strategy": "epoch"}, marks=pytest.mark.exhaustive
+        ),
         {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 3, "gradient_accumulation_steps": 2},
         {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "logging_steps": 3, "eval_on_start": True}
         | {"load_best_model_at_end": True, "metric_for_best_model": "countdown_score", "greater_is_better": True}

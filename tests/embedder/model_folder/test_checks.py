@@ -106,22 +106,15 @@ def test_no_pickle_runs_whichever_way_it_is_loaded(hostile, monkeypatch, key):
 
 
 @pytest.mark.slow
-def test_no_pickle_runs_from_the_command_line_or_vlm2vec(hostile, tmp_path):
+def test_no_pickle_runs_from_the_command_line_or_vlm2vec(hostile, tmp_path, preloaded):
     """One line and exit status 2, in processes of their own."""
     folder, proof = hostile
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "GEN2EMBED_MODEL": str(folder)}
+    env = {"GEN2EMBED_MODEL": str(folder)}
     for arguments in (
         ["export", str(folder), str(tmp_path / "out")],
         ["export", "gen2embed", str(tmp_path / "out")],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "gen2embed_mteb.cli", *arguments],
-            env=env,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = preloaded.run(["-m", "gen2embed_mteb.cli", *arguments], cwd=tmp_path, **env)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         assert "sentence_bert_config.json" in done.stderr
@@ -585,6 +578,7 @@ def test_models_in_the_hubs_cache_are_checked(hostile, tiny_dir, cache):
     assert not proof.exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_in_a_process_of_its_own_by_the_variables_of_the_hub(hostile, exported, cache, tmp_path):
     """As a user has it: HF_HUB_CACHE and HF_HUB_OFFLINE, a hub id, a short name."""

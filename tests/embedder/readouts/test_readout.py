@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from samples import sample_of
 from sentence_transformers import SentenceTransformer
 from tiny_any import CHATML, TEXT_ONLY, Tiny, text_config, write_any
 from tiny_models import FAMILIES
@@ -105,7 +106,7 @@ def hooked(directory: Path, family: str, model: Gen2Embed, sample: dict[str, Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*FAMILIES, *LOADABLE])
+@pytest.mark.parametrize("family", sample_of([*FAMILIES, *LOADABLE], ["qwen2_vl", "gemma3", "qwen3_5", "llama"]))
 def test_vectors_are_the_hooked_states(scaled_dir: Any, pictures: Any, tmp_path: Path, family: str) -> None:
     """In memory, with the prefix cache, and in plain sentence-transformers; reloaded, the readout is known."""
     inputs = samples(family, pictures)
@@ -355,6 +356,7 @@ def test_a_new_adapter_leaves_it_out_and_fits_the_whole_base(
     assert np.abs(checkpoint.encode_query(["a fox", "b " * 9]) - want).max() < 1e-6
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(("readout", "figure"), [("pre-mlp", 51.3), ("drop-1", 31.4)])
 def test_the_figures_of_the_mini(tmp_path: Path, readout: str, figure: float) -> None:

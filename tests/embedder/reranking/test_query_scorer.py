@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import sample_of
 from tiny_any import ANY
 from tiny_models import FAMILIES
 
@@ -40,8 +41,11 @@ def cases(model: Gen2Embed, framing: str) -> list[tuple[Any, list[Any]]]:
     return found
 
 
+LIKELIHOOD_LIMIT = 1e-4
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*FAMILIES, *ANY])
+@pytest.mark.parametrize("family", sample_of([*FAMILIES, *ANY], ["qwen2_vl", "gemma3", "qwen3_5"]))
 def test_scores_are_those_of_the_plain_forward_pass(tiny: Any, family: str) -> None:
     model = tiny(family)
     for framing in ("mcq", "mcq-both", "likelihood"):
@@ -50,8 +54,8 @@ def test_scores_are_those_of_the_plain_forward_pass(tiny: Any, family: str) -> N
         for query, candidates in cases(model, framing):
             plain = reranker.predict([(query, candidate) for candidate in candidates])
             found = scorer.score(query, candidates)
-            # A likelihood is a difference of sums over up to thirty tokens.
-            limit = 3e-5 if framing == "likelihood" else 1e-5
+            # A likelihood is a difference of sums of some hundred: numbers of float32 are 8e-6 to 3e-5 apart there.
+            limit = LIKELIHOOD_LIMIT if framing == "likelihood" else 1e-5
             assert np.abs(found.scores - plain).max() < limit * max(1.0, float(np.abs(plain).max()))
             assert found.num_tokens <= found.num_tokens_in_full
             if framing == "likelihood":
@@ -86,7 +90,7 @@ def test_the_query_is_run_once_and_tokens_are_counted(tiny: Any, framing: str, m
     scorer.score("a", ["b"])  # runs what is shared among queries
     seen.clear()
     found = scorer.score(query, candidates)
-    assert np.abs(found.scores - plain).max() < 1e-5
+    assert np.abs(found.scores - plain).max() < (LIKELIHOOD_LIMIT if framing == "likelihood" else 1e-5)
     assert found.num_tokens == sum(seen)
     assert found.num_tokens_in_full == in_full
     assert found.num_tokens < 0.7 * in_full

@@ -179,6 +179,7 @@ def test_readouts_of_a_model_with_a_readout_are_refused(tiny_dir: Any, colours: 
         ablate(model, MMEB, config_of(colours, tmp_path), AblationOptions(ablation=True))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_every_figure_is_that_of_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mini, "NUM_QUERIES", 60)

@@ -224,6 +224,7 @@ def test_settings_are_checked_before_anything_is_done(data: Path, tmp_path: Path
     assert "--rerank is for MMEB and mmeb-mini" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_likelihood_answers_the_questions_of_mmeb_mini_better_than_the_embedding(tmp_path: Path) -> None:
     """The miniature cannot answer with A or B, but it can tell which word answers: + 5 points and more."""

@@ -134,6 +134,7 @@ def test_the_default_gives_two_thousand_distinct_inputs_per_side():
     assert min(len(whole.queries), len(whole.documents)) > 4000
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_another_process_reads_the_same_and_imports_nothing_that_a_model_does_not():
     """A second process with another hash seed; of packages that a model does not import, only Python's own are new."""
@@ -183,6 +184,7 @@ def test_subsets_and_columns_are_chosen_as_elsewhere():
     assert rows(limit=3, split="train") == rows(limit=3)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_python_without_docstrings_is_refused():
     code = "from trainers.data import docstrings; docstrings.tables()"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gradients import gradients
 from PIL import Image
+from samples import sample_of
 from tiny_any import write_any
 from tiny_torchvision import LOADABLE
 
@@ -35,7 +36,7 @@ QUERIES = [{"text": "a text alone"}, {"image": WIDE}, {"text": "and a text", "im
 CANDIDATES = [{"image": TALL}, {"text": "short"}, {"text": "a longer text of some words"}, {"image": SMALL}]
 
 
-@pytest.fixture(scope="module", params=LOADABLE)
+@pytest.fixture(scope="module", params=sample_of(LOADABLE))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Gen2Embed:
     folder: Path = write_any(request.param, tmp_path_factory.mktemp("models") / request.param, LOADABLE[request.param])
     return Gen2Embed(folder, device="cpu")

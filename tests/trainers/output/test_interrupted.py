@@ -58,7 +58,7 @@ def one_error(capsys):
 # Killed, and out of room
 
 
-@pytest.mark.parametrize("mode", ["some", "full"])
+@pytest.mark.parametrize("mode", [pytest.param("some", marks=pytest.mark.exhaustive), "full"])
 def test_killed_or_out_of_room_it_ends_like_an_undisturbed_run(begin, tmp_path, mode):
     """`kills.py all` does so at every operation; `some` at one of each kind, on a run that deletes checkpoints."""
     words = [*begin, "--max_steps", "3", *(("--save_total_limit", "1") if mode == "some" else ())]
@@ -243,9 +243,9 @@ def wait_for(path, process):
     ("module", "more", "seconds"),
     [
         (["gen2embed_mteb.cli", "train"], [], 1.0),
-        (["trainers.train"], [], 1.5),
+        pytest.param(["trainers.train"], [], 1.5, marks=pytest.mark.exhaustive),
         (["gen2embed_mteb.cli", "train"], ["--dataloader_num_workers", "2"], None),
-        (["trainers.train"], [], None),
+        pytest.param(["trainers.train"], [], None, marks=pytest.mark.exhaustive),
     ],
     ids=["loading libraries", "module, loading libraries", "training, with workers", "module, training"],
 )
@@ -273,6 +273,7 @@ def test_ctrl_c_is_one_line(begin, tmp_path, module, more, seconds):
     assert "  File " not in said
 
 
+@pytest.mark.exhaustive
 def test_a_rank_ends_when_its_launcher_is_killed(begin, tmp_path):
     output = tmp_path / "out"
     words = [*begin, "--output_dir", str(output), "--max_steps", "100000", "--save_total_limit", "1"]

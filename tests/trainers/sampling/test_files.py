@@ -222,6 +222,7 @@ print(killed)
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_killed_at_any_step_the_next_run_replaces_its_own_files(tmp_path):
     """Every fsync, rename and unlink is a place to be killed at."""
