@@ -52,7 +52,14 @@ from trainers.output.card import data_section
 from trainers.output.checkpoints import WRITER
 from trainers.output.figures import without_times
 from trainers.output.folder import RUN_FILE, agreed, check_output, checkpoint_to_go_on, finished
-from trainers.recipe import OFFICIAL, OFFICIAL_TARGETS, SahaTrainingArguments, bf16_supported, recipe_batch, refusing_flags
+from trainers.recipe import (
+    OFFICIAL,
+    OFFICIAL_TARGETS,
+    SahaTrainingArguments,
+    bf16_supported,
+    recipe_batch,
+    refusing_flags,
+)
 from trainers.sampling.files import Sampling
 from trainers.trainer import SahaTrainer
 

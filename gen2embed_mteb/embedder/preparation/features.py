@@ -186,7 +186,8 @@ class PreparesInputs(SentenceTransformer):
 
     def _broken_up(self, text: str) -> str:
         """Return the text with a space inside every control token, so that the tokenizer reads it as plain text."""
-        for token in self.tokenizer.all_special_tokens:
+        added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
+        for token in dict.fromkeys([*self.tokenizer.all_special_tokens, *added]):
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 

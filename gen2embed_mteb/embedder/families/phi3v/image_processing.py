@@ -73,7 +73,7 @@ def num_image_tokens(size: tuple[int, int], num_crops: int) -> int:
     return GRID**2 * (rows * columns + 1) + 1 + GRID * (rows + 1)
 
 
-class Phi3VImagesKwargs(ImagesKwargs, total=False):
+class Phi3VImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """The settings that this image processor has beside those of others."""
 
     num_crops: int
@@ -163,7 +163,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
 
     def _normalized(self, image: Image.Image) -> torch.Tensor:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-        mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.image_mean, self.image_std))
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         return pixels.sub_(mean).div_(std)
 
 

@@ -181,7 +181,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(
+    def forward(  # noqa: PLR0917 (as in transformers)
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

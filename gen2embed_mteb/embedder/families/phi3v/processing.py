@@ -18,7 +18,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from gen2embed_mteb.embedder.families.phi3v.image_processing import Phi3VImageProcessor, num_image_tokens
 from gen2embed_mteb.errors import Gen2EmbedError
 
-IMAGE_TOKEN = "<|image|>"
+IMAGE_PLACEHOLDER = "<|image|>"
 """The token that stands where an embedding of an image goes."""
 _MARK = re.compile(r"<\|image_(\d+)\|>")
 _PROBE = ("<|user|>\n", [1, 32010, 29871, 13])
@@ -46,15 +46,15 @@ class Phi3VProcessor(ProcessorMixin):
         Raises:
             Gen2EmbedError: The tokenizer was read by a class that changes its tokens, or is another model's.
         """
-        self.image_token = IMAGE_TOKEN
-        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.image_token = IMAGE_PLACEHOLDER
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         text, ids = _PROBE
         found = list(tokenizer(text)["input_ids"])
         if found != ids:
             raise Gen2EmbedError(
-                f"{tokenizer.name_or_path or 'the tokenizer'}: {text!r} becomes {found}, which must be {ids}: it is not "
-                "the tokenizer of Phi-3.5-V, or tokenizer.json was changed; copy or download the folder again"
+                f"{tokenizer.name_or_path or 'the tokenizer'}: {text!r} becomes {found}, which must be {ids}: it is "
+                "not the tokenizer of Phi-3.5-V, or tokenizer.json was changed; copy or download the folder again"
             )
 
     @classmethod
