@@ -215,6 +215,7 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
     new_adapter(
         model[0].model,
         targets,
+        everywhere=is_official,
         allow_missing=is_official or (family.is_generic and not config.lora_targets),
         rank=config.lora_rank,
         alpha=config.lora_alpha,

@@ -257,8 +257,8 @@ STRATEGIES: dict[str, HierarchicalPrompt] = {
     "d-rein": _D_REIN,
     "qd-rein": _QD_REIN,
     "unime": HierarchicalPrompt("", "", *_ABOVE, *_ABOVE),
-    "unime-readme": HierarchicalPrompt("", "", *_ABOVE_BLANK, *_ABOVE_BLANK),
     "e5-v": HierarchicalPrompt("", "", *_ABOVE_BLANK, *_ABOVE_BLANK),
+    "unime-readme": HierarchicalPrompt("", "", *_ABOVE_BLANK, *_ABOVE_BLANK),
     "vladva": HierarchicalPrompt("", "", *_PROVIDED, *_PROVIDED),
     **{
         "+".join(["sys" if system else "nosys", f"q:{query or 'off'}", f"d:{document or 'off'}"]): _axes(

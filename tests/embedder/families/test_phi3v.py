@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gradients import gradients
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from tiny_phi3v import HIDDEN, TOWER, weights, write_phi3v
 from torch.nn import functional
 
@@ -30,6 +32,7 @@ from gen2embed_mteb.embedder.model_folder.adapters import load_adapter, new_adap
 from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.embedder.prompts.strategies import strategy
 from gen2embed_mteb.errors import Gen2EmbedError
+from trainers import SahaLoss
 from trainers.recipe import OFFICIAL_TARGETS
 
 PUBLISHED = os.environ.get("GEN2EMBED_PHI3V", "")
@@ -250,7 +253,7 @@ def test_image_embeddings_by_a_slow_oracle(model: Gen2Embed) -> None:
     tower.load_state_dict({name.removeprefix(start): value for name, value in given.items() if name.startswith(start)})
     with torch.inference_mode():
         states = tower(features["pixel_values"][0], output_hidden_states=True).hidden_states[-2][:, 1:]
-        found = inner.get_image_features(features["pixel_values"], features["image_sizes"])
+        found = inner.get_image_features(features["pixel_values"], features["image_sizes"]).pooler_output
 
     def block(crop: int, row: int, column: int) -> torch.Tensor:
         patches = [states[crop, (2 * row + i) * 24 + 2 * column + j] for i in (0, 1) for j in (0, 1)]
@@ -318,9 +321,9 @@ def test_rows_beside_longer_ones(tmp_path: Path, side: Any) -> None:
     with torch.inference_mode():
         features = model.preprocess(["a"], task=side)
         right = inner(**{key: features[key] for key in ("input_ids", "attention_mask")}).last_hidden_state[0, -1]
-        inner.rotary_emb.limit = 1
+        inner.language_model.rotary_emb.limit = 1
         wrong = inner(**{key: features[key] for key in ("input_ids", "attention_mask")}).last_hidden_state[0, -1]
-        inner.rotary_emb.limit = 250
+        inner.language_model.rotary_emb.limit = 250
     assert functional.cosine_similarity(right, wrong, dim=0) < 0.999
 
 
@@ -449,7 +452,8 @@ def test_adapters_and_the_published_names_of_their_weights(
     folder: Path, tmp_path: Path, targets: Any, modules: int
 ) -> None:
     model = Gen2Embed(folder, device="cpu")
-    new_adapter(model[0].model, targets or model._family.lora_targets, allow_missing=targets is not None)
+    official = {"allow_missing": True, "everywhere": True} if targets else {}
+    new_adapter(model[0].model, targets or model._family.lora_targets, **official)
     adapted = {name.partition(".lora_A")[0] for name, _ in model[0].model.named_parameters() if ".lora_A" in name}
     assert len(adapted) == modules
     assert any("vision_model" in name for name in adapted) == (targets is not None)
@@ -461,13 +465,70 @@ def test_adapters_and_the_published_names_of_their_weights(
     wanted = model.encode_query(items)
     save_adapter(model[0].model, tmp_path)
     state = load_file(tmp_path / "adapter_model.safetensors")
-    # As peft saves them when it wraps the published class, which has its language model in `model`.
-    renamed = {name.replace("base_model.model.", "base_model.model.model.", 1): value for name, value in state.items()}
+    # As peft saves them when it wraps the published class, whose model has all parts side by side.
+    renamed = {
+        name.replace("base_model.model.", "base_model.model.model.", 1).replace("language_model.", ""): value
+        for name, value in state.items()
+    }
+    assert not set(renamed) & set(state)
     save_file(renamed, str(tmp_path / "adapter_model.safetensors"), metadata={"format": "pt"})
     other = Gen2Embed(folder, device="cpu")
     assert np.abs(other.encode_query(items) - wanted).max() > 1e-3
     load_adapter(other[0].model, tmp_path)
     assert np.abs(other.encode_query(items) - wanted).max() < 1e-6
+
+
+@pytest.mark.parametrize("original_max", [4096, 250])
+def test_a_cached_step_has_the_gradients_of_the_stock_loss(tmp_path: Path, original_max: int) -> None:
+    """Also where some rows of a mini-batch have the long factors, so that they cannot share their beginning."""
+    model = Gen2Embed(write_phi3v(tmp_path, original_max=original_max), device="cpu").train()
+    new_adapter(model[0].model, OFFICIAL_TARGETS, dropout=0.0, allow_missing=True, everywhere=True)
+    queries, answers = ["a", "b c", {"image": noise(64, 64)}, "long " * 70], ["one", "two " * 3, "three", "four"]
+
+    def features() -> list[dict[str, Any]]:
+        return [model.preprocess(queries, task="query"), model.preprocess(answers, task="document")]
+
+    stock = CachedMultipleNegativesRankingLoss(model, scale=50, mini_batch_size=2)
+    wanted = gradients(model, stock(features(), None))
+    found = gradients(model, SahaLoss(model, mini_batch_size=2, mask_equal_positives=False)(features()))
+    assert any("vision_model" in name for name in wanted)
+    assert found.keys() == wanted.keys()
+    largest = max(gradient.abs().max() for gradient in wanted.values())
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).abs().max() <= 1e-5 * largest, name
+
+
+# The raw layout
+
+
+def test_the_raw_layout_is_the_text_alone(folder: Path, tiny_dir: Any) -> None:
+    for place, mark in (
+        (folder, "<|image_1|>"),
+        (tiny_dir("llava_next"), "<image>"),
+        (tiny_dir("qwen2_vl"), "<|image_pad|>"),
+    ):
+        model = Gen2Embed(place, device="cpu", layout="raw")
+        assert model.prompt_mode == "none"
+        text = "<|image_1|>\nRepresent it.\n"
+        assert model.render({"text": text, "image": noise(64, 64)}, "query") == f"{mark}\nRepresent it.\n"
+        assert model.render("a b", "document") == "a b"
+        assert model.render("a b", "query", "Find it: ") == "Find it: a b"
+        model.set_prompt("unime")
+        assert model.render("a b", "query") == "a b\nSummary above sentence in one word:"
+        with pytest.raises(Gen2EmbedError, match=r"layout='raw' has no turns, and prompt_mode 'system'"):
+            model.set_prompt("system")
+        items = ["a b", {"text": text, "image": noise(64, 64)}, "a longer one"]
+        alone = np.concatenate([model.encode_query([item]) for item in items])
+        assert np.abs(model.encode_query(items) - alone).max() < 1e-5
+        encoder = PrefixEncoder(model)
+        dicts = [{"text": "a b"}, items[1], {"text": items[2]}]
+        assert np.abs(encoder.encode_prepared("query", encoder.prepare("query", dicts)) - alone).max() < 1e-5
+
+
+def test_the_raw_layout_of_phi_is_what_the_tokenizer_makes_of_the_text(model: Gen2Embed, folder: Path) -> None:
+    raw = Gen2Embed(folder, device="cpu", layout="raw")
+    ids = raw.preprocess(["a\n"], task="query")["input_ids"][0].tolist()
+    assert ids == raw.tokenizer("a\n")["input_ids"] == [1, 29871, 29900, 13]
 
 
 # Reference values

@@ -4,8 +4,7 @@ Of an image, the processor makes crops of 336x336 pixels: a global view, and til
 states; 2x2 neighbours become one of 4096 channels. The tiles' grids are joined to one, a separator ends each of its
 rows, and the global view follows behind another separator. A projector makes embeddings of all of them.
 
-The modules have the names that the published checkpoints give them, so that no name is translated on loading. The last
-layer of the tower is loaded but not run: the states before it are read.
+The last layer of the tower is loaded but not run: the states before it are read.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.core_model_loading import WeightRenaming
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.clip.modeling_clip import CLIPVisionModel
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3Model
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from gen2embed_mteb.embedder.families.phi3v.configuration import Phi3VConfig
@@ -165,19 +165,22 @@ class Phi3VPreTrainedModel(PreTrainedModel):
             module.reset()
 
 
-class Phi3VModel(Phi3VPreTrainedModel):
-    """Phi-3.5-V without an output layer."""
+class Phi3VLanguageModel(Phi3Model):
+    """Phi-3 of transformers, with positions that depend on a row alone."""
+
+    config_class = Phi3VConfig
 
     def __init__(self, config: Phi3VConfig) -> None:
-        """Make the language model's layers and the embedding of images."""
+        """Make the layers."""
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([Phi3DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
-        self.norm = Phi3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
-        self.vision_embed_tokens = ImageEmbedding(config)
-        self.gradient_checkpointing = False
-        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, RotaryEmbedding):
+            module.reset()
+        else:
+            super()._init_weights(module)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -188,32 +191,23 @@ class Phi3VModel(Phi3VPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_sizes: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Return the states of all tokens behind the final norm, (n, length, hidden size).
 
         Args:
-            input_ids: (n, length) int64, with the image token where an image's embeddings go.
+            input_ids: (n, length) int64.
             attention_mask: (n, tokens before + length), 1 where there is a token; `None`: everywhere.
             position_ids: (n, length) or (1, length) int64; `None` counts from the tokens before.
             past_key_values: What the layers kept of the tokens before.
-            inputs_embeds: (n, length, hidden size), instead of `input_ids`; then without images.
-            pixel_values: (images, most crops, 3, 336, 336), in the order of their marks.
-            image_sizes: (images, 2) int64, height and width in pixels of the tiles together.
+            inputs_embeds: (n, length, hidden size), instead of `input_ids`.
             use_cache: Whether to return what the layers keep.
             kwargs: Options of attention.
-
-        Raises:
-            Gen2EmbedError: The images have more or fewer embeddings than there are image tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if pixel_values is not None:
-            states = self._with_images(input_ids, states, pixel_values, image_sizes)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -245,10 +239,69 @@ class Phi3VModel(Phi3VPreTrainedModel):
             last_hidden_state=self.norm(states), past_key_values=past_key_values if use_cache else None
         )
 
-    def get_image_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of images one behind the other, (tokens, hidden size)."""
-        features: torch.Tensor = self.vision_embed_tokens(pixel_values, image_sizes)
-        return features
+
+class Phi3VModel(Phi3VPreTrainedModel):
+    """Phi-3.5-V without an output layer."""
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        """Make the language model and the embedding of images."""
+        super().__init__(config)
+        self.language_model = Phi3VLanguageModel(config)
+        self.vision_embed_tokens = ImageEmbedding(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding of tokens."""
+        embedding: nn.Module = self.language_model.embed_tokens
+        return embedding
+
+    def get_decoder(self) -> nn.Module:
+        """Return the language model."""
+        return self.language_model
+
+    @can_return_tuple
+    def forward(  # noqa: PLR0917 (as in transformers)
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Return the states of all tokens behind the final norm, (n, length, hidden size).
+
+        Args:
+            input_ids: (n, length) int64, with the image token where an image's embeddings go.
+            attention_mask: See `Phi3VLanguageModel`.
+            position_ids: See `Phi3VLanguageModel`.
+            past_key_values: See `Phi3VLanguageModel`.
+            inputs_embeds: (n, length, hidden size), instead of `input_ids`; then without images.
+            pixel_values: (images, most crops, 3, 336, 336), in the order of their marks.
+            image_sizes: (images, 2) int64, height and width in pixels of the tiles together.
+            kwargs: `use_cache`, and options of attention.
+
+        Raises:
+            Gen2EmbedError: The images have more or fewer embeddings than there are image tokens.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            inputs_embeds = self._with_images(input_ids, inputs_embeds, pixel_values, image_sizes)
+        output: BaseModelOutputWithPast = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return output
+
+    def get_image_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> BaseModelOutputWithPooling:
+        """Return the embeddings of images one behind the other in `pooler_output`, (tokens, hidden size)."""
+        return BaseModelOutputWithPooling(pooler_output=self.vision_embed_tokens(pixel_values, image_sizes))
 
     def _with_images(
         self,
@@ -259,11 +312,18 @@ class Phi3VModel(Phi3VPreTrainedModel):
     ) -> torch.Tensor:
         if input_ids is None or image_sizes is None:
             raise ValueError("pixel_values need input_ids and image_sizes")
-        features = self.get_image_features(pixel_values, image_sizes).to(states.dtype)
+        features = self.get_image_features(pixel_values=pixel_values, image_sizes=image_sizes).pooler_output
         places = input_ids == IMAGE_TOKEN_ID
         if int(places.sum()) != len(features):
             raise Gen2EmbedError(
                 f"{int(places.sum())} image tokens, but the images have {len(features)} embeddings; prepare text and "
                 "images together, with Phi3VProcessor"
             )
-        return states.masked_scatter(places[..., None].expand_as(states), features)
+        return states.masked_scatter(places[..., None].expand_as(states), features.to(states.dtype))
+
+
+NAMES = [
+    WeightRenaming(source_patterns=r"^model\.(embed_tokens|layers|norm)\.", target_patterns=r"language_model.\1."),
+    WeightRenaming(source_patterns=r"^model\.vision_embed_tokens\.", target_patterns="vision_embed_tokens."),
+]
+"""From the names in the published files to ours."""

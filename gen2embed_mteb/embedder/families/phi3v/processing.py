@@ -83,8 +83,8 @@ class Phi3VProcessor(ProcessorMixin):
         Args:
             images: An image, the images of all texts in order, or a list of them per text.
             text: A text, or n texts, in which image k of a text is marked by `<|image_k|>`.
-            kwargs: Options of the tokenizer (`padding`, `return_tensors`) and the image processor (`num_crops`), plain
-                or in `text_kwargs` and `images_kwargs`.
+            kwargs: Options of the tokenizer (`padding`, `padding_side`, `return_tensors`) and of the image processor
+                (`num_crops`), plain or in `text_kwargs` and `images_kwargs`.
 
         Returns:
             `input_ids` and `attention_mask` (n, length), with the image token where embeddings go; with images also
@@ -113,7 +113,8 @@ class Phi3VProcessor(ProcessorMixin):
             order += [start + number - 1 for number in numbers]
             start += len(row)
         features = {name: value[order] for name, value in features.items()}  # in the order of the marks
-        padded = self.tokenizer.pad({"input_ids": rows}, padding=padding)
+        side = options.get("padding_side")
+        padded = self.tokenizer.pad({"input_ids": rows}, padding=padding, padding_side=side)
         batch = {name: torch.tensor(padded[name]) if tensors else padded[name] for name in padded}
         return BatchFeature(data={**batch, **features})
 

@@ -45,9 +45,11 @@ def _is_there(module: str, name: str) -> bool:
 
 def install_model() -> None:
     """Register the model's class; transformers must be wholly imported."""
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
     from transformers.models.auto.modeling_auto import AutoModel
 
     from gen2embed_mteb.embedder.families.phi3v.configuration import Phi3VConfig
-    from gen2embed_mteb.embedder.families.phi3v.modeling import Phi3VModel
+    from gen2embed_mteb.embedder.families.phi3v.modeling import NAMES, Phi3VModel
 
     AutoModel.register(Phi3VConfig, Phi3VModel, exist_ok=True)
+    register_checkpoint_conversion_mapping(Phi3VModel.__name__, NAMES, overwrite=True)

@@ -30,7 +30,7 @@ def check_copy(files: Iterable[Path], model: Any) -> None:
                 if not _COPY.search(name):
                     continue
                 copy = file.get_tensor(name)
-                embedding = model.embed_tokens.weight
+                embedding = model.get_input_embeddings().weight
                 if copy.shape != embedding.shape or not bool((copy.to(embedding.dtype) == embedding.cpu()).all()):
                     raise Gen2EmbedError(
                         f"{path}: {name} differs from the token embedding, of which it must be a copy; copy or "
