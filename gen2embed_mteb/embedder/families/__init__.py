@@ -28,6 +28,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 
 __all__ = [
     "FAMILIES",
+    "OWN_CLASSES",
     "Family",
     "ImageLayout",
     "carried_by_own",
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*QWEN, LLAVA_NEXT, PHI3_V)}
+
+OWN_CLASSES = frozenset(name for family in FAMILIES.values() for name in family.own_classes)
+"""Names of classes of this package that the files of models name."""
 
 
 def family_of(model_type: str) -> Family:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
-from gen2embed_mteb.embedder.families import FAMILIES, family_of
+from gen2embed_mteb.embedder.families import FAMILIES, OWN_CLASSES, family_of
 from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError
 
 TRANSFORMER = "Transformer"
@@ -197,7 +197,7 @@ def _is_class(key: str, value: Any) -> bool:
     import transformers
 
     found = re.fullmatch(_CLASSES[key], value) if isinstance(value, str) else None
-    if any(value in family.own_classes for family in FAMILIES.values()):
+    if value in OWN_CLASSES:
         return True
     if found is None or value.startswith(("Auto", "Timm")):  # they load what else the folder names
         return False
