@@ -342,7 +342,7 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
             if self.calibration is not None:
                 self.calibration.write(Path(folder))
 
-        reason = self._inexpressible()
+        reason = self.inexpressible
         if _CHECKPOINT.fullmatch(Path(path).name) and adapters.has_adapter(self[0].model):
             saving.save_checkpoint(self, path, write, whole=not reason)
             return
@@ -359,8 +359,9 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
         kwargs = {"device": "cpu", "model_kwargs": {"dtype": torch.float32}, **kwargs}
         return super()._load_with_module_classes(model_name_or_path, module_classes, **kwargs)
 
-    def _inexpressible(self) -> str:
-        """Return the setting that no stock module can express; an empty string if stock modules can express all."""
+    @property
+    def inexpressible(self) -> str:
+        """The setting that no stock module can express; an empty string if stock modules can express all."""
         if self._family.own_classes:
             return f"a model of type {self._family.model_type!r}, for which transformers has no class,"
         if self._layout == "official" and self._family.mrope:

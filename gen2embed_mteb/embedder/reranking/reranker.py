@@ -260,7 +260,7 @@ class Reranker(CrossEncoder):
         if not safe_serialization:
             raise Gen2EmbedError("safe_serialization=False would write pickled weights; leave it out")
         stock_framing(self.framing.name)
-        reason = self._of._inexpressible()
+        reason = self._of.inexpressible
         if reason:
             raise Gen2EmbedError(
                 f"{reason} cannot be saved: no stock module can express it; save the reranker of a model that was "

@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from tiny_phi3v import HIDDEN, TOWER, weights, write_phi3v
 from torch.nn import functional
 
-from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb import Gen2Embed, cli
 from gen2embed_mteb.embedder.families.phi3v.image_processing import (
     Phi3VImageProcessor,
     num_image_tokens,
@@ -32,7 +32,7 @@ from gen2embed_mteb.embedder.model_folder.adapters import load_adapter, new_adap
 from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.embedder.prompts.strategies import strategy
 from gen2embed_mteb.errors import Gen2EmbedError
-from trainers import SahaLoss
+from trainers import SahaLoss, SahaTrainer
 from trainers.recipe import OFFICIAL_TARGETS
 
 PUBLISHED = os.environ.get("GEN2EMBED_PHI3V", "")
@@ -496,6 +496,33 @@ def test_a_cached_step_has_the_gradients_of_the_stock_loss(tmp_path: Path, origi
     largest = max(gradient.abs().max() for gradient in wanted.values())
     for name, gradient in wanted.items():
         assert (found[name] - gradient).abs().max() <= 1e-5 * largest, name
+
+
+@pytest.mark.slow
+def test_sampled_trained_and_loaded_again(folder: Path, tmp_path: Path) -> None:
+    """The result is the adapter, on the base model that it names."""
+    rows = [{"query": f"Which colour, {word}?", "positive": word} for word in ("red", "blue", "green", "white")]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = ["--model_name", str(folder)]
+    sample = ["sample", *model, "--num_crops", "2", "--data_dir", str(tmp_path / "train.jsonl"), "--columns", "query"]
+    sample += ["positive", "--num_hard_negatives", "1", "--output_dir", str(tmp_path / "sampled")]
+    assert cli.main(sample) == 0
+    train = ["train", *model, "--processed_data_path", str(tmp_path / "sampled"), "--batch_size", "4", "--use_cpu"]
+    train += ["--sub_batch_size", "2", "--max_steps", "2", "--lora_targets", "official", "--report_to", "none"]
+    assert cli.main([*train, "--output_dir", str(tmp_path / "out")]) == 0
+    trained = Gen2Embed(tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert any(".lora_A" in name and "vision_model" in name for name, _ in trained[0].model.named_parameters())
+    assert np.abs(trained.encode_query(["red"]) - Gen2Embed(folder, device="cpu").encode_query(["red"])).max() > 1e-6
+
+
+def test_all_weights_cannot_be_trained(folder: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    data = Dataset.from_list([{"query": "a", "positive": "b"}])
+    model = Gen2Embed(folder, device="cpu")
+    with pytest.raises(Gen2EmbedError, match=r"'phi3_v', .* cannot be saved, so that only an adapter can be trained"):
+        SahaTrainer(model=model, train_dataset=data, loss=SahaLoss(model))
 
 
 # The raw layout
