@@ -35,6 +35,10 @@ OPT_OUT = "GEN2EMBED_NO_HOOK"
 # argument.
 PATCHES = {
     "sentence_transformers": ("gen2embed_mteb.embedder.model_folder.compat", "gen2embed_mteb.embedder.short_names"),
+    **{
+        f"transformers.models.auto.{part}_auto": ("gen2embed_mteb.embedder.families.phi3v.registration",)
+        for part in ("configuration", "image_processing", "processing")
+    },
     "mteb": ("gen2embed_mteb.mteb_plugin.registration",),
     "mteb.benchmarks.benchmarks": ("gen2embed_mteb.mteb_plugin.tasks.benchmarks",),  # imported when first asked for
 }

@@ -25,7 +25,7 @@ from gen2embed_mteb.names import DEFAULT, POOLINGS
 
 ABLATION_PROMPTS = ("none", "system", "hierarchical")
 ABLATION_READOUTS = ("last", "pre-mlp", "drop-1", "pre-mlp-raw")
-LAYOUTS = ("native", "official")
+LAYOUTS = ("native", "official", "raw")
 OWN = "own"
 """The value of `calibration` that stands for a map fitted on the inputs of the evaluation itself."""
 SCORINGS = ("cosine", "csls")
@@ -112,6 +112,9 @@ class LoadingOptions(PromptOptions, ReadoutOptions, FileOptions):
 
     adapter: str | None = option("LoRA or DoRA adapter: directory or hub id", default=None)
     max_length: int | None = option("longest input in tokens", default=None, least=1)
+    num_crops: int | None = option(
+        "most tiles of an image, for Phi-3.5-V (default: what the model's folder says, 4)", default=None, least=1
+    )
     device: str | None = option("cpu, cuda, cuda:1, …", default=None)
     dtype: str | None = option("float32, bfloat16, float16, auto", default=None)
 
@@ -131,6 +134,7 @@ class LoadingOptions(PromptOptions, ReadoutOptions, FileOptions):
             "max_length": self.max_length,
             "device": self.device or _device_of_rank(),
             "model_kwargs": {"dtype": self.dtype} if self.dtype else None,
+            "processor_kwargs": {"num_crops": self.num_crops} if self.num_crops else None,
         }
 
 

@@ -52,7 +52,14 @@ from trainers.output.card import data_section
 from trainers.output.checkpoints import WRITER
 from trainers.output.figures import without_times
 from trainers.output.folder import RUN_FILE, agreed, check_output, checkpoint_to_go_on, finished
-from trainers.recipe import SahaTrainingArguments, bf16_supported, recipe_batch, refusing_flags
+from trainers.recipe import (
+    OFFICIAL,
+    OFFICIAL_TARGETS,
+    SahaTrainingArguments,
+    bf16_supported,
+    recipe_batch,
+    refusing_flags,
+)
 from trainers.sampling.files import Sampling
 from trainers.trainer import SahaTrainer
 
@@ -203,10 +210,13 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
     # The adapter's first weights are drawn here, before the trainer sets the seed.
     torch.manual_seed(args.seed)
     family = family_of(model[0].config.model_type)
+    is_official = config.lora_targets == [OFFICIAL]
+    targets = OFFICIAL_TARGETS if is_official else config.lora_targets or family.lora_targets
     new_adapter(
         model[0].model,
-        config.lora_targets or family.lora_targets,
-        allow_missing=family.is_generic and not config.lora_targets,
+        targets,
+        everywhere=is_official,
+        allow_missing=is_official or (family.is_generic and not config.lora_targets),
         rank=config.lora_rank,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,

@@ -26,6 +26,16 @@ EFFECTIVE_BATCH = {"saha": 2048, "in-batch": 1024}
 Plain hard negatives use the value of `in-batch`: Table VII compares them with it."""
 
 
+OFFICIAL = "official"
+"""The value of `lora_targets` that stands for `OFFICIAL_TARGETS`."""
+
+OFFICIAL_TARGETS = (
+    *("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    *("k_proj", "q_proj", "out_proj", "v_proj"),
+)
+"""What the official code adapts, in every model that has layers of these names."""
+
+
 def bf16_supported() -> bool:
     """Say whether a GPU computes in bfloat16; CPUs can do it too, but most of them more slowly than in float32."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -115,7 +125,11 @@ class Recipe(ImageOptions):
     lora_rank: int = option("rank of the adapter", default=8, least=1)
     lora_alpha: int = option("its update is scaled by alpha / rank", default=64, least=1)
     lora_dropout: float = option("dropout on the adapter's input", default=0.1)
-    lora_targets: list[str] = option("names of the layers it adapts; default: the family's own", default_factory=list)
+    lora_targets: list[str] = option(
+        f"names of the layers it adapts; {OFFICIAL}: those of the official code, which for Phi-3.5-V are also in the "
+        "vision tower (default: the family's own, of the language model alone)",
+        default_factory=list,
+    )
     dora: bool = option("train magnitudes too (DoRA)", default=True)
     temperature: float = option("temperature of the loss", default=0.02)
     sub_batch_size: int = option("pairs in memory at a time (16 for 2B, 4 for 7B)", default=16, least=1)

@@ -106,6 +106,12 @@ class SahaTrainer(SentenceTransformerTrainer):
                 "pooling='phrase' cannot be trained: what is trained is saved, and no stock module can express it; "
                 "load the model without it"
             )
+        reason = model.inexpressible
+        if reason and not has_adapter(model[0].model):
+            raise Gen2EmbedError(
+                f"{reason} cannot be saved, so that only an adapter can be trained: gen2embed train adds one, as does "
+                "model_folder.adapters.new_adapter"
+            )
         self._reader = CellReader(
             model,
             images,
@@ -348,7 +354,8 @@ class SahaTrainer(SentenceTransformerTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter alone for a checkpoint, and the merged model otherwise.
 
-        If no process holds all weights (FSDP, ZeRO-3), it always saves the adapter; `gen2embed export` merges it.
+        If no process holds all weights (FSDP, ZeRO-3), it always saves the adapter; `gen2embed export` merges it. So it
+        does for a model that stock modules cannot express, such as Phi-3.5-V; its adapter is loaded on the base model.
 
         Raises:
             ForeignFileError: It would replace a file that this trainer did not write, or that was changed since.
@@ -383,7 +390,8 @@ class SahaTrainer(SentenceTransformerTrainer):
             state = {
                 name.removeprefix(inner): value for name, value in (state_dict or {}).items() if name.startswith(inner)
             }
-            whole = not self._saves_checkpoint and not (self.is_fsdp_enabled or is_deepspeed_zero3_enabled())
+            shared = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+            whole = not self._saves_checkpoint and not shared and not model.inexpressible
             save_adapter(model[0].model, folder / ADAPTER_FOLDER if whole else folder, state or None)
             if not whole:
                 return

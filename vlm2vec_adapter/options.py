@@ -47,6 +47,9 @@ class Options(ImageOptions):
     batch_tokens: int | None = option(
         "tokens per call of the model, padding included (default: as suits the device)", default=None, least=1
     )
+    num_crops: int | None = option(
+        "most tiles of an image, for Phi-3.5-V (default: what the model's folder says, 4)", default=None, least=1
+    )
     dtype: str | None = option("float32, bfloat16, float16 (default: what the checkpoint was saved in)", default=None)
     revision: str | None = option("revision of the model on the hub", default=None)
 

@@ -18,7 +18,7 @@ from gen2embed_mteb.embedder.calibration import fitting as calibrations
 from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE, CalibrationRecord, Means
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import format_of, prompt_of
-from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout
+from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout, check_num_crops
 from gen2embed_mteb.embedder.kept_generator import KeepsGenerator
 from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
@@ -51,7 +51,8 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
             directory, and is `hierarchical` for anything else.
         adapter: A LoRA or DoRA adapter (hub id or directory) for the base model.
         layout: `native`, images as the family's processor lays them out; `official`, bare image tokens with 1-D
-            positions, as the released checkpoints were trained.
+            positions, as the released checkpoints were trained; `raw`, the same without any turn, as UniME and VLM2Vec
+            were evaluated on MMEB (the default prompt is then `none`).
         gguf_file: The GGUF file of the folder to load, for a text-only model; needs the extra [gguf].
         readout: Which hidden state becomes the embedding: `last`, `pre-mlp`, `drop-1`, `drop-2`, … (see `readout`);
             `None` keeps that of an exported directory, and is `last` for anything else.
@@ -96,6 +97,8 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
         exif_orientation: bool = False,
         **kwargs: Any,
     ) -> None:
+        if prompt_mode is None and layout == "raw":
+            prompt_mode = "none"
         if prompt_mode is not None:
             prompt_mode = strategy(prompt_mode)
         check_pooling_mode(pooling, prompt_mode)
@@ -131,6 +134,7 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
                 raise Gen2EmbedError(
                     f"{name} is an exported model, gguf_file={gguf_file!r} is for base models: leave it out"
                 )
+            check_num_crops(self._family, kwargs.get("processor_kwargs"))
             checked_loading.check_pooling(name, self)
             self.calibration = CalibrationRecord.read(Path(name))
             stored = stored_readout(self[0].config, name)
@@ -338,7 +342,7 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
             if self.calibration is not None:
                 self.calibration.write(Path(folder))
 
-        reason = self._inexpressible()
+        reason = self.inexpressible
         if _CHECKPOINT.fullmatch(Path(path).name) and adapters.has_adapter(self[0].model):
             saving.save_checkpoint(self, path, write, whole=not reason)
             return
@@ -355,8 +359,11 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
         kwargs = {"device": "cpu", "model_kwargs": {"dtype": torch.float32}, **kwargs}
         return super()._load_with_module_classes(model_name_or_path, module_classes, **kwargs)
 
-    def _inexpressible(self) -> str:
-        """Return the setting that no stock module can express; an empty string if stock modules can express all."""
+    @property
+    def inexpressible(self) -> str:
+        """The setting that no stock module can express; an empty string if stock modules can express all."""
+        if self._family.own_classes:
+            return f"a model of type {self._family.model_type!r}, for which transformers has no class,"
         if self._layout == "official" and self._family.mrope:
             return "layout='official'"
         if self._pooling == "phrase":

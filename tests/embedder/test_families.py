@@ -14,12 +14,13 @@ from gen2embed_mteb.embedder.families import FAMILIES, chat_template, check_layo
 from gen2embed_mteb.embedder.prompts.strategies import STRATEGIES
 
 
-def test_the_four_families_are_known():
+def test_the_families_written_by_hand_are_known():
     assert {family.model_type: family.name for family in FAMILIES.values()} == {
         "qwen2_vl": "Qwen2-VL",
         "qwen2_5_vl": "Qwen2.5-VL",
         "qwen3_vl": "Qwen3-VL",
         "llava_next": "LLaVA-NeXT",
+        "phi3_v": "Phi-3.5-V",
     }
 
 
@@ -53,7 +54,7 @@ def test_any_other_type_gets_a_generic_record():
 def test_the_official_layout_is_for_the_families_written_by_hand():
     for family in FAMILIES.values():
         check_layout(family, "official")
-    with pytest.raises(ValueError, match=r"'some_new_model': .*llava_next, qwen2_5_vl, qwen2_vl, qwen3_vl"):
+    with pytest.raises(ValueError, match=r"'some_new_model': .*llava_next, phi3_v, qwen2_5_vl, qwen2_vl, qwen3_vl"):
         check_layout(family_of("some_new_model"), "official")
 
 

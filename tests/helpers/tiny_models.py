@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from tiny_phi3v import write_phi3v
 from tiny_tokenizers import PAPER
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -28,6 +29,8 @@ _PIXELS = {"size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 64}}
 def write_tiny(family: str, directory: Path, seed: int = 0) -> Path:
     """Write a tiny random model of a family, with its processor, and return the directory."""
     torch.manual_seed(seed)
+    if family == "phi3_v":
+        return write_phi3v(directory, seed=seed)
     (_write_llava if family == "llava_next" else _write_qwen)(family, directory)
     return directory
 

@@ -1,6 +1,7 @@
 """What mteb knows of Gen2Embed after it was imported, and what happens where it cannot be taught."""
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -75,7 +76,7 @@ def test_models_have_complete_records(name: str) -> None:
         assert getattr(meta, field), field
     assert meta.reference == f"https://huggingface.co/{HUB_MODELS[name].source}"
     assert meta.adapted_from and "/" in meta.adapted_from
-    assert "2508.00955" in meta.citation
+    assert HUB_MODELS[name].has_article == ("2508.00955" in (meta.citation or ""))
     meta._check_requirements()  # needs no extra of mteb's, not even torchvision
 
 
@@ -86,6 +87,7 @@ def test_families_and_released_checkpoints_are_all_there() -> None:
         *(f"Gen2Embed/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B")),
         "Gen2Embed/llava-v1.6-mistral-7b-hf",
         *(f"Y-J-Ju/SaHa-Qwen2-VL-{size}-Instruct" for size in ("2B", "7B")),
+        *(f"DeepGlint-AI/UniME-{name}" for name in ("Phi3.5-V-4.2B", "LLaVA-1.6-7B", "LLaVA-OneVision-7B")),
     }
     assert set(HUB_MODELS) == expected
     layouts = {name: HUB_MODELS[name].layout for name in expected if HUB_MODELS[name].layout == "official"}
@@ -198,10 +200,21 @@ def test_revision_of_an_adapter_follows_its_base_as_well(
 
 
 def test_every_record_of_the_table_has_its_own_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revisions, "hub_commit", lambda hub_id: {"2B": "a" * 40, "7B": "b" * 40}[hub_id.split("-")[-2]])
+    monkeypatch.setattr(revisions, "hub_commit", lambda hub_id: hashlib.sha1(hub_id.encode()).hexdigest())
     found = {name: as_meta(model).revision for name, model in HUB_MODELS.items()}
     assert len(set(found.values())) == len(found)
-    assert set(models.COMMITS) == {model.source for model in HUB_MODELS.values() if model.layout == "native"}
+    assert set(models.COMMITS) == {model.source for model in HUB_MODELS.values() if model.name.startswith("Gen2Embed/")}
+
+
+def test_models_of_unime_have_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revisions, "hub_commit", lambda _: "a" * 40)
+    meta = mteb.get_model_meta("unime-phi3.5-v")
+    assert meta.loader_kwargs == {
+        "source": "DeepGlint-AI/UniME-Phi3.5-V-4.2B",
+        "layout": "native",
+        "prompt_mode": "unime",
+    }
+    assert revisions.revision_of("x/y", "native", prompt_mode="unime") != revisions.revision_of("x/y", "native")
 
 
 def test_options_of_get_model_are_kept_apart_from_the_default() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
+from gen2embed_mteb.embedder.passes.shared_beginning import longest_shared
 from trainers.loss.dropout import has_dropout
 
 _SHORTEST = 8
@@ -83,10 +84,11 @@ def sharing_prefix(model: nn.Module) -> Iterator[None]:
     """
     decoder = model.get_decoder()
     run = decoder.forward
+    limit = longest_shared(decoder.config)
 
     def forward(**kwargs: Any) -> ModelOutput:
         shared = num_shared(**kwargs)
-        if shared < _SHORTEST:
+        if shared < _SHORTEST or (limit is not None and kwargs["inputs_embeds"].shape[1] > limit):
             return run(**kwargs)
         states = kwargs.pop("inputs_embeds")
         positions, mask = kwargs.pop("position_ids", None), kwargs.pop("attention_mask", None)

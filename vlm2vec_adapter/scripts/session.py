@@ -133,6 +133,7 @@ class Session:
                 revision=options.revision,
                 min_side=options.min_side,
                 model_kwargs={"dtype": options.dtype} if options.dtype else None,
+                processor_kwargs={"num_crops": options.num_crops} if options.num_crops else None,
             )
         finally:
             self._loading = False
@@ -186,6 +187,7 @@ class Session:
             "max_len": self._data_args.max_len,
             "resize": self.options.resize,
             "min_side": self.options.min_side,
+            **({"num_crops": self.options.num_crops} if self.options.num_crops else {}),
             **self.options.orientation(),
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ImageLayout = Literal["native", "official"]
+ImageLayout = Literal["native", "official", "raw"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Family:
         prefers_own_template: Whether, in the `native` layout, a model's own chat template carries the prompt if there
             is one that can (see `chat_formats`); `template` is then for all other cases. `False` for a generic
             family, which has no other template.
+        numbers_images: Whether the marker of image k has the number k; `image` is then that of the first.
+        own_classes: Names of classes of this package, which transformers does not have, that the model's files name.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Family:
     writes_special_tokens: bool
     blank_before_answer: bool = False
     prefers_own_template: bool = False
+    own_classes: tuple[str, ...] = ()
+    numbers_images: bool = False
 
     @property
     def is_generic(self) -> bool:

@@ -115,11 +115,13 @@ def new_adapter(
     dropout: float = 0.1,
     dora: bool = True,
     allow_missing: bool = False,
+    everywhere: bool = False,
 ) -> None:
     """Attach a new adapter to a base model, in place, and freeze all other weights (paper, Sec. IV-A).
 
-    Only layers of the decoder are adapted. Vision towers have projections of the same names, but the paper's adapters,
-    on Qwen2-VL, do not include them; and an adapter there would get no gradient from a batch of text.
+    Only layers of the decoder are adapted, unless `everywhere` is set. Vision towers have projections of the same
+    names, but the paper's adapters, on Qwen2-VL, do not include them; and an adapter there would get no gradient from a
+    batch of text.
 
     Its weights are float32 whatever the type of the base model's: steps of 5e-5 would be lost in bfloat16.
 
@@ -131,6 +133,7 @@ def new_adapter(
         dropout: The dropout on the update's input.
         dora: Whether magnitudes are trained besides directions (DoRA).
         allow_missing: Whether a target may match no layer, as long as one does: `targets` are those of many families.
+        everywhere: Whether layers outside of the decoder are adapted too, as the official code does by their names.
 
     Raises:
         ValueError: The model has an adapter already, or a target matches no layer.
@@ -140,7 +143,7 @@ def new_adapter(
 
     if has_adapter(model):
         raise Gen2EmbedError("the model has an adapter already; merge it first: gen2embed export MODEL OUT")
-    pattern = _in_decoder(model)
+    pattern = r"(?:.*\.)?(?:{})" if everywhere else _in_decoder(model)
     layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     found = [
         target for target in targets if any(re.fullmatch(pattern.format(re.escape(target)), name) for name in layers)

@@ -15,12 +15,14 @@ from gen2embed_mteb.embedder.chat_formats.detection import Detected
 from gen2embed_mteb.embedder.chat_formats.header import own_template, parts_of, prompt_of, template_with_prompt
 from gen2embed_mteb.embedder.chat_formats.probing import chat_format_of, template_of, try_template
 from gen2embed_mteb.embedder.families import Family, carried_by_own, chat_template, family_of
+from gen2embed_mteb.embedder.families.phi3v.registration import MODEL_TYPE
+from gen2embed_mteb.embedder.families.phi3v.weights import check_copy
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.adapters import load_adapter
 from gen2embed_mteb.embedder.model_folder.gguf_files import dense_options, forget_gguf
 from gen2embed_mteb.embedder.model_folder.settings import MODULES, TRANSFORMER
 from gen2embed_mteb.embedder.model_folder.supported import check_supported, processor_error, reading_part
-from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError, Tensor
+from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError, Tensor, read_index, weight_files
 from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 
@@ -199,6 +201,8 @@ class CheckedTransformer(Transformer):
         check_keys(base, model, found)
         if gguf_file is not None:
             forget_gguf(model)
+        elif config.model_type == MODEL_TYPE:
+            check_copy(weight_files(base.folder, read_index(base.folder)), model)
         if base is not source:
             load_adapter(model, str(source.folder))
         self._reads_processor = True  # what the stock class loads next

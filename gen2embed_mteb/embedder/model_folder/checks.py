@@ -15,6 +15,7 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gen2embed_mteb.embedder.families import OWN_CLASSES, family_of
 from gen2embed_mteb.embedder.model_folder.adapter_settings import base_of, check_adapter
 from gen2embed_mteb.embedder.model_folder.gguf_files import check_gguf
 from gen2embed_mteb.embedder.model_folder.settings import (
@@ -209,18 +210,18 @@ def check(
                 f"{folder}: no config.json, but GGUF files ({', '.join(gguf[:5])}); pass the name of one as gguf_file, "
                 f"on the command line --gguf_file {gguf[0]}"
             )
-        raise ModelFolderError(
-            f"{folder}: no config.json, so it is not a model's folder; pass the folder that has that file"
-        )
+        raise ModelFolderError(f"{folder}: no config.json, so it is no model's folder; pass the folder that has it")
     index = _optional(folder / INDEX_FILE)
     base_of_adapter(source)
+    has_own = bool(family_of(str((config or {}).get("model_type"))).own_classes)
     if config is not None:
-        check_code(folder / "config.json", config, trust_remote_code)
+        check_code(folder / "config.json", config, trust_remote_code, has_own=has_own)
         check_config(folder / "config.json", config)
     for name in PROCESSOR_FILES:
         settings = _optional(folder / name)
         if settings is not None:
-            check_code(folder / name, settings, trust_remote_code)
+            names_own = has_own or settings.get("processor_class") in OWN_CLASSES  # an adapter's folder has no config
+            check_code(folder / name, settings, trust_remote_code, has_own=names_own)
             check_processor(folder / name, settings)
     if gguf_file is not None:
         return {}

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout, family_of
+from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout, check_num_crops, family_of
 from gen2embed_mteb.embedder.model_folder import adapters, compat
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder.supported import check_supported
@@ -56,7 +56,7 @@ def modules_for(
     Args:
         name_or_path: Hub id or local directory of a base model, or of an adapter, whose base is then loaded too.
         prompt_mode: The name of a strategy, or a prompt of the caller's own.
-        layout: How images are laid out in the prompt; `official` only for families written by hand.
+        layout: How images are laid out in the prompt; `official` and `raw` only for families written by hand.
         adapter: Hub id or directory of an adapter to attach to the base model.
         gguf_file: A GGUF file of the folder that holds configuration, tokenizer and weights of a text-only model.
         token: Hub token.
@@ -105,6 +105,7 @@ def modules_for(
     config = load_config(source, {**shared, **(config_kwargs or {})})
     family = family_of(config.model_type)
     check_layout(family, layout)
+    has_default_crops = check_num_crops(family, processor_kwargs)
     check_supported(config)  # before the weights are read
     options = processor_options(source, shared)
     tries_own = layout == "native" and family.tries_own_template
@@ -120,6 +121,13 @@ def modules_for(
             config_kwargs={**shared, **(config_kwargs or {})},
             processing_kwargs=family.processing_kwargs,
             unpad_inputs=False,
+        )
+    if has_default_crops:
+        logger.warning(
+            "%s: num_crops is %d, as its folder says; 16 is advised for single pictures, and the paper's figures were "
+            "most likely made with it: --num_crops 16, or processor_kwargs={'num_crops': 16}",
+            source.name,
+            transformer.processor.image_processor.num_crops,
         )
     transformer.tokenizer.init_kwargs.pop("gguf_file", None)  # it would be saved with the tokenizer
     if adapter is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
-from gen2embed_mteb.embedder.families import FAMILIES, family_of
+from gen2embed_mteb.embedder.families import FAMILIES, OWN_CLASSES, family_of
 from gen2embed_mteb.embedder.model_folder.weight_files import ModelFolderError
 
 TRANSFORMER = "Transformer"
@@ -88,12 +88,19 @@ def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             stack.extend(("", inner) for inner in value if isinstance(inner, (dict, list)))
 
 
-def check_code(path: Path, settings: dict[str, Any], trust_remote_code: bool) -> None:
-    """Refuse a file that names Python code to run, unless the caller trusts it."""
+def check_code(path: Path, settings: dict[str, Any], trust_remote_code: bool, *, has_own: bool = False) -> None:
+    """Refuse a file that names Python code to run, unless the caller trusts it.
+
+    Args:
+        path: The file.
+        settings: What it says.
+        trust_remote_code: Whether the caller trusts the code.
+        has_own: Whether this package has classes for the model, so that the code is not needed.
+    """
     for key, value in walk(settings):
         if key == "trust_remote_code" and value:
             raise refuse(path, "it sets trust_remote_code, which is only the caller's to say", "remove that key")
-        if key == "auto_map" and value and not trust_remote_code:
+        if key == "auto_map" and value and not (trust_remote_code or has_own):
             raise refuse(
                 path,
                 "it names Python code of its own (auto_map), and not to run it would give another model",
@@ -190,6 +197,8 @@ def _is_class(key: str, value: Any) -> bool:
     import transformers
 
     found = re.fullmatch(_CLASSES[key], value) if isinstance(value, str) else None
+    if value in OWN_CLASSES:
+        return True
     if found is None or value.startswith(("Auto", "Timm")):  # they load what else the folder names
         return False
     stem = found[1] if found.re.groups and found[1] else value

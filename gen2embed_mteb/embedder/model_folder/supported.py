@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 
 _GENERATION = re.compile(r"For[A-Z]\w*$")
@@ -38,6 +39,8 @@ def check_supported(config: Any) -> None:
             "answer begins. Use a model with a decoder alone"
         )
     if getattr(config, "auto_map", None):  # code of its own, which the caller trusts
+        return
+    if family_of(kind).own_classes:
         return
     known = MODEL_MAPPING_NAMES.get(kind)
     name = known[0] if isinstance(known, (list, tuple)) else known

@@ -61,6 +61,12 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a checked index of weight files; `None` if there is none."""
+    path = folder / INDEX_FILE
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
 def weight_files(folder: Path, index: Mapping[str, Any] | None = None) -> list[Path]:
     """Return the files that hold a model's weights: `model.safetensors`, or else the files that its index names.
 

@@ -59,6 +59,15 @@ def reuse_possible(config: Any) -> bool:
     return not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
 
+def longest_shared(config: Any) -> int | None:
+    """Return the most tokens of a row that may share its beginning; `None` if there is no such limit.
+
+    Phi-3.5-V scales the positions of longer rows by other factors, from their first token on.
+    """
+    limit: int | None = getattr(config, "longest_short_input", None)
+    return limit
+
+
 def taken_by(module: Any, name: str) -> bool:
     """Return whether the forward pass of a sentence-transformers module's model takes a feature of this name."""
     taken = module.model_forward_params  # `None` where it takes any keyword
@@ -170,6 +179,9 @@ class SharedBeginning:
             input_ids: (n, length) int64.
             most: The most that it may be: some tokens of the shortest row are to be left, at least one.
         """
+        limit = longest_shared(self.model.config)
+        if limit is not None and input_ids.shape[1] > limit:
+            return 0
         width = max(0, min(len(self.token_ids), most))
         equal = (input_ids[:, :width] == self.token_ids[:width]).all(dim=0)
         return int(equal.int().cumprod(dim=0).sum())

@@ -84,7 +84,7 @@ class PreparesInputs(SentenceTransformer):
         features: dict[str, Any] = super().preprocess(messages, processing_kwargs=processing, **kwargs)
         if self._pooling == "phrase":
             features[PHRASE_LENGTH] = self._phrase_lengths(contents, kwargs.get("task"), features)
-        if self._layout == "official" and "mm_token_type_ids" in features:
+        if self._layout != "native" and "mm_token_type_ids" in features:
             # Image tokens count as text, which gives every token its plain 1-D position.
             features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
         return features
@@ -186,7 +186,8 @@ class PreparesInputs(SentenceTransformer):
 
     def _broken_up(self, text: str) -> str:
         """Return the text with a space inside every control token, so that the tokenizer reads it as plain text."""
-        for token in self.tokenizer.all_special_tokens:
+        added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
+        for token in dict.fromkeys([*self.tokenizer.all_special_tokens, *added]):
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 

@@ -160,8 +160,10 @@ _HIERARCHICAL = HierarchicalPrompt()
 _D_REIN = replace(_SYSTEM, document_text=REPRESENT_TEXT, document_image=REPRESENT_IMAGE)
 _QD_REIN = replace(_HIERARCHICAL, document_text=REPRESENT_TEXT, document_image=REPRESENT_IMAGE)
 
-# E5-V introduced this pair of prompts and UniME kept it, so the two names stand for the same texts.
-_ABOVE = ("\nSummary above sentence in one word: ", "\nSummary above image in one word: ")
+# E5-V introduced this pair of prompts and UniME kept it. UniME's scripts write it without the blank at the end; the
+# quick start of its README has the blank.
+_ABOVE = ("\nSummary above sentence in one word:", "\nSummary above image in one word:")
+_ABOVE_BLANK = (f"{_ABOVE[0]} ", f"{_ABOVE[1]} ")
 _PROVIDED = ("\nSummarize the provided text in one word:", "\nSummarize the provided image in one word:")
 
 _FREERET = (
@@ -255,7 +257,8 @@ STRATEGIES: dict[str, HierarchicalPrompt] = {
     "d-rein": _D_REIN,
     "qd-rein": _QD_REIN,
     "unime": HierarchicalPrompt("", "", *_ABOVE, *_ABOVE),
-    "e5-v": HierarchicalPrompt("", "", *_ABOVE, *_ABOVE),
+    "e5-v": HierarchicalPrompt("", "", *_ABOVE_BLANK, *_ABOVE_BLANK),
+    "unime-readme": HierarchicalPrompt("", "", *_ABOVE_BLANK, *_ABOVE_BLANK),
     "vladva": HierarchicalPrompt("", "", *_PROVIDED, *_PROVIDED),
     **{
         "+".join(["sys" if system else "nosys", f"q:{query or 'off'}", f"d:{document or 'off'}"]): _axes(

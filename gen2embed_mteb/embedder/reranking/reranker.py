@@ -260,7 +260,7 @@ class Reranker(CrossEncoder):
         if not safe_serialization:
             raise Gen2EmbedError("safe_serialization=False would write pickled weights; leave it out")
         stock_framing(self.framing.name)
-        reason = self._of._inexpressible()
+        reason = self._of.inexpressible
         if reason:
             raise Gen2EmbedError(
                 f"{reason} cannot be saved: no stock module can express it; save the reranker of a model that was "
@@ -292,7 +292,7 @@ class Reranker(CrossEncoder):
     def _rendered_features(self, pairs: Sequence[Pair], prompt: str | None, **kwargs: Any) -> dict[str, Any]:
         kwargs.setdefault("processing_kwargs", _untruncated(None))
         features: dict[str, Any] = super().preprocess([pair.as_messages() for pair in pairs], prompt, **kwargs)
-        if self._of.layout == "official" and "mm_token_type_ids" in features:
+        if self._of.layout != "native" and "mm_token_type_ids" in features:
             # Image tokens count as text, which gives every token its plain 1-D position.
             features["mm_token_type_ids"] = torch.zeros_like(features["mm_token_type_ids"])
         return features

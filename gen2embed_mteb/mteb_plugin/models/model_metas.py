@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from gen2embed_mteb.embedder.fingerprint import fingerprint
+from gen2embed_mteb.embedder.prompts.strategies import DEFAULT
 from gen2embed_mteb.mteb_plugin.models.model_table import COMMITS, HUB_MODELS, ORGANISATION, OWN_TEMPLATE, Model, mini
 from gen2embed_mteb.mteb_plugin.models.revisions import inputs_digest, pairs_digest, revision_of
 
@@ -42,7 +43,8 @@ class Gen2EmbedMeta(ModelMeta):
                 options = fields["loader_kwargs"]
                 commit = COMMITS.get(options["source"])
                 own = options["source"] in OWN_TEMPLATE
-                found = revision_of(options["source"], options["layout"], commit, own_template=own)
+                prompt = options.get("prompt_mode", DEFAULT)
+                found = revision_of(options["source"], options["layout"], commit, own_template=own, prompt_mode=prompt)
                 if found is not None and fields["model_type"] == ["cross-encoder"]:
                     found = f"{found}-{pairs_digest()}"
                 fields["revision"] = found
@@ -73,7 +75,11 @@ def as_meta(model: Model, *, reranker: bool = False) -> Gen2EmbedMeta:
     on_hub = not Path(model.source).is_dir()
     return Gen2EmbedMeta(
         loader=load_reranker if reranker else load_gen2embed,
-        loader_kwargs={"source": model.source, "layout": model.layout},
+        loader_kwargs={
+            "source": model.source,
+            "layout": model.layout,
+            **({} if model.prompt_mode is None or reranker else {"prompt_mode": model.prompt_mode}),
+        },
         name=f"{model.name}{RERANKER}" if reranker else model.name,
         revision=None,
         release_date=model.released,

@@ -64,6 +64,7 @@ class Model:
         license: The licence, by mteb's name or by its address.
         adapted_from: The model from which it was made.
         layout: How images are laid out in the prompt.
+        prompt_mode: The name of the prompt that it was trained with; None stands for the default.
         takes_images: Whether inputs may have images.
         training_datasets: The tasks of mteb on whose data it was trained; None if its makers do not say.
         training_code: The address of the code that trained it.
@@ -83,6 +84,7 @@ class Model:
     license: str | None = None
     adapted_from: str | None = None
     layout: str = "native"
+    prompt_mode: str | None = None
     takes_images: bool = True
     training_datasets: frozenset[str] | None = None
     training_code: str | None = None
@@ -154,6 +156,36 @@ def _released(size: str, parameters: tuple[int, int], dimensions: int) -> Model:
     )
 
 
+def _unime(
+    name: str,
+    alias: str,
+    base: str,
+    *,
+    parameters: tuple[int, int],
+    dimensions: int,
+    max_tokens: int,
+    released: str,
+) -> Model:
+    """Return a checkpoint of UniME (arXiv 2504.17432), which was trained on MMEB-train, too."""
+    in_domain = {task_name("MMEB", dataset) for dataset in MMEB.datasets if dataset.in_domain}
+    return Model(
+        name=f"DeepGlint-AI/{name}",
+        aliases=(alias,),
+        source=f"DeepGlint-AI/{name}",
+        released=released,
+        num_parameters=parameters[0],
+        num_embedding_parameters=parameters[1],
+        max_tokens=max_tokens,
+        dimensions=dimensions,
+        adapted_from=base,
+        prompt_mode="unime",
+        training_datasets=frozenset(in_domain | _OVERLAPS),
+        training_code="https://github.com/deepglint/UniME",
+        training_data=MMEB_TRAIN,
+        has_article=False,
+    )
+
+
 HUB_MODELS = (
     _zero_shot(
         "Qwen/Qwen2-VL-2B-Instruct", "gen2embed-qwen2-vl-2b", (2208985600, 233373696), max_tokens=32768, dimensions=1536
@@ -209,8 +241,35 @@ HUB_MODELS = (
     ),
     _released("2B", (2208985600, 233373696), 1536),
     _released("7B", (7746378240, 544997376), 3584),
+    _unime(
+        "UniME-Phi3.5-V-4.2B",
+        "unime-phi3.5-v",
+        "microsoft/Phi-3.5-vision-instruct",
+        parameters=(4048120832, 98500608),
+        dimensions=3072,
+        max_tokens=131072,
+        released="2025-04-24",
+    ),
+    _unime(
+        "UniME-LLaVA-1.6-7B",
+        "unime-llava-1.6",
+        "llava-hf/llava-v1.6-mistral-7b-hf",
+        parameters=(7435413504, 131334144),
+        dimensions=4096,
+        max_tokens=32768,
+        released="2025-04-24",
+    ),
+    _unime(
+        "UniME-LLaVA-OneVision-7B",
+        "unime-llava-onevision",
+        "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        parameters=(7485122080, 544768000),
+        dimensions=3584,
+        max_tokens=32768,
+        released="2025-05-31",  # in that month
+    ),
 )
-"""All models on the hub: base models used zero-shot with the prompt, and the checkpoints of the paper's authors."""
+"""All models on the hub: base models used zero-shot with the prompt, and the checkpoints of the paper and of UniME."""
 
 
 def mini() -> Model:

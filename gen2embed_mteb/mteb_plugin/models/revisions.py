@@ -28,13 +28,14 @@ INPUTS_VERSION = 1
 _DECISIVE = (".safetensors", ".json", ".jinja", ".txt", ".model", ".bin", ".gguf")
 
 
-def inputs_digest(layout: str, *, generic: bool = False) -> str:
+def inputs_digest(layout: str, *, generic: bool = False, prompt_mode: str = DEFAULT) -> str:
     """Return a digest of everything besides the weights that decides vectors.
 
     Args:
         layout: How images are laid out in the prompt.
         generic: Whether the model's own chat template carries the prompt: the header before it, and the version of the
             rules by which its chat format is found, are then part of the digest. The template is one of the files.
+        prompt_mode: The name of the prompt that the model is loaded with.
 
     Returns:
         8 hexadecimal digits.
@@ -42,7 +43,7 @@ def inputs_digest(layout: str, *, generic: bool = False) -> str:
     digest = hashlib.sha256()
     for template in sorted((Path(families.__file__).parent / "templates").glob("*.jinja")):
         digest.update(template.read_bytes())
-    settings = {"prompt": strategy(DEFAULT).texts, "layout": layout, "version": INPUTS_VERSION}
+    settings = {"prompt": strategy(prompt_mode).texts, "layout": layout, "version": INPUTS_VERSION}
     if generic:
         settings |= {"header": open_template(""), "detection": DETECTION_VERSION}
     digest.update(json.dumps(settings, sort_keys=True).encode())
@@ -105,7 +106,14 @@ def hub_commit(hub_id: str) -> str | None:
         return None
 
 
-def revision_of(source: str, layout: str, commit: str | None = None, *, own_template: bool = False) -> str | None:
+def revision_of(
+    source: str,
+    layout: str,
+    commit: str | None = None,
+    *,
+    own_template: bool = False,
+    prompt_mode: str = DEFAULT,
+) -> str | None:
     """Return the revision of a model.
 
     Args:
@@ -114,6 +122,7 @@ def revision_of(source: str, layout: str, commit: str | None = None, *, own_temp
         commit: The commit on the hub, if it is known. Without it a hub model counts as one whose own chat template
             carries the prompt, since its type is not known before it is fetched.
         own_template: Whether the own chat template of the hub model at that commit carries the prompt.
+        prompt_mode: The name of the prompt that the model is loaded with.
 
     Returns:
         `WEIGHTS-INPUTS`; None if the weights cannot be identified, and so cannot be loaded either.
@@ -121,7 +130,7 @@ def revision_of(source: str, layout: str, commit: str | None = None, *, own_temp
     directory = Path(source)
     weights = directory_digest(directory) if directory.is_dir() else commit or hub_commit(source)
     generic = _tries_own_template(directory, layout) if directory.is_dir() else own_template or commit is None
-    return None if weights is None else f"{weights}-{inputs_digest(layout, generic=generic)}"
+    return None if weights is None else f"{weights}-{inputs_digest(layout, generic=generic, prompt_mode=prompt_mode)}"
 
 
 def _tries_own_template(directory: Path, layout: str) -> bool:

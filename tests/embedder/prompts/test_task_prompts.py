@@ -138,6 +138,10 @@ def test_families_with_templates_written_by_hand(family, side):
         if family == "llava_next":
             assert freeret == f"[INST] {body}{FREERET[side]} [/INST]"
             assert lens == f"[INST] {LENS[side]}\n{body} [/INST] {PHRASE}"
+        elif family == "phi3_v":
+            body = "".join(f"<|image_{number}|>" for number in range(1, images + 1)) + text
+            assert freeret == f"<|user|>\n{body}{FREERET[side]}<|end|>\n<|assistant|>\n"
+            assert lens == (f"<|system|>\n{LENS[side]}<|end|>\n<|user|>\n{body}<|end|>\n<|assistant|>\n{PHRASE}")
         else:
             assert freeret == f"<|im_start|>user\n{body}{FREERET[side]}<|im_end|>\n<|im_start|>assistant\n"
             assert lens == (

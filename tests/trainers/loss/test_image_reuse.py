@@ -22,6 +22,9 @@ def features_of(model):
     ]
 
 
+TOWERS = ("visual", "vision_tower", "vision_embed_tokens")
+
+
 @pytest.fixture(params=FAMILIES)
 def model(request, tiny_dir):
     model = Gen2Embed(tiny_dir(request.param), device="cpu").train()
@@ -35,7 +38,7 @@ def count_runs(model):
     """How often images were put through the model's own method."""
     calls = []
     inner = model[0].model
-    tower = next(module for name, module in inner.named_children() if name in ("visual", "vision_tower"))
+    tower = next(module for name, module in inner.named_children() if name in TOWERS)
     tower.register_forward_hook(lambda *_: calls.append(1))
     return calls
 

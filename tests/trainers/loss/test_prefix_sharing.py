@@ -4,9 +4,10 @@ import pytest
 import torch
 from gradients import gradients, picture
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from tiny_models import FAMILIES
 
 from gen2embed_mteb import Gen2Embed
-from gen2embed_mteb.embedder.families import FAMILIES, family_of
+from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
 from trainers import SahaLoss
 from trainers.loss.prefix_sharing import can_share_prefix, gains_from_sharing, num_shared, sharing_prefix
