@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     runs: dict[str, dict[str, Any]] = {}
     for prompt in arguments.prompts:
-        base = Scorer(tasks, lambda side, texts, prompt=prompt: vectors.of(prompt, Readout(), side, texts))
-        with_shipped = Scorer(
-            [*tasks, shipped], lambda side, texts, prompt=prompt: vectors.of(prompt, Readout(), side, texts)
-        )
+        base = Scorer(tasks, partial(vectors.of, prompt, Readout()))
+        with_shipped = Scorer([*tasks, shipped], partial(vectors.of, prompt, Readout()))
         hits = {
             one.name: {task.name: scorer.hits(task, one) for task in tasks}
             for scorer, one in ((base, NONE), (with_shipped, SHIPPED), (base, OTHERS))

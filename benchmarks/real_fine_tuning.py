@@ -28,6 +28,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ class _Bench:
         """Return precision@1 of each reported task, and their mean."""
         vectors = VectorCache(folder, self._folder / "vectors" / name, self._tasks, (Readout(),))
         vectors.encode([PROMPT])
-        scorer = Scorer(self._tasks, lambda side, texts: vectors.of(PROMPT, Readout(), side, texts))
+        scorer = Scorer(self._tasks, partial(vectors.of, PROMPT, Readout()))
         hits = {task.name: scorer.hits(task, Setting("none")) for task in self._tasks}
         mean = mean_of(hits, names_of(self._tasks, "reported"))
         return {

@@ -18,6 +18,7 @@ import io
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def main() -> None:
     folder = exported(sources.smollm2(work), work / "smollm2-float32", gguf_file=sources.SMOLLM2)
     vectors = VectorCache(folder, work / "vectors" / "smollm2", tasks, READOUTS)
     vectors.encode([PROMPT])
-    scorer = Scorer(tasks, lambda side, texts: vectors.of(PROMPT, Readout(), side, texts))
+    scorer = Scorer(tasks, partial(vectors.of, PROMPT, Readout()))
     model = Gen2Embed(folder, device="cpu", prompt_mode="none")
     found, health = {}, {}
     for framing in arguments.framings:

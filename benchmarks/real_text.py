@@ -18,6 +18,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,7 @@ def main() -> None:
     inputs: dict[str, int] = {}
     for name in strategies:
         for readout in READOUTS:
-            scorer = Scorer(
-                tasks, lambda side, texts, name=name, readout=readout: vectors.of(name, readout, side, texts)
-            )
+            scorer = Scorer(tasks, partial(vectors.of, name, readout))
             for setting in SETTINGS if readout in CALIBRATED else (NONE,):
                 found[name, readout, setting] = {task.name: scorer.hits(task, setting) for task in tasks}
                 inputs[setting.name] = max(scorer.num_inputs(task, setting) for task in tasks)
@@ -131,7 +130,7 @@ def _yardstick(folder: Path, tasks: list[Task]) -> dict[str, Hits]:
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     texts = list(dict.fromkeys(text for task in tasks for text in (*task.queries, *task.documents)))
     known = dict(zip(texts, model.encode(texts, normalize_embeddings=True), strict=True))
-    scorer = Scorer(tasks, lambda _, wanted: np.stack([known[text] for text in wanted]))
+    scorer = Scorer(tasks, lambda task, side: np.stack([known[text] for text in task.texts(side)]))
     return {task.name: scorer.hits(task, NONE) for task in tasks}
 
 

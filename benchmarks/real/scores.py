@@ -14,7 +14,7 @@ from real.tasks import Half, Task
 
 SIDES: tuple[Side, Side] = ("query", "document")
 Hits = npt.NDArray[np.bool_]
-Encode = Callable[[Side, Sequence[str]], npt.NDArray[np.float32]]
+Encode = Callable[[Task, Side], npt.NDArray[np.float32]]
 _RESAMPLES = 2000
 
 
@@ -49,17 +49,13 @@ class Scorer:
 
     Args:
         tasks: All tasks.
-        encode: Returns (n, d) unit rows of n texts on a side.
+        encode: Returns (n, d) unit rows of the n texts of a task on a side.
     """
 
     def __init__(self, tasks: Sequence[Task], encode: Encode) -> None:
         """Look up the vectors."""
         self._tasks = {task.name: task for task in tasks}
-        self._vectors = {
-            (task.name, side): encode(side, task.queries if side == "query" else task.documents)
-            for task in tasks
-            for side in SIDES
-        }
+        self._vectors = {(task.name, side): encode(task, side) for task in tasks for side in SIDES}
         self._moments: dict[tuple[str, Side], Moments] = {}
         self._fitted: dict[tuple[tuple[str, ...], Means], Spectrum] = {}
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.names import Side
 from real.wordnet import CATEGORIES, Lexicon, Synset, read
 from trainers.data.docstrings import MOST_WORDS, functions
 
@@ -59,6 +60,10 @@ class Task:
     queries: list[str]
     documents: list[str]
     candidates: npt.NDArray[np.int64]
+
+    def texts(self, side: Side) -> list[str]:
+        """Return the texts of a side."""
+        return self.queries if side == "query" else self.documents
 
 
 def make_tasks(wordnet: Path) -> list[Task]:

@@ -17,9 +17,9 @@ from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import EncodingConfig
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.passes.several_readouts import SeveralReadouts
-from gen2embed_mteb.embedder.prompts.strategies import TASK_STRATEGIES, HierarchicalPrompt, strategy
+from gen2embed_mteb.embedder.prompts.slots import TaskSlots
+from gen2embed_mteb.embedder.prompts.strategies import TASK_STRATEGIES, HierarchicalPrompt, strategy, task_prompt
 from gen2embed_mteb.embedder.readouts.choice import Readout
-from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import open_bulk_encoder
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.names import Side
@@ -31,13 +31,15 @@ READOUTS = tuple(Readout(state, norm) for state in ("last", "pre-mlp", "drop-1",
 _CHUNK = 512
 Vectors = dict[str, npt.NDArray[np.float32]]
 """The unit vector of each text, (d,) float32."""
+Words = tuple[str, ...]
+"""What stands around a text: see `around`."""
 
 
 @dataclass
 class VectorCache:
     """The vectors of one model under any prompt.
 
-    Two sides, or two strategies, that put the same words around a text share its vector.
+    Two sides, two strategies or two tasks that put the same words around a text share its vector.
 
     Attributes:
         model_folder: The model, with the default readout and without a calibration.
@@ -52,32 +54,32 @@ class VectorCache:
     tasks: Sequence[Task]
     readouts: tuple[Readout, ...]
     num_encoded: int = 0
-    _known: dict[tuple[str, str], dict[Readout, Vectors]] = field(default_factory=dict)
+    _known: dict[Words, dict[Readout, Vectors]] = field(default_factory=dict)
 
     def encode(self, strategies: Iterable[str]) -> None:
         """Encode all texts under strategies; vectors that are on disk are read."""
-        texts: dict[tuple[str, str], dict[str, None]] = {}
+        texts: dict[Words, dict[str, None]] = {}
         for name in strategies:
             for side in SIDES:
-                wanted = texts.setdefault(around(name, side), {})
                 for task in self.tasks:
-                    wanted.update(dict.fromkeys(task.queries if side == "query" else task.documents))
+                    wanted = texts.setdefault(around(name, side, task), {})
+                    wanted.update(dict.fromkeys(task.texts(side)))
         for words, wanted in texts.items():
             missing = [text for text in wanted if text not in self._of(words)]
             if missing:
                 self._encode(words, missing)
 
-    def of(self, name: str, readout: Readout, side: Side, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Return the vectors of texts under a strategy, (n, d) float32 unit rows; they must have been encoded."""
-        known = self._known[around(name, side)][readout]
-        return np.stack([known[text] for text in texts])
+    def of(self, name: str, readout: Readout, task: Task, side: Side) -> npt.NDArray[np.float32]:
+        """Return the vectors of a task's texts under a strategy, (n, d) float32 unit rows, which must be encoded."""
+        known = self._known[around(name, side, task)][readout]
+        return np.stack([known[text] for text in task.texts(side)])
 
-    def _of(self, words: tuple[str, str]) -> Vectors:
+    def _of(self, words: Words) -> Vectors:
         return self._known.get(words, {}).get(self.readouts[0], {})
 
-    def _encode(self, words: tuple[str, str], texts: list[str]) -> None:
-        system, suffix = words
-        prompt = HierarchicalPrompt(system, system, suffix, suffix, suffix, suffix)
+    def _encode(self, words: Words, texts: list[str]) -> None:
+        system, suffix, *phrase = words
+        prompt = HierarchicalPrompt(system, system, suffix, suffix, suffix, suffix, *phrase, *phrase)
         model = Gen2Embed(self.model_folder, prompt_mode=prompt, device="cpu")
         encoder = SeveralReadouts(model, self.readouts)
         name = hashlib.sha256("\n".join([*words, *(one.name for one in self.readouts)]).encode()).hexdigest()[:12]
@@ -99,16 +101,21 @@ class VectorCache:
             known[one].update(zip(texts, vectors, strict=True))
 
 
-def around(name: str, side: Side) -> tuple[str, str]:
-    """Return what a strategy says around a text on a side: the system prompt, and what is appended.
+def around(name: str, side: Side, task: Task) -> Words:
+    """Return what a strategy says around a text on a side of a task.
 
-    Raises:
-        Gen2EmbedError: The strategy has other texts for every dataset, which these two do not hold.
+    A strategy with texts per task says what queries and candidates are; that they are compared by their meaning is the
+    same for all tasks here.
+
+    Returns:
+        The system prompt, what is appended, and the phrase that begins the answer, if there is one.
     """
     prompt = strategy(name)
     if prompt.name in TASK_STRATEGIES:
-        raise Gen2EmbedError(f"the prompt {name} has texts per dataset, which are not measured here; leave it out")
-    return prompt.system(side), prompt.suffix(side, has_image=False)
+        query, document = (f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in task.kinds)
+        prompt = task_prompt(prompt.name, TaskSlots(query, document, "the meaning"))
+    phrase = prompt.phrase(side)
+    return (prompt.system(side), prompt.suffix(side, has_image=False), *([phrase] if phrase else []))
 
 
 def exported(source: Path, target: Path, **options: Any) -> Path:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def oracle(queries: np.ndarray, documents: np.ndarray, candidates: np.ndarray) -
 @pytest.mark.parametrize("means", ["shared", "side"])
 def test_a_map_is_fitted_on_the_other_tasks_of_the_first_half(own: bool, means: str) -> None:
     tasks, known = random_tasks()
-    scorer = Scorer(tasks, lambda _, texts: np.stack([known[text] for text in texts]))
+    scorer = Scorer(tasks, lambda task, side: np.stack([known[text] for text in task.texts(side)]))
     sources_of = {"one": ["two"], "two": ["one"], "three": ["one", "two"]}
     for one in tasks:
         setting = Setting("a map", 0.5, means, own=own)  # type: ignore[arg-type]
@@ -116,7 +117,7 @@ def test_csls_by_hand() -> None:
     # The second candidate is near to both queries: its mean takes the first query's wrong hit away.
     vectors = {"q0": [1.0, 0.0], "q1": [0.6, 0.8], "d0": [0.8, -0.6], "d1": [0.9363292, 0.3511234]}
     one, known = task("one", "choice", vectors)
-    scorer = Scorer([one], lambda _, texts: np.array([known[text] for text in texts], np.float32))
+    scorer = Scorer([one], lambda task, side: np.array([known[text] for text in task.texts(side)], np.float32))
     assert scorer.hits(one, Setting("none")).tolist() == [False, True]
     # CSLS: 2 * 0.8 - (0.8 + 0.0) / 2 = 1.2 against 2 * 0.936 - (0.936 + 0.843) / 2 = 0.983
     assert scorer.hits(one, Setting("CSLS", neighbors=2)).tolist() == [True, True]
@@ -124,16 +125,21 @@ def test_csls_by_hand() -> None:
     assert not Setting("a map", 0.9).is_transductive
 
 
-@pytest.mark.parametrize("name", ["freeret", "lens"])
-def test_a_strategy_with_texts_per_dataset_is_refused(name: str) -> None:
-    with pytest.raises(Gen2EmbedError, match=f"{name} has texts per dataset"):
-        around(name, "query")
-    assert around("hierarchical", "document")[1] == ""
+def test_what_stands_around_a_text_per_task() -> None:
+    one, _ = task("one", "choice", {"q0": [1.0, 0.0], "d0": [1.0, 0.0], "d1": [1.0, 0.0]})
+    one = replace(one, kinds=("definition", "example of a word"))
+    assert around("hierarchical", "document", one)[1] == ""
+    system, suffix = around("freeret", "query", one)
+    assert system == ""
+    assert "Above is a definition. It will be compared with an example of a word by the meaning." in suffix
+    system, suffix, phrase = around("lens", "document", one)
+    assert "You will be given an example of a word, which will be compared with a definition." in system
+    assert (suffix, phrase) == ("", "The meaning in one word:")
 
 
 def test_a_tie_is_no_hit() -> None:
     one, known = task("one", "choice", {"q0": [1.0, 0.0], "d0": [1.0, 0.0], "d1": [1.0, 0.0]})
-    scorer = Scorer([one], lambda _, texts: np.array([known[text] for text in texts], np.float32))
+    scorer = Scorer([one], lambda task, side: np.array([known[text] for text in task.texts(side)], np.float32))
     assert scorer.hits(one, Setting("none")).tolist() == [False]
 
 

@@ -56,9 +56,6 @@ class Phi3VConfig(Phi3Config):
         Raises:
             Gen2EmbedError: The message names the setting.
         """
-        from gen2embed_mteb.embedder.families.phi3v.registration import install_model
-
-        install_model()
         self.sliding_window = None  # the published window is longer than any input may be
         super().__post_init__(**kwargs)
         for name, value in _EMBEDDING.items():
