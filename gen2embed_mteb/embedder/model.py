@@ -346,6 +346,11 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
         if _CHECKPOINT.fullmatch(Path(path).name) and adapters.has_adapter(self[0].model):
             saving.save_checkpoint(self, path, write, whole=not reason)
             return
+        if self._family.own_classes:
+            raise Gen2EmbedError(
+                f"{reason} cannot be saved: nothing but Gen2Embed could load the folder. Use the folder that {self.source} "
+                "was loaded from; an adapter is saved by gen2embed train"
+            )
         if reason:
             raise Gen2EmbedError(
                 f"{reason} cannot be saved: no stock module can express it, and a directory without it would give "
