@@ -348,8 +348,8 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
             return
         if self._family.own_classes:
             raise Gen2EmbedError(
-                f"{reason} cannot be saved: nothing but Gen2Embed could load the folder. Use the folder that {self.source} "
-                "was loaded from; an adapter is saved by gen2embed train"
+                f"{reason} cannot be saved: nothing but Gen2Embed could load the folder. Use {self.source} as it is; "
+                "what gen2embed train writes is an adapter"
             )
         if reason:
             raise Gen2EmbedError(
