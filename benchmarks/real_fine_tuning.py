@@ -93,9 +93,10 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rows", nargs="+", default=None, help="only these: " + ", ".join(row.slug for row in ROWS))
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the CPU has AMX")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    settings = {name: getattr(arguments, name) for name in ("max_steps", "batch_size", "learning_rate")}
+    settings = {name: getattr(arguments, name) for name in ("max_steps", "batch_size", "learning_rate", "bf16")}
     work = arguments.work_dir
     wordnet = sources.wordnet(work)
     tasks = make_tasks(wordnet)
@@ -179,6 +180,7 @@ class _Bench:
         words += ["--batch_size", str(batch), "--max_steps", str(steps), "--warmup_steps", str(steps // 10)]
         words += ["--learning_rate", str(self._settings["learning_rate"]), "--lora_dropout", "0", "--seed", str(seed)]
         words += ["--sub_batch_size", "32", "--no_mask_equal_positives", "--save_strategy", "no", "--report_to", "none"]
+        words += ["--bf16", "true", "--use_cpu"] if self._settings["bf16"] else []
         start = time.monotonic()
         self._run([*words, "--output_dir", str(output)], output.name)
         facts = json.loads((output / "train.json").read_text("utf-8"))["metrics"]
