@@ -21,6 +21,7 @@ Runs are kept in --work_dir, and figures in --output: a command that is called a
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -128,7 +129,9 @@ class _Bench:
         self._work: Path = arguments.work_dir
         self._tasks = [task for task in tasks if task.half == "reported"]
         self._pairs = pairs
+        made_with = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         self._folder = self._work / "fine_tuning"
+        self._runs = self._folder / made_with
         self.model = exported(sources.smollm2(self._work), self._work / "smollm2-float32", gguf_file=sources.SMOLLM2)
 
     def record(self) -> dict[str, Any]:
@@ -164,7 +167,7 @@ class _Bench:
 
     def train(self, row: Row, seed: int) -> dict[str, Any]:
         """Train and evaluate a row."""
-        output = self._folder / f"{row.slug}-{seed}"
+        output = self._runs / f"{row.slug}-{seed}"
         steps = round(self._settings["max_steps"] * row.steps)
         batch = self._settings["batch_size"] // (HN_BATCHES if row.is_hn else 1)
         sampled = self._folder / "sampled" / f"{row.method}-{'calibrated' if row.calibrated else 'raw'}"
@@ -194,7 +197,8 @@ class _Bench:
 
     def evaluate(self, folder: Path, name: str) -> dict[str, Any]:
         """Return precision@1 of each reported task, and their mean."""
-        vectors = VectorCache(folder, self._folder / "vectors" / name, self._tasks, (Readout(),))
+        dtype = "bfloat16" if self._settings["bf16"] else None
+        vectors = VectorCache(folder, self._runs / "vectors" / name, self._tasks, (Readout(),), dtype)
         vectors.encode([PROMPT])
         scorer = Scorer(self._tasks, partial(vectors.of, PROMPT, Readout()))
         hits = {task.name: scorer.hits(task, Setting("none")) for task in self._tasks}

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from real import sources
+from real.report import write_tables
 from real.scores import Hits, Scorer, Setting, mean_of, names_of
 from real.tasks import Task, digest, make_tasks
 from real.vectors import READOUTS, VectorCache, exported
@@ -35,7 +36,7 @@ from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE
 from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.embedder.reranking.framings import FRAMINGS
 from gen2embed_mteb.evaluation.run import installed_versions
-from gen2embed_mteb.evaluation.tables import as_text, percent
+from gen2embed_mteb.evaluation.tables import as_markdown, as_text, percent
 from gen2embed_mteb.storage.developer_files import write_atomic, write_json
 
 PROMPT = "system"
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--framings", nargs="+", choices=list(FRAMINGS), default=["likelihood", "mcq"])
     parser.add_argument("--limit", type=int, default=100, help="queries per task")
     parser.add_argument("--top", type=int, default=10)
+    parser.add_argument("--pages", action="store_true", help="write the table into the page of results")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     work = arguments.work_dir
@@ -79,6 +81,8 @@ def main() -> None:
     }
     if arguments.output:
         write_json(arguments.output, record)
+    if arguments.pages:
+        write_tables(page_tables(record))
     print(table(record))
 
 
@@ -167,6 +171,18 @@ def _run(framing: str, weight: float, found: Any, tasks: list[Task]) -> dict[str
     hits = found[framing][weight]
     halves = {half: mean_of(hits, names_of(tasks, half)).as_list() for half in ("choice", "reported")}
     return {"framing": framing, "weight": "embedding alone" if np.isinf(weight) else weight, **halves}
+
+
+def page_tables(record: dict[str, Any]) -> dict[str, str]:
+    """Return the table of the page in Markdown, by name: what was chosen, on the reported tasks."""
+    reported = {(run["framing"], run["weight"]): percent(run["reported"][0]) for run in record["runs"]}
+    rows = [["framing", "weight", "before", "after", "gain", "by the framing alone"]]
+    for framing, chosen in record["chosen"].items():
+        gain, low, high = map(percent, chosen["gain"])
+        before, alone = reported[framing, "embedding alone"], reported[framing, 0.0]
+        after = percent(chosen["reported"][0])
+        rows.append([f"`{framing}`", f"{chosen['weight']:g}", before, after, f"{gain} [{low}, {high}]", alone])
+    return {"reranking table": as_markdown(rows)}
 
 
 def table(record: dict[str, Any]) -> str:

@@ -93,9 +93,14 @@ def page_tables(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_page(record: Mapping[str, Any], page: Path = PAGE) -> None:
-    """Write the tables into the places that the page has for them."""
+    """Write the tables of a record into the page."""
+    write_tables(page_tables(record), page)
+
+
+def write_tables(tables: Mapping[str, str], page: Path = PAGE) -> None:
+    """Write tables in Markdown into the places that a page has for them, by name."""
     text = page.read_text("utf-8")
-    for name, table in page_tables(record).items():
+    for name, table in tables.items():
         before, mark, rest = text.partition(f"<!-- {name} -->\n\n")
         if mark:
             text = f"{before}{mark}{table}\n\n{_END}{rest.partition(_END)[2]}"

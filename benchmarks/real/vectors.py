@@ -46,6 +46,7 @@ class VectorCache:
         folder: Where the vectors are kept.
         tasks: The tasks whose texts are encoded.
         readouts: The readouts, all made in one pass.
+        dtype: The type that the model computes in; `None`: that of its weights.
         num_encoded: How many texts were encoded so far.
     """
 
@@ -53,6 +54,7 @@ class VectorCache:
     folder: Path
     tasks: Sequence[Task]
     readouts: tuple[Readout, ...]
+    dtype: str | None = None
     num_encoded: int = 0
     _known: dict[Words, dict[Readout, Vectors]] = field(default_factory=dict)
 
@@ -80,7 +82,8 @@ class VectorCache:
     def _encode(self, words: Words, texts: list[str]) -> None:
         system, suffix, *phrase = words
         prompt = HierarchicalPrompt(system, system, suffix, suffix, suffix, suffix, *phrase, *phrase)
-        model = Gen2Embed(self.model_folder, prompt_mode=prompt, device="cpu")
+        kwargs = {"dtype": self.dtype} if self.dtype else None
+        model = Gen2Embed(self.model_folder, prompt_mode=prompt, device="cpu", model_kwargs=kwargs)
         encoder = SeveralReadouts(model, self.readouts)
         name = hashlib.sha256("\n".join([*words, *(one.name for one in self.readouts)]).encode()).hexdigest()[:12]
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -192,6 +192,16 @@ def test_the_page_shows_the_record(name: str) -> None:
     assert sum(task["half"] == "reported" for task in record["tasks"]) >= 5
 
 
+def test_the_page_shows_the_reranking() -> None:
+    from real_reranking import page_tables as of_reranking
+
+    record = json.loads((ROOT / "benchmarks" / "results" / "real_reranking.json").read_text("utf-8"))
+    text = (ROOT / "docs" / "results" / "training_free.md").read_text("utf-8")
+    for label, table in of_reranking(record).items():
+        assert f"<!-- {label} -->\n\n{table}\n\n<!-- end of the table -->" in text, label
+    assert record["chosen"]["likelihood"]["gain"][1] > 0
+
+
 def test_tables_are_put_into_their_places(tmp_path: Path) -> None:
     record = json.loads((ROOT / "benchmarks" / "results" / "real_text.json").read_text("utf-8"))
     page = tmp_path / "page.md"

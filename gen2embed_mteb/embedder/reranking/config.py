@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ class RerankOptions:
         choices=FRAMING_NAMES,
     )
     rerank_top: int = option("candidates per row that are reranked", default=10, least=1)
+    rerank_weight: float = option(
+        "the order is by the framing's score plus this times the embedding's score; 0: by the framing's alone",
+        default=0.0,
+    )
     rerank_limit: int | None = option(
         "rows per dataset that are reranked, from the first (default: all)", default=None, least=1
     )
@@ -37,15 +42,21 @@ class RerankOptions:
         """Refuse settings of reranking without it.
 
         Raises:
-            Gen2EmbedError: `rerank_top` or `rerank_limit` is given, and `rerank` is not.
+            Gen2EmbedError: `rerank_top`, `rerank_weight` or `rerank_limit` is given, and `rerank` is not; or the weight
+                is negative or not finite.
         """
-        if self.rerank is None and (self.rerank_top != 10 or self.rerank_limit is not None):
-            raise Gen2EmbedError("rerank_top and rerank_limit need --rerank FRAMING; pass it, or leave them out")
+        if not 0 <= self.rerank_weight < math.inf:
+            raise Gen2EmbedError(f"rerank_weight is {self.rerank_weight}; pass 0 or a positive number")
+        if self.rerank is None and (self.rerank_top != 10 or self.rerank_weight or self.rerank_limit is not None):
+            raise Gen2EmbedError(
+                "rerank_top, rerank_weight and rerank_limit need --rerank FRAMING; pass it, or leave them out"
+            )
 
     @property
     def reranking(self) -> str:
         """A name of these options for folders; empty without reranking."""
-        return "" if self.rerank is None else f"rerank-{self.rerank}-{self.rerank_top}"
+        weight = f"-weight-{self.rerank_weight:g}" if self.rerank_weight else ""
+        return "" if self.rerank is None else f"rerank-{self.rerank}-{self.rerank_top}{weight}"
 
     @property
     def forwards_per_candidate(self) -> int:
@@ -56,7 +67,8 @@ class RerankOptions:
         """Return the options by name; none without reranking."""
         if self.rerank is None:
             return {}
-        return {"rerank": self.rerank, "rerank_top": self.rerank_top, "rerank_limit": self.rerank_limit}
+        weight = {"rerank_weight": self.rerank_weight} if self.rerank_weight else {}
+        return {"rerank": self.rerank, "rerank_top": self.rerank_top, "rerank_limit": self.rerank_limit, **weight}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,8 @@ class Reranking:
                 rejected.append(RowError(dataset.name, row.index, found.fault[0] or row.file, found.fault[1]))
                 continue
             before.append(row.score)
-            after.append(RowScore(*row.score.top.reordered(np.array(found.scores))))
+            second = np.array(found.scores) + self._config.rerank_weight * row.score.top.scores
+            after.append(RowScore(*row.score.top.reordered(second)))
         return (
             DatasetReranking(
                 DatasetScore(dataset, tuple(before), len(rejected)),

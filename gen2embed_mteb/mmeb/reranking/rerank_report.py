@@ -70,9 +70,10 @@ def rerank_notes(result: EvaluationResult, config: EvaluationConfig) -> list[str
         return []
     done = _done(result)
     seconds = sum(one.seconds for one in done)
+    added = f" plus {config.rerank_weight:g} times the embedding's score" if config.rerank_weight else ""
     notes = [
-        f"Reranked: the best {config.rerank_top} candidates of each row, framing {config.rerank}, {seconds:.0f} s; "
-        "before and after are of the same rows."
+        f"Reranked: the best {config.rerank_top} candidates of each row, framing {config.rerank}{added}, "
+        f"{seconds:.0f} s; before and after are of the same rows."
     ]
     skipped = [f"{one.after.dataset.name} ({one.skipped})" for one in result.reranked if one.skipped]
     if skipped:

@@ -205,6 +205,26 @@ def test_processes_share_the_pairs(data: Path, tmp_path: Path) -> None:
     assert results(tmp_path / "out")["rerank"] == results(tmp_path / "alone")["rerank"]
 
 
+@pytest.mark.parametrize("weight", [2.0, 1e6])
+def test_the_score_of_the_embedding_is_added_with_its_weight(data: Path, tmp_path: Path, weight: float) -> None:
+    found = evaluate(
+        PlainEncoder(), MMEB, settings(data, tmp_path / "out", rerank_weight=weight), judge=Scorer().judge()
+    )
+    after = 0
+    for name in NAMES:
+        query = vector("Name the colour", [Image.new("RGB", (32, 32), COLOURS[name])])
+        listed = [name, *(other for other in NAMES if other != name)]
+        best = sorted(listed, key=lambda one: -float(vector(one, []) @ query))[:3]
+        after += max(best, key=lambda one: len(one) / 3 + weight * float(vector(one, []) @ query)) == name
+    written = results(tmp_path / "out")
+    assert written["rerank"]["after"]["precision_at_1"] == after / 5
+    if weight == 1e6:  # the embedding alone decides
+        assert written["rerank"]["before"]["precision_at_1"] == after / 5
+    assert f"plus {weight:g} times the embedding's score" in text_table(
+        found, settings(data, tmp_path / "x", rerank_weight=weight)
+    )
+
+
 def test_reports_of_runs_with_and_without_reranking_are_not_mixed(data: Path, tmp_path: Path) -> None:
     evaluate(PlainEncoder(), MMEB, settings(data, tmp_path / "out", rerank=None, rerank_top=10))
     assert "rerank" not in results(tmp_path / "out") and not (tmp_path / "out" / FOLDER).exists()
@@ -217,6 +237,10 @@ def test_settings_are_checked_before_anything_is_done(data: Path, tmp_path: Path
         settings(data, tmp_path, rerank="abc")
     with pytest.raises(Gen2EmbedError, match="need --rerank FRAMING"):
         settings(data, tmp_path, rerank=None)
+    with pytest.raises(Gen2EmbedError, match="rerank_weight is -1; pass 0 or a positive number"):
+        settings(data, tmp_path, rerank_weight=-1)
+    with pytest.raises(Gen2EmbedError, match="need --rerank FRAMING"):
+        settings(data, tmp_path, rerank=None, rerank_top=10, rerank_weight=1.0)
     with pytest.raises(Gen2EmbedError, match="rerank_top is 0; pass 1 or more"):
         settings(data, tmp_path, rerank_top=0)
     words = ["evaluate", "--model_name", "gen2embed-mini", "--benchmark", "sugarcrepe-mini", "--rerank", "mcq"]
