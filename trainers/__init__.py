@@ -2,9 +2,9 @@
 
 ``mine_clusters`` is Algorithm 1, and ``Clusters`` is what it returns. ``training_dataset`` turns data and sampling
 files into a dataset and its ``DatasetClusters``. ``SahaBatchSampler`` makes batches of them. ``SahaLoss`` is the loss,
-for ``SahaTrainer`` with ``SahaTrainingArguments`` or for sentence-transformers' own trainer. All names are imported on
-first use (PEP 562), so importing this package does not load torch. This package imports ``gen2embed_mteb``, never
-the reverse.
+for ``SahaTrainer`` with ``SahaTrainingArguments`` or for sentence-transformers' own trainer; ``UnimeLoss`` is that of
+UniME's second stage. All names are imported on first use (PEP 562), so importing this package does not load torch. This
+package imports ``gen2embed_mteb``, never the reverse.
 """
 
 from importlib import import_module
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .batches.dataset import DatasetClusters, OpenInputs, TrainingSet, training_dataset
     from .batches.sampler import SahaBatchSampler
     from .loss.saha_loss import SahaLoss
+    from .loss.unime_loss import UnimeLoss
     from .recipe import SahaTrainingArguments
     from .saha.clusters import Clusters, mine_clusters
     from .trainer import SahaTrainer
@@ -27,6 +28,7 @@ __all__ = [
     "SahaTrainer",
     "SahaTrainingArguments",
     "TrainingSet",
+    "UnimeLoss",
     "mine_clusters",
     "training_dataset",
 ]
@@ -40,6 +42,7 @@ _LAZY = {
     "SahaTrainer": ".trainer",
     "SahaTrainingArguments": ".recipe",
     "TrainingSet": ".batches.dataset",
+    "UnimeLoss": ".loss.unime_loss",
     "mine_clusters": ".saha.clusters",
     "training_dataset": ".batches.dataset",
 }
