@@ -48,6 +48,7 @@ from trainers.batches.sampler import SahaBatchSampler
 from trainers.config import TrainConfig
 from trainers.evaluator import MmebEvaluator
 from trainers.loss.saha_loss import SahaLoss
+from trainers.loss.unime_loss import UnimeLoss
 from trainers.output.card import data_section
 from trainers.output.checkpoints import WRITER
 from trainers.output.figures import without_times
@@ -93,7 +94,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         ValueError: A setting does not fit the data, the model or an earlier run in `output_dir`.
     """
     agreed(args, lambda: check_output(args.output_dir, _inputs(config)))
-    samplings = read_samplings(config.processed_data_path, config.subsets, config.num_hard_negatives)
+    samplings = read_samplings(config.processed_data_path, config.subsets, config.sampled_k)
     record = _record(config, args, samplings)
     output = OwnedFolder(args.output_dir, WRITER)
     if done := agreed(args, lambda: finished(args, record)):
@@ -143,13 +144,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         max_length=config.max_length,
         query_prompt_in_training=config.query_prompt_in_training,
         card_section=data_section(samplings, training_set, config.model_name),
-        loss=SahaLoss(
-            model,
-            scale=1 / config.temperature,
-            mini_batch_size=config.sub_batch_size,
-            mask_equal_positives=config.mask_equal_positives,
-            gather_across_devices=args.world_size > 1,
-        ),
+        loss=_loss(config, model, gather_across_devices=args.world_size > 1),
         evaluator=evaluator,
     )
     with output.exclusive() if trainer.is_world_process_zero() else contextlib.nullcontext():
@@ -213,6 +208,19 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
         dora=config.dora,
     )
     return model
+
+
+def _loss(config: TrainConfig, model: Gen2Embed, *, gather_across_devices: bool) -> SahaLoss:
+    settings: dict[str, Any] = {
+        "scale": 1 / config.temperature,
+        "mini_batch_size": config.sub_batch_size,
+        "mask_equal_positives": config.mask_equal_positives and config.loss != "in-batch",
+        "gather_across_devices": gather_across_devices,
+    }
+    if config.loss != "unime":
+        return SahaLoss(model, **settings)
+    own = {"beta": config.beta, "variant": config.unime_variant, "num_hard_negatives": config.num_hard_negatives}
+    return UnimeLoss(model, **settings, **{name: value for name, value in own.items() if value is not None})
 
 
 def _evaluator(
@@ -287,7 +295,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T
         given["bf16"] = bf16_supported() and not given["use_cpu"] and not given["fp16"]
     if given["per_device_train_batch_size"] is None:
         # This comes before the arguments are made, since DeepSpeed's configuration copies the batch size then.
-        record = read_samplings(config.processed_data_path, config.subsets, config.num_hard_negatives)[0].record
+        record = read_samplings(config.processed_data_path, config.subsets, config.sampled_k)[0].record
         width = record["settings"]["num_hard_negatives"] + 1 if record["method"] == "saha" else 1
         given["per_device_train_batch_size"] = recipe_batch(record["method"], width)
     arguments = _of(SahaTrainingArguments, given)

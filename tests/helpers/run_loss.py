@@ -48,7 +48,7 @@ def run_two_processes(model_dir: Path, output: Path) -> list[dict[str, Any]]:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {"SahaLoss": {}, "UnimeLoss": {"beta": 0.15, "num_hard_negatives": 5}}
-"""The options of each loss: of the batch's eight candidates some are dropped, and some rows have fewer than five left, one none."""
+"""The options of each loss; with UniME's, some rows have fewer than five candidates left, and one has none."""
 
 
 def main(model_dir: str, output: Path) -> None:

@@ -34,7 +34,7 @@ def reference(model, features, beta, k, equal=lambda i, j: False):
     q, *columns = (torch.nn.functional.normalize(model(column)["sentence_embedding"]) for column in features)
     c, total = torch.cat(columns), torch.zeros(())
     for i in range(len(q)):
-        row = (c @ q[i]).tolist()
+        row = (c @ q[i]).detach().tolist()
         negatives = chosen(row, i, beta, k, [j for j in range(len(c)) if not equal(i, j)])
         scores = torch.stack([q[i] @ c[j] for j in (i, *negatives)]).double() / TAU
         total = total - (scores[0] - scores.exp().sum().log()).float()
@@ -95,7 +95,7 @@ def loss_of(model, row, **options):
     cosines = torch.tensor([row], requires_grad=True)
     value = loss.per_query(cosines, torch.tensor([0]))
     value.sum().backward()
-    return float(value), cosines.grad[0].tolist()
+    return value.item(), cosines.grad[0].tolist()
 
 
 def test_by_hand_false_negatives_are_dropped_and_the_hardest_taken(model):
