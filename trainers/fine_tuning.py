@@ -59,7 +59,7 @@ from trainers.trainer import SahaTrainer
 
 logger = logging.getLogger(__name__)
 
-_DECISIVE_ARGUMENTS = (
+DECISIVE_ARGUMENTS = (
     "seed",
     "learning_rate",
     "lr_scheduler_type",
@@ -219,7 +219,11 @@ def _loss(config: TrainConfig, model: Gen2Embed, *, gather_across_devices: bool)
     }
     if config.loss != "unime":
         return SahaLoss(model, **settings)
-    own = {"beta": config.beta, "variant": config.unime_variant, "num_hard_negatives": config.num_hard_negatives}
+    own: dict[str, Any] = {
+        "beta": config.beta,
+        "variant": config.unime_variant,
+        "num_hard_negatives": config.num_hard_negatives,
+    }
     return UnimeLoss(model, **settings, **{name: value for name, value in own.items() if value is not None})
 
 
@@ -268,7 +272,7 @@ def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequenc
     arguments = args.to_dict()
     return {
         "recipe": {name: value for name, value in settings.items() if name not in evaluation | places},
-        "arguments": {name: arguments.get(name, getattr(args, name, None)) for name in _DECISIVE_ARGUMENTS},
+        "arguments": {name: arguments.get(name, getattr(args, name, None)) for name in DECISIVE_ARGUMENTS},
         "sampling": {sampling.record["subset"]: sampling.record["sha256"] for sampling in samplings},
         "places": {name: settings[name] for name in sorted(places)},
         "versions": installed_versions(),
@@ -288,7 +292,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T
     """
     parser = flag_parser(prog)
     given = vars(parser.parse_args(expand_home(sys.argv[1:] if argv is None else argv)))
-    config = TrainConfig(**_of(TrainConfig, given))
+    config = TrainConfig(**values_of(TrainConfig, given))
     if given["batch_sampler"] != BatchSamplers.BATCH_SAMPLER:
         raise Gen2EmbedError(f"batch_sampler is {given['batch_sampler']}; leave it out, batches are made of clusters")
     if given["bf16"] is None:
@@ -298,7 +302,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T
         record = read_samplings(config.processed_data_path, config.subsets, config.sampled_k)[0].record
         width = record["settings"]["num_hard_negatives"] + 1 if record["method"] == "saha" else 1
         given["per_device_train_batch_size"] = recipe_batch(record["method"], width)
-    arguments = _of(SahaTrainingArguments, given)
+    arguments = values_of(SahaTrainingArguments, given)
     if config.eval_benchmark and arguments["eval_strategy"] == "no":
         arguments |= {"eval_strategy": "steps", "eval_steps": arguments["eval_steps"] or arguments["save_steps"]}
     with refusing_flags(RuntimeError):
@@ -325,7 +329,8 @@ def flag_parser(prog: str | None = None) -> HfArgumentParser:
     return parser
 
 
-def _of(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+def values_of(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a dataclass, of parsed flags."""
     return {field.name: given[field.name] for field in dataclasses.fields(kind) if field.init}
 
 

@@ -47,8 +47,23 @@ def run_two_processes(model_dir: Path, output: Path) -> list[dict[str, Any]]:
     return [torch.load(output / f"{rank}.pt") for rank in (0, 1)]
 
 
+LABELS = np.array([[0, 8], [1, 9], [2, 10], [3, 11], [4, 11], [5, 8], [6, 10], [7, 12]])
+"""For distillation, the row of the teacher's vectors for each query and positive of `fixed_pairs`."""
+
+
+def loss_of(name: str, model: Any, **options: Any) -> Any:
+    """A loss by name, with mini-batches of 2."""
+    import trainers
+    from trainers.distillation.loss import DistillationLoss
+
+    if name == "DistillationLoss":
+        teacher = np.random.default_rng(0).normal(size=(13, 12))
+        return DistillationLoss(model, teacher, tau=0.2, mini_batch_size=2, **options)
+    return getattr(trainers, name)(model, mini_batch_size=2, **OPTIONS[name], **options)
+
+
 OPTIONS: dict[str, dict[str, Any]] = {"SahaLoss": {}, "UnimeLoss": {"beta": 0.15, "num_hard_negatives": 5}}
-"""The options of each loss; with UniME's, some rows have fewer than five candidates left, and one has none."""
+"""The options of contrastive losses; with UniME's, some rows have fewer than five candidates left, and one none."""
 
 
 def main(model_dir: str, output: Path) -> None:
@@ -56,7 +71,6 @@ def main(model_dir: str, output: Path) -> None:
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    import trainers
     from gen2embed_mteb import Gen2Embed
 
     torch.set_num_threads(1)
@@ -66,11 +80,11 @@ def main(model_dir: str, output: Path) -> None:
     share = slice(rank * 8 // size, (rank + 1) * 8 // size)
     queries, positives = (side[share] for side in fixed_pairs())
     found = {}
-    for name, options in OPTIONS.items():
-        loss = getattr(trainers, name)(model, mini_batch_size=2, **options)
+    for name in (*OPTIONS, "DistillationLoss"):
+        loss = loss_of(name, model)
         loss.model = DistributedDataParallel(model, find_unused_parameters=True)
         features = [model.preprocess(queries, task="query"), model.preprocess(positives, task="document")]
-        value = loss(features)
+        value = loss(features, torch.from_numpy(LABELS[share]))
         value.backward()
         gradients = {key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None}
         found[name] = {"loss": value.detach(), "gradients": gradients}

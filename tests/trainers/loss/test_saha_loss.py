@@ -5,11 +5,11 @@ import pytest
 import torch
 from gradients import assert_same, gradients
 from PIL import Image
-from run_loss import OPTIONS, fixed_pairs, run_two_processes
+from run_loss import LABELS, fixed_pairs, loss_of, run_two_processes
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from gen2embed_mteb import Gen2Embed
-from trainers import SahaLoss, UnimeLoss
+from trainers import SahaLoss
 from trainers.loss.content_hash import content_digests
 from trainers.loss.saha_loss import float32_cosine
 
@@ -113,10 +113,10 @@ def of_two_processes(tiny_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [SahaLoss, UnimeLoss])
+@pytest.mark.parametrize("kind", ["SahaLoss", "UnimeLoss", "DistillationLoss"])
 def test_two_processes_equal_one_on_the_joint_batch(model, of_two_processes, kind):
-    results = [result[kind.__name__] for result in of_two_processes]
-    value = kind(model, mini_batch_size=2, **OPTIONS[kind.__name__])(features_of(model, *fixed_pairs()))
+    results = [result[kind] for result in of_two_processes]
+    value = loss_of(kind, model)(features_of(model, *fixed_pairs()), torch.from_numpy(LABELS))
     expected = gradients(model, value)
     torch.testing.assert_close((results[0]["loss"] + results[1]["loss"]) / 2, value.detach(), rtol=1e-5, atol=1e-6)
     for result in results:
