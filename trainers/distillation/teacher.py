@@ -129,15 +129,19 @@ def _from_parquet(file: Path, texts: Texts) -> TeacherVectors:
                 f"{file}: no column {' and '.join(sorted(missing))}; it has {', '.join(names)}. Name them "
                 f"{TEXT_COLUMN} and {VECTOR_COLUMN}"
             )
+        kind = table.schema_arrow.field(VECTOR_COLUMN).type
+        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        if not (lists and pa.types.is_floating(kind.value_type)):
+            raise Gen2EmbedError(f"{file}: column {VECTOR_COLUMN} holds {kind}; write lists of floating-point numbers")
         numbers = {text: number for number, text in enumerate(texts.distinct)}
         vectors: npt.NDArray[np.float32] | None = None
         known = np.zeros(len(numbers), dtype=np.bool_)
         for batch in table.iter_batches(_ROWS, columns=[TEXT_COLUMN, VECTOR_COLUMN]):
-            for text, vector in zip(batch[TEXT_COLUMN].to_pylist(), batch[VECTOR_COLUMN].to_pylist(), strict=True):
+            for text, vector in zip(batch[TEXT_COLUMN].to_pylist(), batch[VECTOR_COLUMN], strict=True):
                 number = numbers.get(text)
-                if number is None or known[number]:
+                if number is None or known[number] or vector.values is None:
                     continue
-                row = np.asarray(vector, dtype=np.float32)
+                row = np.asarray(vector.values.to_numpy(zero_copy_only=False), dtype=np.float32)
                 if vectors is None:
                     vectors = np.zeros((len(numbers), len(row)), dtype=np.float32)
                 if row.shape != vectors.shape[1:]:

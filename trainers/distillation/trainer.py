@@ -1,9 +1,9 @@
 """`DistillTrainer`: trains an adapter on texts, and merges it into the model as it was before training.
 
 What is written at the end is not the model that was trained, whose weights may be in four bits or in another type, but
-the base model, loaded again in its own type, with the adapter merged into it. Then the written files are read back:
-every tensor that has no adapter must be there, equal to the last bit. So the vision tower, the projector, and the
-language model's embeddings and norms are what they were.
+the base model, loaded again in its own type, with the adapter merged into it. Then the written folder is loaded as any
+program would load it: every tensor that has no adapter must be there, equal to the last bit. So the vision tower, the
+projector, and the language model's embeddings and norms are what they were.
 
 Cost: memory for two copies of the model on the CPU while it is written, as for `gen2embed export` with an adapter, and
 one pass over its bytes.
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from gen2embed_mteb.embedder.model import Gen2Embed
@@ -67,7 +66,10 @@ class DistillTrainer(SahaTrainer):
             super()._save(output_dir)
         finally:
             model[0].model = trained
-        check_unchanged(Path(output_dir or self.args.output_dir), before)
+        del base  # there is room for the written one
+        folder = str(output_dir or self.args.output_dir)
+        written = Gen2Embed(folder, device="cpu", model_kwargs={"dtype": "auto"})
+        check_unchanged(written[0].model.state_dict(), before)
 
 
 def digests(state: Mapping[str, torch.Tensor], adapted: Collection[str]) -> dict[str, str]:
@@ -77,34 +79,24 @@ def digests(state: Mapping[str, torch.Tensor], adapted: Collection[str]) -> dict
         state: The tensors of the base model.
         adapted: The names of the layers that have an adapter.
     """
-    changed, found, known = set(adapted), {}, set()
-    for name, tensor in state.items():
-        place = (tensor.data_ptr(), tensor.shape)
-        if name.rpartition(".")[0] not in changed and place not in known:  # a tied tensor is written once
-            found[name] = _digest(tensor)
-        known.add(place)
-    return found
+    changed = set(adapted)
+    return {name: _digest(tensor) for name, tensor in state.items() if name.rpartition(".")[0] not in changed}
 
 
-def check_unchanged(folder: Path, before: Mapping[str, str]) -> None:
-    """Read the written weights back, and compare those that no adapter changed.
+def check_unchanged(written: Mapping[str, torch.Tensor], before: Mapping[str, str]) -> None:
+    """Compare the tensors of the written model with those of the base model, but for those that an adapter changed.
 
     Args:
-        folder: The folder of the model, with safetensors files.
+        written: The tensors of the written model.
         before: What `digests` returned.
 
     Raises:
         Gen2EmbedError: One is missing or differs.
     """
-    left = dict(before)
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in set(file.keys()) & set(left):
-                if _digest(file.get_tensor(name)) == left[name]:
-                    del left[name]
-    if left:
+    wrong = sorted(name for name in before if name not in written or _digest(written[name]) != before[name])
+    if wrong:
         raise Gen2EmbedError(
-            f"{len(left)} tensors that have no adapter were not written as they were, the first {min(left)}. Nothing "
+            f"{len(wrong)} tensors that have no adapter were not written as they were, the first {wrong[0]}. Nothing "
             "was kept; the adapter is in the last checkpoint: merge it with gen2embed export"
         )
 

@@ -166,8 +166,7 @@ def checkpoint_to_go_on(args: SahaTrainingArguments, record: Mapping[str, Any]) 
 def _require_same(earlier: Mapping[str, Any], record: Mapping[str, Any], place: Path) -> None:
     for part in COMPARED:
         then, now = earlier.get(part, {}), json.loads(json.dumps(record[part]))
-        if part == "recipe":
-            then = UNSAID | then
+        then = {name: value for name, value in UNSAID.items() if name in now} | then
         for name in {**then, **now}:
             if then.get(name) != now.get(name):
                 raise Gen2EmbedError(
