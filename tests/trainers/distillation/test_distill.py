@@ -102,8 +102,9 @@ def test_the_adapter_on_its_base_model_is_the_merged_model(tiny_dir, data, tmp_p
     assert merged.encode([Image.fromarray(picture)]).shape == (1, 32)
 
 
+@pytest.mark.slow
 def test_a_model_teaches_and_the_result_is_trained_on(exported, tiny_dir, data, tmp_path):
-    """Texts of one column, a teacher by name with its vectors beside the result; then stage 2 begins with the result."""
+    """Texts of one column, a teacher by name, its vectors beside the result; then stage 2 begins with the result."""
     (data / "pairs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     teacher = ["--teacher", str(exported("qwen2_vl")), "--teacher_prompt", "Say: "]
     output = tmp_path / "out"
@@ -119,6 +120,7 @@ def test_a_model_teaches_and_the_result_is_trained_on(exported, tiny_dir, data, 
     assert Gen2Embed(tmp_path / "second").prompt_mode == "unime"
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_it_was_written_goes_on_to_the_same_bits(tiny_dir, data, tmp_path, monkeypatch):
     model = tiny_dir("qwen2_vl")
     assert cli.main(words(model, data, tmp_path / "whole")) == 0
