@@ -55,8 +55,8 @@ PUBLISHED = {
 }
 """IND, OOD and overall as printed, in percent, by the name of our row."""
 NOTE = (
-    "The printed overall of UniME's rows is the mean of the four meta-tasks, ours and SaHa's that of the datasets: over "
-    "the 36 datasets UniME's own columns give 37.0 (stage 1), 61.3 (both stages) and 60.1 (VLM2Vec)."
+    "The printed overall of UniME's rows is the mean of the four meta-tasks; ours and SaHa's is that of the datasets. "
+    "Over the 36 datasets, UniME's own columns give 37.0 (stage 1), 61.3 (both stages) and 60.1 (VLM2Vec)."
 )
 
 
@@ -202,8 +202,8 @@ def write_results(arguments: argparse.Namespace, zero_shot: dict[str, float]) ->
     pairs = arguments.max_steps * arguments.batch_size
     unchanged = {name: trained["table"][name] for name in (STAGE_2_ROW.name, BOTH.name) if name in trained["table"]}
     lines = [
-        f"`{arguments.model_name}` on MMEB-mini ({arguments.eval_limit} rows a dataset), {pairs:,} pairs seen in stage 2 "
-        f"and by in-batch and SaHa, {arguments.distill_steps * arguments.distill_batch_size:,} texts in stage 1; "
+        f"`{arguments.model_name}` on MMEB-mini ({arguments.eval_limit} rows a dataset), {pairs:,} pairs seen in stage "
+        f"2 and by in-batch and SaHa, {arguments.distill_steps * arguments.distill_batch_size:,} texts in stage 1; "
         "Precision@1 in percent, mean ± standard deviation over seeds. Published: on MMEB, as printed.",
         "",
         as_markdown(_main_table(zero_shot, first | trained["table"])),
@@ -258,10 +258,12 @@ def _main_table(zero_shot: dict[str, float], summaries: dict[str, dict[str, Any]
     head = ["", "IND", "OOD", "overall", "training s", "seeds", "published IND", "OOD", "overall", "backbone", "source"]
     table = [head, ["neither stage", *(percent(zero_shot[name]) for name in COLUMNS), "–", "–"]]
     table += [[name, *_cells(summary)] for name, summary in summaries.items()]
-    for row in table[1:]:
-        source, backbone, figures = PUBLISHED[row[0]]
-        row += ["–" if one is None else f"{one:.1f}" for one in figures] + [backbone, source]
-    return table
+    return [table[0], *([*row, *_published(row[0])] for row in table[1:])]
+
+
+def _published(name: str) -> list[str]:
+    source, backbone, figures = PUBLISHED[name]
+    return [*("–" if one is None else f"{one:.1f}" for one in figures), backbone, source]
 
 
 def _plain_table(summaries: dict[str, dict[str, Any]]) -> Table:
