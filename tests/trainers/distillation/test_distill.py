@@ -15,7 +15,7 @@ from tiny_any import write_any
 
 from gen2embed_mteb import Gen2Embed, cli
 from gen2embed_mteb.errors import Gen2EmbedError
-from trainers.distillation.distill import parse
+from trainers.distillation.distill import _student, distill, parse
 from trainers.distillation.loss import DistillationLoss
 from trainers.distillation.trainer import check_unchanged, digests
 
@@ -206,3 +206,18 @@ def test_the_published_settings_are_the_defaults(monkeypatch):
     from trainers.distillation.config import batch_per_process
 
     assert batch_per_process() == 96
+
+
+def test_with_qlora_the_result_is_in_the_models_own_type(tiny_dir, data, tmp_path):
+    """Trained in four bits, merged into the plain weights; runs where bitsandbytes is installed."""
+    pytest.importorskip("bitsandbytes")
+    config, args = parse(words(tiny_dir("qwen2_vl"), data, tmp_path / "out", "--max_steps", "2", "--qlora")[1:])
+    layer = _student(config, args)[0].model.get_decoder().layers[0].mlp.up_proj
+    assert type(layer.base_layer).__name__ == "Linear4bit"
+    distill(config, args)
+    merged, adapted = Gen2Embed(tmp_path / "out"), Gen2Embed(tmp_path / "out" / "adapter", prompt_mode="unime")
+    assert np.abs(merged.encode(TEXTS) - adapted.encode(TEXTS)).max() < 1e-5
+    before = load_file(tiny_dir("qwen2_vl") / "model.safetensors")
+    assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {
+        value.dtype for value in before.values()
+    }
