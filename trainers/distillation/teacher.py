@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.processes import Share
-from gen2embed_mteb.bulk.store import EmbeddingStore
+from gen2embed_mteb.bulk.store import EmbeddingStore, StoreMismatchError
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.data_files.shards import require_regular
 from gen2embed_mteb.embedder.short_names import resolve
@@ -215,7 +215,10 @@ def vectors_of_model(
             f"teacher {name} cannot be loaded as a SentenceTransformer ({one_line(error)}); pass another, or its "
             "vectors with --teacher_vectors"
         ) from error
-    store = EmbeddingStore(folder, {"teacher": _digest_of(model), "prompt": prompt})
+    try:
+        store = EmbeddingStore(folder, {"teacher": _digest_of(model), "prompt": prompt})
+    except StoreMismatchError as error:
+        raise StoreMismatchError(f"{str(error).rpartition('; ')[0]}; pass another --teacher_dir") from error
     bulk = BulkEncoder(_Encoder(model.eval(), prompt), store, images, share=share)
     items = [Item(text) for text in texts.distinct]
     bulk.add("document", items, label="teacher")

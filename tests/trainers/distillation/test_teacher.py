@@ -91,7 +91,7 @@ def test_a_models_vectors_are_computed_once(exported, tmp_path, monkeypatch):
     again = teacher.vectors_of_model(str(folder), TEXTS, tmp_path / "kept", images, device="cpu")
     assert sum(calls) == 3
     assert np.array_equal(again[np.arange(3)], found[np.arange(3)])
-    with pytest.raises(StoreMismatchError, match="prompt is '' there and 'Say: ' now"):
+    with pytest.raises(StoreMismatchError, match=r"prompt is '' there and 'Say: ' now\); pass another --teacher_dir"):
         teacher.vectors_of_model(str(folder), TEXTS, tmp_path / "kept", images, device="cpu", prompt="Say: ")
     other = teacher.vectors_of_model(str(folder), TEXTS, tmp_path / "o", images, device="cpu", prompt="Say: ")
     assert np.abs(other[np.arange(3)] - plain).max() > 1e-3
