@@ -156,7 +156,7 @@ def main() -> None:
     planned += [(row, seed) for seed in range(arguments.variation_seeds) for row in (*VARIATIONS, *CONTROLS)]
     if arguments.rows:
         planned = [(row, seed) for row, seed in planned if row.slug in arguments.rows]
-    runner = _Runner(arguments)
+    runner = Runner(arguments)
     zero_shot = runner.zero_shot()
     for row in {row.sampling: row for row, _ in planned}.values():
         runner.sample(row)
@@ -167,23 +167,24 @@ def main() -> None:
     print(write_results(arguments, zero_shot))
 
 
-class _Runner:
+class Runner:
     """Runs the commands whose results are not there yet."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, more: tuple[str, ...] = ()) -> None:
+        """Keep the arguments; `more` are those that runs must have in common beside `SETTINGS`."""
         self._arguments = arguments
         self._work_dir: Path = arguments.work_dir
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
         self._cores: list[int] = sorted(os.sched_getaffinity(0))
         self._lock = Lock()
-        keep_settings(arguments)
+        keep_settings(arguments, more)
 
-    def zero_shot(self) -> dict[str, float]:
-        """Evaluate the model without training, with the same prompt and on the same rows."""
-        folder = self._work_dir / "zero-shot"
-        self._run(
+    def zero_shot(self, model: str = "", name: str = "zero-shot") -> dict[str, float]:
+        """Evaluate a model as it is, by default that without training, with the same prompt and on the same rows."""
+        folder = self._work_dir / name
+        self.run(
             [
-                *("evaluate", "--model_name", self._arguments.model_name, "--benchmark", "mmeb-mini"),
+                *("evaluate", "--model_name", model or self._arguments.model_name, "--benchmark", "mmeb-mini"),
                 *("--output_dir", str(folder), "--limit", str(self._arguments.eval_limit)),
             ],
             folder / "log.txt",
@@ -195,7 +196,7 @@ class _Runner:
     def sample(self, row: Row) -> None:
         """Sample as `row` says; rows share their vectors, and finished subsets are kept."""
         folder = self._work_dir / "sampled" / row.sampling_slug
-        self._run(
+        self.run(
             [
                 *("sample", "--model_name", self._arguments.model_name, "--data_dir", "mmeb-mini", *row.sampling),
                 *("--output_dir", str(folder), "--embedding_dir", str(self._work_dir / "embeddings")),
@@ -203,14 +204,14 @@ class _Runner:
             folder.with_suffix(".log"),
         )
 
-    def train(self, row: Row, seed: int) -> str:
-        """Train and evaluate, unless that is done, and return a line with the result."""
+    def train(self, row: Row, seed: int, model: str = "") -> str:
+        """Train and evaluate, unless that is done, and return a line with the result; `model` is where it begins."""
         folder = self._work_dir / run_name(row, seed)
         if read_run(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
-            settings = settings_of(self._arguments, row)
+            settings = settings_of(self._arguments, row) | ({"model_name": model} if model else {})
             words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-            self._run(
+            self.run(
                 [
                     *("train", *words, "--lora_dropout", "0", "--resize", "processor", "--sub_batch_size", "32"),
                     *row.training,
@@ -226,7 +227,8 @@ class _Runner:
             raise SystemExit(f"{folder}: trained, but its train.json holds no figures; see {folder}.log")
         return f"{row.name}, seed {seed}: overall {100 * figures['overall']:.1f}, {figures['seconds']:.0f} s"
 
-    def _run(self, words: list[str], log: Path) -> None:
+    def run(self, words: list[str], log: Path) -> None:
+        """Run a command of gen2embed, and stop if it fails."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             # Each job is pinned to a core, if there are enough: threads that change cores slow each other down.
@@ -260,9 +262,10 @@ def settings_of(arguments: argparse.Namespace, row: Row | None = None) -> dict[s
     return settings
 
 
-def keep_settings(arguments: argparse.Namespace) -> None:
+def keep_settings(arguments: argparse.Namespace, more: tuple[str, ...] = ()) -> None:
     """Write the settings to the working folder, or stop if the runs there have other settings."""
-    path, settings = arguments.work_dir / "settings.json", settings_of(arguments)
+    path = arguments.work_dir / "settings.json"
+    settings = settings_of(arguments) | {name: getattr(arguments, name) for name in more}
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
@@ -350,20 +353,21 @@ def _table(single: dict[str, dict[str, float]], summaries: dict[str, dict[str, A
     for name, figures in single.items():
         table.append([name, *(percent(figures[column]) for column in COLUMNS), *["–"] * 5])
     for name, summary in summaries.items():
-        cells = [_mean_sd(summary[column], 100) for column in COLUMNS]
+        cells = [mean_sd(summary[column], 100) for column in COLUMNS]
         paper = [f"{figure:.1f}" for figure in summary["paper"]] or ["–"] * 3
-        table.append([name, *cells, _mean_sd(summary["seconds"], 1, 0), str(len(summary["seeds"])), *paper])
+        table.append([name, *cells, mean_sd(summary["seconds"], 1, 0), str(len(summary["seeds"])), *paper])
     return table
 
 
 def _by_meta_task(zero_shot: dict[str, float], summaries: dict[str, dict[str, Any]]) -> Table:
     table = [["", *META_TASKS], ["zero-shot", *(percent(zero_shot[task]) for task in BY_META_TASK)]]
     for name, summary in summaries.items():
-        table.append([name, *(_mean_sd(summary[task], 100) for task in BY_META_TASK)])
+        table.append([name, *(mean_sd(summary[task], 100) for task in BY_META_TASK)])
     return table
 
 
-def _mean_sd(figure: dict[str, float | None], factor: float, digits: int = 1) -> str:
+def mean_sd(figure: dict[str, float | None], factor: float, digits: int = 1) -> str:
+    """Return mean and standard deviation as text, both times `factor`."""
     mean, deviation = figure["mean"], figure["sd"]
     text = f"{factor * (mean or 0.0):.{digits}f}"
     return text if deviation is None else f"{text} ± {factor * deviation:.{digits}f}"

@@ -1,7 +1,7 @@
 """What mkdocs runs while it builds the site: it writes the reference of all flags into `reference/flags.md`.
 
 The flags are those of the parsers themselves, which are made of dataclasses (`gen2embed_mteb.flags`), so that none is
-written down twice. Of `train`, only our own are listed: the libraries document theirs.
+written down twice. Of `train` and `distill`, only our own are listed: the libraries document theirs.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     from gen2embed_mteb.cli import COMMANDS, build_parser
     from gen2embed_mteb.flags import FlagParser, add_flags
     from trainers.config import TrainConfig
+    from trainers.distillation.config import DistillArguments, DistillConfig
     from trainers.recipe import SahaTrainingArguments
     from vlm2vec_adapter.options import PREFIX, Options
 
     every = build_parser(*COMMANDS)
     choices = next(action for action in every._actions if isinstance(action, argparse._SubParsersAction))
     found = {f"gen2embed {name}": parser for name, parser in choices.choices.items()}
-    train = found["gen2embed train"]
-    add_flags(train, TrainConfig, valued_switches=True)
-    inherited = {field.name for field in dataclasses.fields(SahaTrainingArguments)} - set(
-        SahaTrainingArguments.__annotations__
-    )
-    add_flags(train, SahaTrainingArguments, skip=sorted(inherited), valued_switches=True)
+    kinds: dict[str, tuple[Any, Any]] = {
+        "gen2embed train": (TrainConfig, SahaTrainingArguments),
+        "gen2embed distill": (DistillConfig, DistillArguments),
+    }
+    for name, (config, arguments) in kinds.items():
+        add_flags(found[name], config, valued_switches=True)
+        every_field = {field.name for field in dataclasses.fields(arguments)}
+        inherited = every_field - set(SahaTrainingArguments.__annotations__)
+        add_flags(found[name], arguments, skip=sorted(inherited), valued_switches=True)
     ours = FlagParser(description="run VLM2Vec's own eval.py with a Gen2Embed model")
     add_flags(ours, Options, valued_switches=True, prefix=PREFIX)
     return found | {"python -m vlm2vec_adapter": ours}
@@ -59,7 +63,7 @@ def reference() -> str:
     lines: list[str] = []
     for command, (summary, flags) in commands().items():
         lines += [f"## {command}", "", summary[:1].upper() + summary[1:].rstrip(".") + ".", ""]
-        if command == "gen2embed train":
+        if command in ("gen2embed train", "gen2embed distill"):
             lines += [
                 "These are the flags of this project. Every training argument of transformers and of "
                 "sentence-transformers is a flag too; `gen2embed train --help` lists them all.",

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,10 +223,13 @@ def _sample(arguments: argparse.Namespace) -> int:
     return int(result.too_many_errors)
 
 
-def _train(arguments: argparse.Namespace) -> None:
-    from trainers.fine_tuning import run
+def _training(summary: str, module: str) -> Command:
+    """Return a command that parses its flags itself: the `run` of a module."""
 
-    run(arguments.rest, prog="gen2embed train")
+    def run(arguments: argparse.Namespace) -> None:
+        import_module(module).run(arguments.rest, prog=f"gen2embed {arguments.command}")
+
+    return Command(f"{summary}; --help lists every flag", None, run, shared=True, go_on=GO_ON_TRAINING)
 
 
 def _mteb(arguments: argparse.Namespace) -> None:
@@ -371,13 +375,8 @@ COMMANDS = {
     "sample": Command(
         "SaHa: clusters of hard negatives from training pairs, offline", _add_sample, _sample, shared=True
     ),
-    "train": Command(
-        "fine-tune on what `sample` wrote; --help lists every flag",
-        None,
-        _train,
-        shared=True,
-        go_on=GO_ON_TRAINING,
-    ),
+    "train": _training("fine-tune on what `sample` wrote", "trainers.fine_tuning"),
+    "distill": _training("learn from a text encoder which texts are alike (UniME)", "trainers.distillation.distill"),
     "inspect": Command("a page on which a person can judge clusters", _add_inspect, _inspect),
     "inspect-prompt": Command(
         "what a model will read, and how its chat format was found; loads no weights",

@@ -2,9 +2,9 @@
 
 ``mine_clusters`` is Algorithm 1, and ``Clusters`` is what it returns. ``training_dataset`` turns data and sampling
 files into a dataset and its ``DatasetClusters``. ``SahaBatchSampler`` makes batches of them. ``SahaLoss`` is the loss,
-for ``SahaTrainer`` with ``SahaTrainingArguments`` or for sentence-transformers' own trainer. All names are imported on
-first use (PEP 562), so importing this package does not load torch. This package imports ``gen2embed_mteb``, never
-the reverse.
+for ``SahaTrainer`` with ``SahaTrainingArguments`` or for sentence-transformers' own trainer; ``DistillationLoss`` and
+``UnimeLoss`` are those of UniME's two stages. All names are imported on first use (PEP 562), so importing this package
+does not load torch. This package imports ``gen2embed_mteb``, never the reverse.
 """
 
 from importlib import import_module
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batches.dataset import DatasetClusters, OpenInputs, TrainingSet, training_dataset
     from .batches.sampler import SahaBatchSampler
+    from .distillation.loss import DistillationLoss
     from .loss.saha_loss import SahaLoss
+    from .loss.unime_loss import UnimeLoss
     from .recipe import SahaTrainingArguments
     from .saha.clusters import Clusters, mine_clusters
     from .trainer import SahaTrainer
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Clusters",
     "DatasetClusters",
+    "DistillationLoss",
     "OpenInputs",
     "SahaBatchSampler",
     "SahaLoss",
     "SahaTrainer",
     "SahaTrainingArguments",
     "TrainingSet",
+    "UnimeLoss",
     "mine_clusters",
     "training_dataset",
 ]
@@ -34,12 +38,14 @@ __all__ = [
 _LAZY = {
     "Clusters": ".saha.clusters",
     "DatasetClusters": ".batches.dataset",
+    "DistillationLoss": ".distillation.loss",
     "OpenInputs": ".batches.dataset",
     "SahaBatchSampler": ".batches.sampler",
     "SahaLoss": ".loss.saha_loss",
     "SahaTrainer": ".trainer",
     "SahaTrainingArguments": ".recipe",
     "TrainingSet": ".batches.dataset",
+    "UnimeLoss": ".loss.unime_loss",
     "mine_clusters": ".saha.clusters",
     "training_dataset": ".batches.dataset",
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gen2embed_mteb.config import FileOptions, ModelName, PromptOptions, ReadoutOptions
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.flags import option
+from gen2embed_mteb.flags import check_number, option
 from gen2embed_mteb.images.options import LinkOption
 from trainers.recipe import Recipe
 
@@ -24,7 +24,11 @@ class TrainConfig(Recipe, LinkOption, ModelName, PromptOptions, ReadoutOptions, 
     data_dir: str = option("the training pairs; default: where they were sampled", default="")
     image_dir: str = option("folder or .zip of their images; default: where they were sampled", default="")
     subsets: list[str] = option("subsets to train on; default: all that were sampled", default_factory=list)
-    num_hard_negatives: int | None = option("k that the sampling files must have; default: any", default=None)
+    num_hard_negatives: int | None = option(
+        "k: with --loss unime, how many negatives a query has (default: 8); else what the sampling files must have "
+        "(default: any)",
+        default=None,
+    )
     mix_subsets: bool = option("whether a batch mixes clusters of several subsets", default=True)
     max_length: int = option("longest training input in tokens", default=1024, least=1)
     dtype: str = option(
@@ -45,3 +49,10 @@ class TrainConfig(Recipe, LinkOption, ModelName, PromptOptions, ReadoutOptions, 
         super().__post_init__()
         if self.eval_benchmark == "mmeb" and not self.eval_data_dir:
             raise Gen2EmbedError("eval_data_dir is needed for eval_benchmark mmeb; pass a folder or hub id")
+        if self.loss == "unime" and self.num_hard_negatives is not None:
+            check_number("num_hard_negatives", self.num_hard_negatives, 1)
+
+    @property
+    def sampled_k(self) -> int | None:
+        """The k that the sampling files must have; None: any."""
+        return None if self.loss == "unime" else self.num_hard_negatives

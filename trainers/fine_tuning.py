@@ -48,6 +48,7 @@ from trainers.batches.sampler import SahaBatchSampler
 from trainers.config import TrainConfig
 from trainers.evaluator import MmebEvaluator
 from trainers.loss.saha_loss import SahaLoss
+from trainers.loss.unime_loss import UnimeLoss
 from trainers.output.card import data_section
 from trainers.output.checkpoints import WRITER
 from trainers.output.figures import without_times
@@ -65,7 +66,7 @@ from trainers.trainer import SahaTrainer
 
 logger = logging.getLogger(__name__)
 
-_DECISIVE_ARGUMENTS = (
+DECISIVE_ARGUMENTS = (
     "seed",
     "learning_rate",
     "lr_scheduler_type",
@@ -100,7 +101,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         ValueError: A setting does not fit the data, the model or an earlier run in `output_dir`.
     """
     agreed(args, lambda: check_output(args.output_dir, _inputs(config)))
-    samplings = read_samplings(config.processed_data_path, config.subsets, config.num_hard_negatives)
+    samplings = read_samplings(config.processed_data_path, config.subsets, config.sampled_k)
     record = _record(config, args, samplings)
     output = OwnedFolder(args.output_dir, WRITER)
     if done := agreed(args, lambda: finished(args, record)):
@@ -150,13 +151,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         max_length=config.max_length,
         query_prompt_in_training=config.query_prompt_in_training,
         card_section=data_section(samplings, training_set, config.model_name),
-        loss=SahaLoss(
-            model,
-            scale=1 / config.temperature,
-            mini_batch_size=config.sub_batch_size,
-            mask_equal_positives=config.mask_equal_positives,
-            gather_across_devices=args.world_size > 1,
-        ),
+        loss=_loss(config, model, gather_across_devices=args.world_size > 1),
         evaluator=evaluator,
     )
     with output.exclusive() if trainer.is_world_process_zero() else contextlib.nullcontext():
@@ -225,6 +220,23 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
     return model
 
 
+def _loss(config: TrainConfig, model: Gen2Embed, *, gather_across_devices: bool) -> SahaLoss:
+    settings: dict[str, Any] = {
+        "scale": 1 / config.temperature,
+        "mini_batch_size": config.sub_batch_size,
+        "mask_equal_positives": config.mask_equal_positives and config.loss != "in-batch",
+        "gather_across_devices": gather_across_devices,
+    }
+    if config.loss != "unime":
+        return SahaLoss(model, **settings)
+    own: dict[str, Any] = {
+        "beta": config.beta,
+        "variant": config.unime_variant,
+        "num_hard_negatives": config.num_hard_negatives,
+    }
+    return UnimeLoss(model, **settings, **{name: value for name, value in own.items() if value is not None})
+
+
 def _evaluator(
     config: TrainConfig, args: SahaTrainingArguments
 ) -> tuple[MmebEvaluator | None, Mapping[str, Callable[[], bool]]]:
@@ -270,7 +282,7 @@ def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequenc
     arguments = args.to_dict()
     return {
         "recipe": {name: value for name, value in settings.items() if name not in evaluation | places},
-        "arguments": {name: arguments.get(name, getattr(args, name, None)) for name in _DECISIVE_ARGUMENTS},
+        "arguments": {name: arguments.get(name, getattr(args, name, None)) for name in DECISIVE_ARGUMENTS},
         "sampling": {sampling.record["subset"]: sampling.record["sha256"] for sampling in samplings},
         "places": {name: settings[name] for name in sorted(places)},
         "versions": installed_versions(),
@@ -290,17 +302,17 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T
     """
     parser = flag_parser(prog)
     given = vars(parser.parse_args(expand_home(sys.argv[1:] if argv is None else argv)))
-    config = TrainConfig(**_of(TrainConfig, given))
+    config = TrainConfig(**values_of(TrainConfig, given))
     if given["batch_sampler"] != BatchSamplers.BATCH_SAMPLER:
         raise Gen2EmbedError(f"batch_sampler is {given['batch_sampler']}; leave it out, batches are made of clusters")
     if given["bf16"] is None:
         given["bf16"] = bf16_supported() and not given["use_cpu"] and not given["fp16"]
     if given["per_device_train_batch_size"] is None:
         # This comes before the arguments are made, since DeepSpeed's configuration copies the batch size then.
-        record = read_samplings(config.processed_data_path, config.subsets, config.num_hard_negatives)[0].record
+        record = read_samplings(config.processed_data_path, config.subsets, config.sampled_k)[0].record
         width = record["settings"]["num_hard_negatives"] + 1 if record["method"] == "saha" else 1
         given["per_device_train_batch_size"] = recipe_batch(record["method"], width)
-    arguments = _of(SahaTrainingArguments, given)
+    arguments = values_of(SahaTrainingArguments, given)
     if config.eval_benchmark and arguments["eval_strategy"] == "no":
         arguments |= {"eval_strategy": "steps", "eval_steps": arguments["eval_steps"] or arguments["save_steps"]}
     with refusing_flags(RuntimeError):
@@ -327,7 +339,8 @@ def flag_parser(prog: str | None = None) -> HfArgumentParser:
     return parser
 
 
-def _of(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+def values_of(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a dataclass, of parsed flags."""
     return {field.name: given[field.name] for field in dataclasses.fields(kind) if field.init}
 
 

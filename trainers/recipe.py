@@ -19,6 +19,7 @@ from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.flags import check_number, check_options, option
 from gen2embed_mteb.images.resizing import RESIZE_POLICIES, ImageOptions
+from trainers.loss.unime_loss import VARIANTS
 
 EFFECTIVE_BATCH = {"saha": 2048, "in-batch": 1024}
 """Pairs per optimizer step, over all devices (Table VII): 256 clusters of k = 7, or 128 of k = 15; 1,024 plain pairs.
@@ -34,6 +35,9 @@ OFFICIAL_TARGETS = (
     *("k_proj", "q_proj", "out_proj", "v_proj"),
 )
 """What the official code adapts, in every model that has layers of these names."""
+
+LOSSES = ("saha", "in-batch", "unime")
+"""What `--loss` can name."""
 
 
 def bf16_supported() -> bool:
@@ -131,9 +135,28 @@ class Recipe(ImageOptions):
         default_factory=list,
     )
     dora: bool = option("train magnitudes too (DoRA)", default=True)
+    loss: str = option(
+        "saha, all other pairs of the batch are negatives; in-batch, the same, but nothing is masked; unime, the k "
+        "hardest of the batch without false negatives",
+        default="saha",
+        choices=LOSSES,
+    )
+    beta: float | None = option(
+        "with --loss unime: a candidate that is more similar than the positive by more than this is dropped "
+        "(default: 0.1)",
+        default=None,
+    )
+    unime_variant: str | None = option(
+        "with --loss unime: what is done where fewer than k are left, repeat them (paper) or, as the official code, "
+        "fill up with what was dropped (default: paper)",
+        default=None,
+        choices=VARIANTS,
+    )
     temperature: float = option("temperature of the loss", default=0.02)
     sub_batch_size: int = option("pairs in memory at a time (16 for 2B, 4 for 7B)", default=16, least=1)
-    mask_equal_positives: bool = option("no positive counts as a negative of an equal one", default=True)
+    mask_equal_positives: bool = option(
+        "no positive counts as a negative of an equal one, with --loss saha and unime", default=True
+    )
     resize: str = option(
         "how images are resized before the processor", default="square-448", choices=tuple(RESIZE_POLICIES)
     )
@@ -152,3 +175,7 @@ class Recipe(ImageOptions):
             raise Gen2EmbedError(f"lora_dropout is {self.lora_dropout}; pass a share from 0 to below 1")
         if not 0 < self.temperature < math.inf:
             raise Gen2EmbedError(f"temperature is {self.temperature}; pass a positive number, such as 0.02")
+        for name in ("beta", "unime_variant"):
+            value = getattr(self, name)
+            if value is not None and self.loss != "unime":
+                raise Gen2EmbedError(f"{name} is {value}, but loss is {self.loss}; pass --loss unime, or leave it out")

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib import import_module
 from typing import Any
 
 from gen2embed_mteb.errors import GO_ON_TRAINING, run_command
 from gen2embed_mteb.launcher import end_with_launcher
 
 
-def main(prog: str) -> None:
+def main(prog: str, module: str = "trainers.fine_tuning") -> None:
     """Train as the flags of the command line say, and end the process.
 
     Args:
         prog: The command as the user typed it.
+        module: The module whose `run` does the work.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     end_with_launcher()
 
     def run() -> Any:
-        from trainers.fine_tuning import run
-
-        return run(prog=prog)
+        return import_module(module).run(prog=prog)
 
     sys.exit(run_command(prog, run, go_on=GO_ON_TRAINING))
 

@@ -1,9 +1,11 @@
-"""Runs the loss on a share of a fixed batch, in a process of its own: MODEL OUTPUT.
+"""Runs the losses on a share of a fixed batch, in a process of its own: MODEL OUTPUT.
 
-The variables of torchrun say which share. Each process writes the gradients it ends with to OUTPUT/<rank>.pt.
+The variables of torchrun say which share. Each process writes the gradients it ends with to OUTPUT/<rank>.pt, by loss.
 """
 
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,27 +28,68 @@ def fixed_pairs() -> tuple[list[Any], list[Any]]:
     return queries, positives
 
 
+def run_two_processes(model_dir: Path, output: Path) -> list[dict[str, Any]]:
+    """What two processes under DDP, over gloo, end with: each one's loss and gradients, by loss."""
+    import torch
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, __file__, str(model_dir), str(output)]
+    processes = [
+        subprocess.Popen(command, env={**environment, "RANK": rank}, stderr=subprocess.PIPE) for rank in ("0", "1")
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+    return [torch.load(output / f"{rank}.pt") for rank in (0, 1)]
+
+
+LABELS = np.array([[0, 8], [1, 9], [2, 10], [3, 11], [4, 11], [5, 8], [6, 10], [7, 12]])
+"""For distillation, the row of the teacher's vectors for each query and positive of `fixed_pairs`."""
+
+
+def loss_of(name: str, model: Any, **options: Any) -> Any:
+    """A loss by name, with mini-batches of 2."""
+    import trainers
+    from trainers.distillation.loss import DistillationLoss
+
+    if name == "DistillationLoss":
+        teacher = np.random.default_rng(0).normal(size=(13, 12))
+        return DistillationLoss(model, teacher, tau=0.2, mini_batch_size=2, **options)
+    return getattr(trainers, name)(model, mini_batch_size=2, **OPTIONS[name], **options)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {"SahaLoss": {}, "UnimeLoss": {"beta": 0.15, "num_hard_negatives": 5}}
+"""The options of contrastive losses; with UniME's, some rows have fewer than five candidates left, and one none."""
+
+
 def main(model_dir: str, output: Path) -> None:
     """Wraps the model in DDP, as a trainer does, and propagates gradients of the loss of this rank's pairs."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
     from gen2embed_mteb import Gen2Embed
-    from trainers import SahaLoss
 
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.distributed.init_process_group("gloo")
     model = Gen2Embed(model_dir, device="cpu")
-    loss = SahaLoss(model, mini_batch_size=2)
-    loss.model = DistributedDataParallel(model, find_unused_parameters=True)
     share = slice(rank * 8 // size, (rank + 1) * 8 // size)
     queries, positives = (side[share] for side in fixed_pairs())
-    features = [model.preprocess(queries, task="query"), model.preprocess(positives, task="document")]
-    value = loss(features)
-    value.backward()
-    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    torch.save({"loss": value.detach(), "gradients": gradients}, output / f"{rank}.pt")
+    found = {}
+    for name in (*OPTIONS, "DistillationLoss"):
+        loss = loss_of(name, model)
+        loss.model = DistributedDataParallel(model, find_unused_parameters=True)
+        features = [model.preprocess(queries, task="query"), model.preprocess(positives, task="document")]
+        value = loss(features, torch.from_numpy(LABELS[share]))
+        value.backward()
+        gradients = {key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None}
+        found[name] = {"loss": value.detach(), "gradients": gradients}
+        model.zero_grad()
+    torch.save(found, output / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -25,6 +25,7 @@ from gen2embed_mteb import Gen2Embed, cli
 from gen2embed_mteb.mini import benchmark
 from gen2embed_mteb.mini.tasks import tasks
 from trainers.fine_tuning import parse
+from trainers.output.folder import _require_same
 from trainers.recipe import recipe_batch
 
 SUBSETS = ("Digits", "Scenes_t2i")
@@ -240,6 +241,32 @@ def test_the_baselines_are_trained_by_the_same_command(data, model, tmp_path, me
     assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)
 
 
+def test_unimes_loss_is_trained_by_the_same_command(data, model, tmp_path):
+    """Its k is the loss's own, whatever the sampling files have; the losses are told apart in card and record."""
+    assert sample(tmp_path / "pairs", data, "--method", "in-batch") == 0
+    more = ["--save_strategy", "no", "--max_steps", "1", "--subsets", "Digits", "--batch_size", "16"]
+    unime = ["--loss", "unime", "--beta", "0.2", "--num_hard_negatives", "3", "--unime_variant", "official"]
+    found = {}
+    for name, flags in (("unime", unime), ("saha", []), ("in-batch", ["--loss", "in-batch"])):
+        assert cli.main(words(model, tmp_path / "pairs", tmp_path / name, *more, *flags)) == 0
+        found[name] = json.loads((tmp_path / name / "train.json").read_text())
+    assert {one["recipe"]["loss"] for one in found.values()} == set(found)
+    assert found["unime"]["recipe"]["beta"] == 0.2
+    losses = {name: one["metrics"]["train_loss"] for name, one in found.items()}
+    assert losses["unime"] != losses["saha"]
+    assert losses["saha"] < losses["in-batch"]  # of sixteen digits some are equal
+    card = (tmp_path / "unime" / "README.md").read_text()
+    assert "UnimeLoss" in card and '"num_hard_negatives": 3' in card and '"variant": "official"' in card
+    assert '"mask_equal_positives": false' in (tmp_path / "in-batch" / "README.md").read_text()
+
+
+def test_the_record_of_an_earlier_version_names_no_loss(tmp_path):
+    record = {"recipe": {"loss": "saha", "beta": None, "dora": True}, "arguments": {}, "sampling": {}}
+    _require_same({"recipe": {"dora": True}}, record, tmp_path)
+    with pytest.raises(ValueError, match="was trained with loss 'saha', not 'unime'"):
+        _require_same({"recipe": {"dora": True}}, {**record, "recipe": {"loss": "unime", "dora": True}}, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(trained, sampled, model, tmp_path):
     """Also without the evaluations of the other run, which leave training as it is."""
@@ -314,6 +341,11 @@ def test_sampling_files_of_another_k(sampled, data, tmp_path, capsys):
         (["--subsets", "Digit"], "subset 'Digit' was not sampled, only Digits, Scenes_t2i; see --subsets"),
         (["--resize", "448"], "resize is '448'; known: processor, official, square-448"),
         (["--lora_rank", "0"], "lora_rank is 0; pass 1 or more"),
+        (["--loss", "infonce"], "loss is 'infonce'; known: saha, in-batch, unime"),
+        (["--beta", "0.1"], "beta is 0.1, but loss is saha; pass --loss unime, or leave it out"),
+        (["--loss", "unime", "--beta", "nan"], "beta is nan; pass a finite number"),
+        (["--loss", "unime", "--num_hard_negatives", "0"], "num_hard_negatives is 0; pass 1 or more"),
+        (["--loss", "unime", "--unime_variant", "code"], "unime_variant is 'code'; known: paper, official"),
         (["--eval_benchmark", "mmeb"], "eval_data_dir is needed for eval_benchmark mmeb"),
         (["--eval_benchmark", "mmeb-mini", "--eval_subsets", "Digit"], "Digit"),
         (["--batch_sampler", "no_duplicates"], "leave it out, batches are made of clusters"),

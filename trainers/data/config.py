@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from gen2embed_mteb.data_files.rows import RowLimits
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.options import LinkOption, OrientationOption
+
+PAIR_COLUMNS = (("anchor", "positive"), ("query", "positive"))
+"""Names of columns that are taken for a query's and its positive's, if none are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,9 @@ class DataConfig(RowLimits, LinkOption, OrientationOption):
     image_columns: tuple[str, ...] = option("which of the two columns hold paths of images", default=())
     limit: int | None = option("rows per subset, from the first (default: all)", default=None, least=1)
 
+    known_columns: ClassVar[str] = "anchor (or query) and positive"
+    name_columns: ClassVar[str] = "Name two of them with --columns"
+
     def __post_init__(self) -> None:
         """Check every value.
 
@@ -41,6 +47,11 @@ class DataConfig(RowLimits, LinkOption, OrientationOption):
         check_options(self)
         if len(self.columns) not in (0, 2) or len(set(self.columns)) != len(self.columns):
             raise Gen2EmbedError(f"columns is {self.columns}; pass two names, the query's and its positive's")
+
+    def two_columns(self, present: Sequence[str]) -> tuple[str, str] | None:
+        """Return the query's column and its positive's, of the columns that a table has; None if they are not there."""
+        wanted = ((self.columns[0], self.columns[1]),) if self.columns else PAIR_COLUMNS
+        return next((pair for pair in wanted if set(pair) <= set(present)), None)
 
     @classmethod
     def of_records(

@@ -71,7 +71,6 @@ logger = logging.getLogger(__name__)
 
 MINI = "mmeb-mini"
 SPLITS = ("original", "diverse_instruction")
-PAIR_COLUMNS = (("anchor", "positive"), ("query", "positive"))
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -268,7 +267,7 @@ def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cac
         exif_orientation=config.exif_orientation,
     )
     subsets = [
-        PairSubset(name, table, _two_columns(table, config.columns), images, config.image_columns, config.limit, config)
+        PairSubset(name, table, _two_columns(table, config), images, config.image_columns, config.limit, config)
         for name, table in tables.items()
     ]
     for subset in subsets:
@@ -278,14 +277,12 @@ def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cac
     return TrainingData(tuple(subsets), images, split)
 
 
-def _two_columns(table: Table, wanted: tuple[str, ...]) -> tuple[str, str]:
-    for query, positive in (wanted,) if wanted else PAIR_COLUMNS:
-        if query in table.columns and positive in table.columns:
-            return query, positive
-    names = f"columns {' and '.join(wanted)}" if wanted else "columns anchor (or query) and positive"
-    raise DataError(
-        f"{table.source}: no {names}; it has {', '.join(table.columns) or 'none'}. Name two of them with --columns"
-    )
+def _two_columns(table: Table, config: DataConfig) -> tuple[str, str]:
+    found = config.two_columns(table.columns)
+    if found is not None:
+        return found
+    names = f"columns {' and '.join(config.columns)}" if config.columns else f"columns {config.known_columns}"
+    raise DataError(f"{table.source}: no {names}; it has {', '.join(table.columns) or 'none'}. {config.name_columns}")
 
 
 def _local_tables(path: Path, split: str) -> tuple[dict[str, list[Path]], str]:

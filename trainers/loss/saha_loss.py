@@ -110,6 +110,13 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         Returns:
             A scalar; its backward pass runs the model again, mini-batch by mini-batch.
         """
+        features = self.columns_of(sentence_features)
+        # sentence-transformers 6.2 (`CachedLossMixin.forward_cached`) hands its second argument, which InfoNCE has no
+        # use of, to `calculate_loss` as it is: the one way in which something of a batch reaches both of its calls.
+        return super().forward(features, self.digests_of(features))
+
+    def columns_of(self, sentence_features: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the columns of a batch, each with what its mini-batches need to save work."""
         inner = getattr(extract_model_from_parallel(self.model)[0], "model", None)
         features = list(sentence_features)
         if inner is not None:
@@ -118,12 +125,13 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
                 "prefix": self._shares_prefix(inner),
             }
             features = [_Column(column, inner, **savings) for column in features]
-        digests = None
-        if self.mask_equal_positives:
-            digests = torch.stack([content_digests(column) for column in features[1:]], dim=1)
-        # sentence-transformers 6.2 (`CachedLossMixin.forward_cached`) hands its second argument, which InfoNCE has no
-        # use of, to `calculate_loss` as it is: the one way in which something of a batch reaches both of its calls.
-        return super().forward(features, digests)
+        return features
+
+    def digests_of(self, features: list[dict[str, Any]]) -> Tensor | None:
+        """Return the digests of a batch's candidates, (B, columns without the query); None if nothing is masked."""
+        if not self.mask_equal_positives:
+            return None
+        return torch.stack([content_digests(column) for column in features[1:]], dim=1)
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
@@ -150,20 +158,32 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         numbers = None if digests is None else digests.T.flatten()
         losses: list[Tensor] = []
         for rows in torch.arange(len(queries), device=queries.device).split(self.mini_batch_size):
-            each, own = torch.arange(len(rows), device=rows.device), rows + first
-            scores = self.similarity_fct(queries[rows], candidates)
+            own = rows + first
+            cosines = self.similarity_fct(queries[rows], candidates)
             if numbers is not None:
                 equal = numbers[own, None] == numbers
-                equal[each, own] = False
-                scores = scores.masked_fill(equal, -torch.inf)
-            scores = scores * self.scale
-            per_query = -(scores[each, own] - torch.logsumexp(scores, dim=1))
-            part = per_query.mean() * len(rows) / len(queries)
+                equal[torch.arange(len(rows), device=rows.device), own] = False
+                cosines = cosines.masked_fill(equal, -torch.inf)
+            part = self.per_query(cosines, own).mean() * len(rows) / len(queries)
             if with_backward:
                 part.backward()
                 part = part.detach()
             losses.append(part)
         return sum(losses[1:], losses[0])
+
+    def per_query(self, cosines: Tensor, own: Tensor) -> Tensor:
+        """Return the loss of n queries.
+
+        Args:
+            cosines: (n, m) float32 similarities to all candidates of the batch, -inf for those that do not count.
+            own: (n,) int64, which candidate is the query's positive.
+
+        Returns:
+            (n,) float32.
+        """
+        scores = cosines * self.scale
+        positive = scores[torch.arange(len(own), device=own.device), own]
+        return -(positive - torch.logsumexp(scores, dim=1))
 
     def embed_minibatch(
         self, sentence_feature: dict[str, Any], begin: int, end: int, with_grad: bool, *args: Any, **kwargs: Any

@@ -138,22 +138,20 @@ def new_adapter(
     Raises:
         ValueError: The model has an adapter already, or a target matches no layer.
     """
-    import torch
     from peft import LoraConfig, inject_adapter_in_model
 
     if has_adapter(model):
         raise Gen2EmbedError("the model has an adapter already; merge it first: gen2embed export MODEL OUT")
     pattern = r"(?:.*\.)?(?:{})" if everywhere else _in_decoder(model)
-    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    layers = _linear_layers(model)
     found = [
         target for target in targets if any(re.fullmatch(pattern.format(re.escape(target)), name) for name in layers)
     ]
     missing = [target for target in targets if target not in found]
     if missing and (not found or not allow_missing):
-        known = sorted({name.rpartition(".")[2] for name in layers if re.fullmatch(pattern.format(r"[^.]+"), name)})
         raise Gen2EmbedError(
             f"adapter target {missing[0]!r} matches no layer of {type(model).__name__}'s language model; "
-            f"it has {', '.join(known)}"
+            f"it has {', '.join(linear_names(model))}"
         )
     config = LoraConfig(
         r=rank,
@@ -168,6 +166,22 @@ def new_adapter(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def linear_names(model: torch.nn.Module) -> list[str]:
+    """Return the names of the decoder's linear layers, each once: all that `new_adapter` can take as targets.
+
+    Args:
+        model: The base model, as `AutoModel` loads it.
+    """
+    pattern = _in_decoder(model).format(r"[^.]+")
+    return sorted({name.rpartition(".")[2] for name in _linear_layers(model) if re.fullmatch(pattern, name)})
+
+
+def _linear_layers(model: torch.nn.Module) -> list[str]:
+    from torch.nn import Linear
+
+    return [name for name, module in model.named_modules() if isinstance(module, Linear)]
 
 
 def _in_decoder(model: torch.nn.Module) -> str:

@@ -1,17 +1,11 @@
 """The loss against an uncached reference written out by hand, in one process and in two; and what counts as equal."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from gradients import gradients
+from gradients import assert_same, gradients
 from PIL import Image
-from run_loss import fixed_pairs
+from run_loss import LABELS, fixed_pairs, loss_of, run_two_processes
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from gen2embed_mteb import Gen2Embed
@@ -33,15 +27,6 @@ def features_of(model, *columns, side="left"):
         model.preprocess(column, task="document" if number else "query", processing_kwargs=padding)
         for number, column in enumerate(columns)
     ]
-
-
-def assert_same(found, expected, tolerance=1e-5):
-    """Relative to the largest entry of each tensor that has one to speak of, and of all tensors for the rest."""
-    assert found.keys() == expected.keys()
-    overall = max(gradient.abs().max() for gradient in expected.values())
-    for name, gradient in expected.items():
-        scale = max(gradient.abs().max(), 1e-3 * overall)
-        assert (found[name] - gradient).abs().max() <= tolerance * scale, name
 
 
 def reference(model, queries, candidates, equal, positives=None):
@@ -121,25 +106,17 @@ def test_without_equal_positives_it_is_the_stock_loss(model):
     }
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one_on_the_joint_batch(tiny_dir, model, tmp_path):
+@pytest.fixture(scope="module")
+def of_two_processes(tiny_dir, tmp_path_factory):
     """Under DDP, over gloo; every two equal positives are in different processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    tests = Path(__file__).parents[2]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parent)}
-    command = [sys.executable, str(tests / "helpers" / "run_loss.py"), str(tiny_dir("qwen2_vl")), str(tmp_path)]
-    processes = [
-        subprocess.Popen(command, env={**environment, "RANK": rank}, stderr=subprocess.PIPE) for rank in ("0", "1")
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    return run_two_processes(tiny_dir("qwen2_vl"), tmp_path_factory.mktemp("two"))
 
-    value = SahaLoss(model, mini_batch_size=2)(features_of(model, *fixed_pairs()))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["SahaLoss", "UnimeLoss", "DistillationLoss"])
+def test_two_processes_equal_one_on_the_joint_batch(model, of_two_processes, kind):
+    results = [result[kind] for result in of_two_processes]
+    value = loss_of(kind, model)(features_of(model, *fixed_pairs()), torch.from_numpy(LABELS))
     expected = gradients(model, value)
     torch.testing.assert_close((results[0]["loss"] + results[1]["loss"]) / 2, value.detach(), rtol=1e-5, atol=1e-6)
     for result in results:
