@@ -6,7 +6,11 @@ from typing import Any
 
 from gen2embed_mteb.errors import Gen2EmbedError
 
-BENCHMARKS = ("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini")
+RETRIEVAL = ("flickr30k", "coco", "sharegpt4v", "urban1k", "diverse", "diverse-mini")
+BENCHMARKS = (
+    *("mmeb", "mmeb-mini", "sugarcrepe", "sugarcrepe++", "sugarcrepe-mini", "sugarcrepe++-mini"),
+    *RETRIEVAL,
+)
 
 
 def open_benchmark(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, str, str]:
@@ -48,6 +52,9 @@ def open_benchmark(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, 
 
         return run_captions, check_captions, data_dir, image_dir
 
+    if name in RETRIEVAL:
+        return _open_retrieval(name, data_dir, image_dir)
+
     from gen2embed_mteb.mmeb import MMEB
     from gen2embed_mteb.mmeb.evaluate import evaluate
     from gen2embed_mteb.mmeb.report import text_table
@@ -65,5 +72,31 @@ def open_benchmark(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, 
 
     def check(config: Any) -> None:
         check_reports(config, table.name, table.select(config.subsets, config.meta_tasks).names)
+
+    return run, check, data_dir, image_dir
+
+
+def _open_retrieval(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, str, str]:
+    """Return the same for images with captions."""
+    from gen2embed_mteb.evaluation.applied_calibration import refuse_comparison
+    from gen2embed_mteb.evaluation.run_folder import check_reports
+    from gen2embed_mteb.retrieval.evaluate import chosen, evaluate_retrieval, text_table
+
+    if name == "diverse-mini":
+        from gen2embed_mteb.mini.benchmark import ensure
+        from gen2embed_mteb.mini.places import DIVERSE
+
+        data_dir, image_dir = str(ensure("diverse", data_dir or None) / DIVERSE), ""
+
+    def run(encoder: Any, config: Any, judge: Any = None) -> tuple[Any, str]:
+        result = evaluate_retrieval(encoder, name, config)
+        return result, text_table(result, config)
+
+    def check(config: Any) -> None:
+        refuse_comparison(config, name)
+        if config.rerank is not None:
+            raise Gen2EmbedError(f"--rerank is for MMEB and mmeb-mini; leave it out for --benchmark {name}")
+        chosen(name, config)
+        check_reports(config, name)
 
     return run, check, data_dir, image_dir

@@ -263,6 +263,10 @@ class EvaluationConfig(ComparisonOptions, RerankOptions, EncodingConfig, RowLimi
         default="",
     )
     image_dir: str = option("folder or .zip archive of the images; default: beside the tables", default="")
+    plain_captions: bool = option(
+        "SugarCrepe: captions without the paper's prefix, as UniME compares them; its groups are then shown",
+        default=False,
+    )
     split: str = option("split to evaluate", default="test", flag="eval_split")
     subsets: tuple[str, ...] = option("datasets to run (default: all)", default=())
     meta_tasks: tuple[str, ...] = option(

@@ -47,6 +47,8 @@ def run_settings(config: EvaluationConfig) -> dict[str, Any]:
     names = ("data_dir", "image_dir", "split", *_CHOICES, "limit", *limits, "follow_links", "resize", "min_side")
     values = {name: getattr(config, name) for name in names}
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    if config.plain_captions:
+        listed["plain_captions"] = True
     return listed | config.orientation() | comparison_settings(config) | config.rerank_settings()
 
 

@@ -6,6 +6,7 @@
     <root>/MMEB-train/<dataset>/{original,diverse_instruction}-00000-of-00001.parquet, and its images/
     <root>/truth/<dataset>.json                                   the meaning of each training positive, row by row
     <root>/SugarCrepe/*.json, <root>/SugarCrepe++/*.json          and their images in val2017/
+    <root>/diverse/{flickr30k_test,Urban1k}/                      images with captions, for retrieval both ways
 
 A part is drawn into a temporary folder and moved when it is complete. It is valid once `<root>/<part>.json` exists, so
 an interrupted run leaves no valid part. If several processes need a part at the same time, one draws it and the others
@@ -30,6 +31,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mini.digits import test_digits, train_digits
 from gen2embed_mteb.mini.places import (
     CREPE_IMAGES,
+    DIVERSE,
     EVAL_IMAGES,
     EVAL_TABLES,
     EVAL_TABLES_V2,
@@ -44,7 +46,7 @@ from gen2embed_mteb.mmeb.row_text import compose_candidates, compose_query
 from gen2embed_mteb.storage.atomic import ForeignFileError, remove_stale, write_atomic
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
-Part = Literal["eval", "train", "crepe"]
+Part = Literal["eval", "train", "crepe", "diverse"]
 SEED = 7
 NUM_QUERIES = 300
 WRITER = "mini"
@@ -66,7 +68,7 @@ def ensure(part: Part, root: str | Path | None = None, seed: int = SEED) -> Path
     """Draw a part of MMEB-mini unless it exists, and return its root; other processes wait and then find it.
 
     Args:
-        part: `eval` (V1 and V2), `train`, or `crepe` (SugarCrepe-mini and SugarCrepe++-mini).
+        part: `eval` (V1 and V2), `train`, `crepe` (SugarCrepe-mini and SugarCrepe++-mini), or `diverse`.
         root: The folder; `None` or an empty text stands for `default_root()`.
         seed: The seed of everything that is drawn. Another seed needs another root.
 
@@ -96,6 +98,7 @@ PLACES: dict[Part, tuple[str, ...]] = {
     "eval": (EVAL_TABLES, EVAL_TABLES_V2, EVAL_IMAGES),
     "train": (TRAIN_TABLES, TRUTH),
     "crepe": (SUGARCREPE, SUGARCREPE_PLUS, CREPE_IMAGES),
+    "diverse": (DIVERSE,),
 }
 """The folders of each part, below the root."""
 
@@ -251,10 +254,17 @@ def _write_crepe(root: Path, seed: int) -> None:
     write_crepe(root, _rng(seed, "crepe", "eval"))
 
 
+def _write_diverse(root: Path, seed: int) -> None:
+    from gen2embed_mteb.mini.diverse import write_diverse
+
+    write_diverse(root, _rng(seed, "diverse", "eval"))
+
+
 _WRITERS: dict[Part, Callable[[Path, int], None]] = {
     "eval": _write_eval,
     "train": _write_train,
     "crepe": _write_crepe,
+    "diverse": _write_diverse,
 }
 
 

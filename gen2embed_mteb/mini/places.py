@@ -13,6 +13,7 @@ TRUTH = "truth"
 SUGARCREPE = "SugarCrepe"
 SUGARCREPE_PLUS = "SugarCrepe++"
 CREPE_IMAGES = "val2017"
+DIVERSE = "diverse"
 
 
 class Places(NamedTuple):

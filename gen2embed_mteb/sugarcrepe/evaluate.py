@@ -1,7 +1,8 @@
 """The evaluation run on SugarCrepe and SugarCrepe++, which test whether vectors reflect small changes of a caption.
 
 Sides are those of the official Gen2Embed code: captions are queries with the prefix `Find me an image that matches the
-given caption: `, and images are candidates without text. Each distinct caption is encoded once, even if it occurs in
+given caption: `, and images are candidates without text. UniME compares
+captions without the prefix (`plain_captions`). Each distinct caption is encoded once, even if it occurs in
 several comparisons.
 """
 
@@ -177,13 +178,16 @@ def read_records(path: Path, benchmark: CaptionBenchmark, limit: int | None = No
     return records[:limit]
 
 
-def record_items(record: Any, benchmark: CaptionBenchmark, limits: RowLimits | None = None) -> tuple[Item, list[Item]]:
+def record_items(
+    record: Any, benchmark: CaptionBenchmark, limits: RowLimits | None = None, prefix: str = CAPTION_PREFIX
+) -> tuple[Item, list[Item]]:
     """Return the image and the captions of a record as items.
 
     Args:
         record: The record from the file.
         benchmark: The benchmark.
         limits: The limits on the length of a text; None stands for the defaults.
+        prefix: What stands before every caption.
 
     Raises:
         RowFault: The record cannot be used.
@@ -194,18 +198,19 @@ def record_items(record: Any, benchmark: CaptionBenchmark, limits: RowLimits | N
         if not isinstance(value, str) or not value:
             raise RowFault(f"{field} is missing, empty or not a string")
         values.append((checked_path if field == "filename" else checked_text)(value, field, limits or RowLimits()))
-    return Item("", (values[0],)), [Item(CAPTION_PREFIX + caption) for caption in values[1:]]
+    return Item("", (values[0],)), [Item(prefix + caption) for caption in values[1:]]
 
 
 def _evaluate_set(
-    bulk: BulkEncoder, benchmark: CaptionBenchmark, name: str, source: tuple[Path, list[Any]], limits: RowLimits
+    bulk: BulkEncoder, benchmark: CaptionBenchmark, name: str, source: tuple[Path, list[Any]], config: EvaluationConfig
 ) -> tuple[SetScore, list[RowError]]:
     path, records = source
     rows: list[tuple[int, Item, list[Item]]] = []
     rejected: list[RowError] = []
 
     def make(index: int, record: Any) -> tuple[int, Item, list[Item]]:
-        return (index, *record_items(record, benchmark, limits))
+        prefix = "" if config.plain_captions else CAPTION_PREFIX
+        return (index, *record_items(record, benchmark, config, prefix))
 
     for row in guarded(records, lambda _: str(path), make):
         if isinstance(row, BadRow):

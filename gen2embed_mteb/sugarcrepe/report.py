@@ -10,6 +10,7 @@ from gen2embed_mteb.evaluation.paper import SUGARCREPE, SUGARCREPE_PLUS
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.run_folder import run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
+from gen2embed_mteb.sugarcrepe.groups import GROUPS, UNIME, of_groups
 from gen2embed_mteb.sugarcrepe.scoring import CompositionalityResult
 
 
@@ -43,6 +44,7 @@ def results_json(result: CompositionalityResult, config: EvaluationConfig) -> di
             for score in result.scores
         },
         "overall": {f"accuracy_{task}": result.overall(task) for task in tasks},
+        **({"groups": of_groups(_accuracies(result))} if config.plain_captions and len(tasks) == 1 else {}),
         "fingerprint": config.fingerprint,
         "versions": installed_versions(),
         "seconds": round(result.seconds, 3),
@@ -56,7 +58,10 @@ def markdown(result: CompositionalityResult, config: EvaluationConfig) -> str:
     note = f"Accuracy in percent, a tie is wrong. {result.num_scored} scored, {len(result.errors)} set aside."
     if config.limit is not None:
         note += f" Only the first {config.limit} records of each set."
-    return "\n\n".join([title, note, " ".join(_obtained(config)), as_markdown(_table(result))]) + "\n"
+    parts = [title, note, " ".join(_obtained(config)), as_markdown(_table(result))]
+    groups = _groups(result, config)
+    parts += ["In UniME's grouping, beside its figures:", as_markdown(groups)] if groups else []
+    return "\n\n".join(parts) + "\n"
 
 
 def _obtained(config: EvaluationConfig) -> list[str]:
@@ -73,7 +78,28 @@ def text_table(result: CompositionalityResult, config: EvaluationConfig) -> str:
     methods = turned[0][2:]
     turned[0] = ["", "ours", *(f"[{number}]" for number in range(1, 1 + len(methods)))]
     legend = [f"[{number}] {method}" for number, method in enumerate(methods, start=1)]
-    return "\n".join([as_text(turned), "", *legend, "", *_obtained(config)])
+    groups = _groups(result, config)
+    parts = [as_text(turned), "", *legend, ""]
+    parts += ["In UniME's grouping, beside its figures", "", as_text(groups), ""] if groups else []
+    return "\n".join([*parts, *_obtained(config)])
+
+
+def _groups(result: CompositionalityResult, config: EvaluationConfig) -> Table | None:
+    """Build the table of UniME's groups and their mean; None for SugarCrepe++, or where captions have the prefix."""
+    if not config.plain_captions or len(result.benchmark.tasks) > 1:
+        return None
+    ours = list(of_groups(_accuracies(result)).values())
+    known = [figure for figure in ours if figure is not None]
+    mean = sum(known) / len(known) if len(known) == len(ours) else None
+    table: Table = [["", *GROUPS, "mean"], ["ours", *map(percent, ours), percent(mean)]]
+    return table + [
+        [method, *(f"{figure:.1f}" for figure in figures), f"{sum(figures) / len(figures):.1f}"]
+        for method, figures in UNIME.items()
+    ]
+
+
+def _accuracies(result: CompositionalityResult) -> dict[str, float | None]:
+    return {score.name: score.accuracy("itt") for score in result.scores}
 
 
 def _table(result: CompositionalityResult) -> Table:

@@ -25,12 +25,12 @@ from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
+from gen2embed_mteb.images.cached_images import CachedImages
 from gen2embed_mteb.images.decoding import open_image
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
 from gen2embed_mteb.images.source import ImageSource
 from trainers.batches.collation import CellReader
-from trainers.data.cached_images import CachedImages
 from vlm2vec_adapter.scripts.engine import Engine, Sample
 
 HELPERS = Path(__file__).parents[1] / "helpers"

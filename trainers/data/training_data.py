@@ -51,7 +51,7 @@ from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.mmeb.readers import NEGATIVE_COLUMNS, TRAIN_COLUMNS, BadRow, TrainRow, read_train_rows
 from gen2embed_mteb.mmeb.tables import DataError, SubsetTable, open_files, open_subsets
 from trainers.data import docstrings
-from trainers.data.cached_images import EMBEDDED, CachedImages
+from gen2embed_mteb.images.cached_images import EMBEDDED, CachedImages
 from trainers.data.config import DataConfig
 from trainers.data.pairs import PairSubset, Table
 

@@ -16,6 +16,7 @@ from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.data_files.rows import BadRow, RowLimits
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.images.cached_images import CachedImages
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.mmeb import MMEB
 from gen2embed_mteb.mmeb.datasets import lookup, matches
@@ -24,7 +25,6 @@ from gen2embed_mteb.storage.atomic import ForeignFileError
 from trainers.batches.collation import CellReader
 from trainers.batches.dataset import OpenInputs
 from trainers.batches.sampled import open_sampled_data, read_samplings
-from trainers.data.cached_images import CachedImages
 from trainers.data.cells import read_cell, stored_image
 from trainers.data.config import DataConfig
 from trainers.data.training_data import open_training_data

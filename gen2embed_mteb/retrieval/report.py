@@ -1,0 +1,119 @@
+"""The reports of a retrieval run: `results.json`, and tables with the published figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gen2embed_mteb.config import EvaluationConfig
+from gen2embed_mteb.evaluation.method import described, method_of
+from gen2embed_mteb.evaluation.run import installed_versions
+from gen2embed_mteb.evaluation.run_folder import run_settings
+from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
+from gen2embed_mteb.retrieval.published import COLUMNS, RECALL_AT_1
+from gen2embed_mteb.retrieval.scoring import CUTS, DIRECTIONS, RetrievalResult
+
+_SHOWN = {"text_to_image": "text → image", "image_to_text": "image → text"}
+
+
+def results_json(result: RetrievalResult, config: EvaluationConfig) -> dict[str, Any]:
+    """Build the content of `results.json`.
+
+    Args:
+        result: The run's outcome.
+        config: Its settings.
+
+    Returns:
+        By dataset and direction: `recall_at_1`, …, and `…_strict`, which counts ties against the model, in [0, 1].
+    """
+    return {
+        "model": config.model_name,
+        "revision": config.revision,
+        "prompt_mode": config.prompt_mode,
+        **({} if config.readout == "last" else {"readout": config.readout}),
+        "benchmark": result.name,
+        "method": method_of(config).to_json(),
+        "settings": run_settings(config),
+        "datasets": {
+            score.dataset.name: {
+                **{
+                    direction: {
+                        f"recall_at_{k}{'_strict' if strict else ''}": score.ranks[direction].recall(k, strict=strict)
+                        for strict in (False, True)
+                        for k in CUTS
+                    }
+                    for direction in DIRECTIONS
+                },
+                "num_images": score.num_images,
+                "num_captions": score.num_captions,
+                "num_errors": score.num_errors,
+            }
+            for score in result.scores
+        },
+        "fingerprint": config.fingerprint,
+        "versions": installed_versions(),
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def markdown(result: RetrievalResult, config: EvaluationConfig) -> str:
+    """Build `results.md`: our figures, then recall at 1 beside the published ones, with a newline at the end."""
+    title = f"# Retrieval: {config.model_name or 'model'}, prompt `{config.prompt_mode}`{described(config)}"
+    parts = [title, *_notes(result, config), as_markdown(_table(result))]
+    published = _published(result)
+    if published:
+        parts += ["Recall at 1 beside published figures:", as_markdown(published)]
+    return "\n\n".join(parts) + "\n"
+
+
+def text_table(result: RetrievalResult, config: EvaluationConfig) -> str:
+    """Build the same for a terminal."""
+    parts = [as_text(_table(result))]
+    published = _published(result)
+    if published:
+        parts += ["Recall at 1 beside published figures", as_text(published)]
+    return "\n\n".join([*parts, *_notes(result, config)])
+
+
+def _table(result: RetrievalResult) -> Table:
+    """Build the table of our figures: one row per dataset and direction, official and strict."""
+    table: Table = [["dataset", "direction", *(f"R@{k}" for k in CUTS), "R@1, strict", "queries"]]
+    for score in result.scores:
+        for direction in DIRECTIONS:
+            ranks = score.ranks[direction]
+            figures = [percent(ranks.recall(k)) for k in CUTS]
+            row = [score.dataset.title, _SHOWN[direction], *figures, percent(ranks.recall(1, strict=True))]
+            table.append([*row, str(len(ranks.official))])
+    return table
+
+
+def _published(result: RetrievalResult) -> Table | None:
+    """Build the table of recall at 1 by direction with the published rows; None if no dataset has any."""
+    known = {score.dataset.name: score for score in result.scores}
+    columns = [column for column in COLUMNS if column[0] in known]
+    if not columns:
+        return None
+    heads = [f"{known[name].dataset.title}, {_SHOWN[direction]}" for name, direction in columns]
+    ours = [percent(known[name].ranks[direction].recall(1)) for name, direction in columns]
+    table: Table = [["", *heads], ["ours", *ours]]
+    for method, figures in RECALL_AT_1.items():
+        cells = dict(zip(COLUMNS, figures, strict=True))
+        table.append([method, *(f"{cells[column]:.1f}" for column in columns)])
+    return table
+
+
+def _notes(result: RetrievalResult, config: EvaluationConfig) -> list[str]:
+    note = "Recall in percent; an image is found by any of its captions. Strict: a tie counts against the model. "
+    note += f"{result.num_scored} images scored, {len(result.errors)} set aside."
+    if config.limit is not None:
+        note += f" Only the first {config.limit} images of each dataset, so that all is easier to find."
+    notes = [
+        note,
+        f"Ours: {method_of(config).sentence()} Queries are encoded as queries and candidates as candidates, so each "
+        "image and each caption is encoded twice.",
+    ]
+    if _published(result):
+        notes.append(
+            "Published: UniME's paper (arXiv 2504.17432v4, Table 2). The README of UniME shows the same figures with "
+            "the two directions exchanged."
+        )
+    return notes
