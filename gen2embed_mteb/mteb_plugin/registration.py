@@ -109,11 +109,16 @@ def _add_objects() -> None:
 
 
 def _add_tasks() -> None:
-    from gen2embed_mteb.mteb_plugin.tasks import caption_tasks, mmeb_tasks
+    from gen2embed_mteb.mteb_plugin.tasks import caption_tasks, mmeb_tasks, retrieval_tasks
 
     # Import by name: `mteb.get_tasks` is also a function, which hides the module.
     tasks: Any = import_module("mteb.get_tasks")
-    ours: tuple[Any, ...] = (*mmeb_tasks.TASKS["MMEB"], *mmeb_tasks.TASKS["MMEB-mini"], *caption_tasks.TASKS)
+    ours: tuple[Any, ...] = (
+        *mmeb_tasks.TASKS["MMEB"],
+        *mmeb_tasks.TASKS["MMEB-mini"],
+        *caption_tasks.TASKS,
+        *retrieval_tasks.TASKS,
+    )
     new = [task for task in ours if task.metadata.name not in tasks._TASKS_REGISTRY]
     tasks._TASKS_REGISTRY.update({task.metadata.name: task for task in new})
     tasks.TASK_LIST = (*tasks.TASK_LIST, *new)

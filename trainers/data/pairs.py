@@ -10,9 +10,9 @@ from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.data_files.rows import BadRow, RowFault, RowLimits, checked_path, checked_text, guarded
 from gen2embed_mteb.data_files.shards import DataError
 from gen2embed_mteb.evaluation.run import ROWS_SEARCHED
+from gen2embed_mteb.images.cached_images import CachedImages
 from gen2embed_mteb.images.decoding import facts_of
 from gen2embed_mteb.mmeb.readers import TrainRow
-from gen2embed_mteb.images.cached_images import CachedImages
 from trainers.data.cells import read_cell, stored_image
 
 ROWS_LOOKED_AT = 10_000

@@ -45,13 +45,13 @@ from gen2embed_mteb.data_files.shards import (
 )
 from gen2embed_mteb.errors import one_line
 from gen2embed_mteb.evaluation.run import ROWS_SEARCHED, find_images
+from gen2embed_mteb.images.cached_images import EMBEDDED, CachedImages
 from gen2embed_mteb.mini.places import TRAIN_TABLES
 from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.mmeb.readers import NEGATIVE_COLUMNS, TRAIN_COLUMNS, BadRow, TrainRow, read_train_rows
 from gen2embed_mteb.mmeb.tables import DataError, SubsetTable, open_files, open_subsets
 from trainers.data import docstrings
-from gen2embed_mteb.images.cached_images import EMBEDDED, CachedImages
 from trainers.data.config import DataConfig
 from trainers.data.pairs import PairSubset, Table
 

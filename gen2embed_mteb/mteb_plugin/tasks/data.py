@@ -96,11 +96,11 @@ def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSourc
             # A candidate that a row lists twice counts once, at its first position.
             rows[row.index] = _Row(row.query, list(dict.fromkeys(names)))
     items = (*documents, *(row.query for row in rows.values()))
-    faults = _image_faults({path for item in items for path in item.images}, images)
-    faulty = {name: reason for item, name in documents.items() if (reason := _fault_of(item, faults))}
+    faults = image_faults({path for item in items for path in item.images}, images)
+    faulty = {name: reason for item, name in documents.items() if (reason := fault_of(item, faults))}
     for index, planned in rows.items():
         bad = [faulty[name] for name in planned.candidates if name in faulty]
-        if fault := _fault_of(planned.query, faults) or next(iter(bad), ""):
+        if fault := fault_of(planned.query, faults) or next(iter(bad), ""):
             rejected[index] = fault
     for index, reason in sorted(rejected.items()):
         logger.warning("%s: row %d was set aside: %s", dataset.name, index, reason)
@@ -110,8 +110,8 @@ def retrieval_split(table: SubsetTable, dataset: DatasetInfo, images: ImageSourc
     corpus = [(name, item) for item, name in documents.items() if name in used]
     query_kinds, document_kinds = CATEGORIES[dataset.form].split("2")
     split = {
-        "queries": _table([(name, row.query) for name, row in kept.items()], query_kinds, images, table.source),
-        "corpus": _table(corpus, document_kinds, images, table.source),
+        "queries": items_table([(name, row.query) for name, row in kept.items()], query_kinds, images, table.source),
+        "corpus": items_table(corpus, document_kinds, images, table.source),
         "relevant_docs": {name: {row.candidates[0]: 1} for name, row in kept.items()},
         "top_ranked": {name: row.candidates for name, row in kept.items()},
     }
@@ -143,7 +143,7 @@ def check_error_rate(source: str, num_errors: int, num_rows: int) -> None:
         )
 
 
-def _table(named: list[tuple[str, Item]], kinds: str, images: ImageSource, source: str) -> datasets.Dataset:
+def items_table(named: list[tuple[str, Item]], kinds: str, images: ImageSource, source: str) -> datasets.Dataset:
     """Return a dataset with the columns `id`, `text` and, if the side has images, `image`."""
     columns: dict[str, list[Any]] = {"id": [name for name, _ in named], "text": [item.text for _, item in named]}
     features = {"id": datasets.Value("string"), "text": datasets.Value("string")}
@@ -157,7 +157,7 @@ def _table(named: list[tuple[str, Item]], kinds: str, images: ImageSource, sourc
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def _image_faults(paths: set[str], images: ImageSource) -> dict[str, str]:
+def image_faults(paths: set[str], images: ImageSource) -> dict[str, str]:
     """Open every image once and return the faults by path; mteb cannot set a row aside later."""
 
     def fault(path: str) -> str:
@@ -179,5 +179,6 @@ def _image_faults(paths: set[str], images: ImageSource) -> dict[str, str]:
         return {path: reason for path, reason in zip(ordered, found, strict=True) if reason}
 
 
-def _fault_of(item: Item, faults: dict[str, str]) -> str:
+def fault_of(item: Item, faults: dict[str, str]) -> str:
+    """Return the fault of the first image of an item that has one; empty if all can be used."""
     return next((faults[path] for path in item.images if path in faults), "")
