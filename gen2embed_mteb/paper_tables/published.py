@@ -108,7 +108,7 @@ def published(name: str) -> PublishedTable:
 
 @functools.cache
 def _tables() -> dict[str, PublishedTable]:
-    tables = {}
+    tables: dict[str, PublishedTable] = {}
     for file in _FILES:
         content = json.loads((_DATA / file).read_bytes())
         tables |= {name: _table(name, content["source"], table) for name, table in content["tables"].items()}
@@ -119,8 +119,13 @@ def _table(name: str, source: str, content: Mapping[str, Any]) -> PublishedTable
     lists = {field: tuple(content[field]) for field in ("columns", "keys", "metrics") if field in content}
     plain = {field: content[field] for field in ("title", "num_labels", "joined", "decimals") if field in content}
     spans = tuple((head, count) for head, count in content.get("spans", ()))
-    rows = tuple(_row(row, lists["keys"]) for row in content["rows"])
-    return PublishedTable(name=name, source=source, rows=rows, spans=spans, **lists, **plain)
+    fields: dict[str, Any] = {
+        **lists,
+        **plain,
+        "rows": tuple(_row(row, lists["keys"]) for row in content["rows"]),
+        "spans": spans,
+    }
+    return PublishedTable(name=name, source=source, **fields)
 
 
 def _row(content: Mapping[str, Any], keys: tuple[str, ...]) -> PublishedRow:
