@@ -6,6 +6,7 @@ All three have a first column that says whose figures a row has, then the source
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -13,6 +14,8 @@ from gen2embed_mteb.paper_tables.view import PUBLISHED, View, ViewRow
 
 BY = "figures"
 """The head of the first column."""
+WIDTH = 120
+"""The longest line of a note in a terminal."""
 _RAISED = dict(zip("abcdefgh", "ᵃᵇᶜᵈᵉᶠᵍʰ", strict=True))
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -53,7 +56,8 @@ def as_text(view: View) -> str:
     for group, rows in _groups(view):
         body += [rule, *([f"[{group}]"] if group else [])]
         body += [aligned(_cells(row, _raised)) for row in rows]
-    return "\n".join([view.heading, f"({view.table.source})", "", *body, rule, *_below(view, _raised)])
+    below = (textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in _below(view, _raised))
+    return "\n".join([view.heading, f"({view.table.source})", "", *body, rule, *below])
 
 
 def as_markdown(view: View) -> str:

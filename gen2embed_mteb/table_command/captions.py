@@ -69,9 +69,9 @@ def _data(plan: Plan) -> Iterator[str]:
     """Yield a sentence about each benchmark that was run here."""
     options = plan.options
     for benchmark in dict.fromkeys(parsed(run).benchmark for run in plan.runs if run.command == "evaluate"):
-        names = datasets_of(benchmark)[1]
-        rows = f"the first {options.limit} rows of each" if options.limit else "all rows"
-        yield f"Run here: {benchmark}, {len(names)} datasets or sets, {rows}."
+        kind = "sets" if benchmark.startswith("sugarcrepe") else "datasets"
+        rows = f"the first {_count(options.limit, 'row')} of each" if options.limit else "all rows"
+        yield f"Run here: {benchmark}, {len(datasets_of(benchmark)[1])} {kind}, {rows}."
     if options.mini:
         yield "The benchmarks are small ones that were drawn, not the paper's: compare the order of rows, not figures."
     elif options.limit:
@@ -101,10 +101,18 @@ def _modes(options: TableOptions) -> tuple[str, ...]:
 def _training(options: TableOptions) -> str:
     """Return a sentence about how the models were trained."""
     training = options.training
-    length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_epochs:g} epochs"
-    pairs = f"the first {training.train_limit} pairs of each subset" if training.train_limit else "all training pairs"
+    length = _count(training.max_steps, "step") if training.max_steps else f"{training.num_epochs:g} epochs, in steps"
+    pairs = (
+        f"the first {_count(training.train_limit, 'pair')} of each subset"
+        if training.train_limit
+        else "all training pairs"
+    )
     return (
         f"Trained here on {pairs}: {length} of {training.batch_size} pairs for SaHa, as many pairs for the others in "
         f"steps of a half (in-batch) or an eighth (HN); learning rate {training.learning_rate:g}; {training.variant} "
         "variant of SaHa; nothing is masked in the loss. One seed."
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -18,7 +18,7 @@ import io
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gen2embed_mteb.bulk.processes import Share
@@ -34,17 +34,14 @@ from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from gen2embed_mteb.table_command.captions import notes_of
 from gen2embed_mteb.table_command.checks import check
 from gen2embed_mteb.table_command.options import TableOptions
-from gen2embed_mteb.table_command.plans import Passed, Plan, Run
-from gen2embed_mteb.table_command.records import figures_of, is_finished, results_of, set_aside
+from gen2embed_mteb.table_command.plans import GOING_ON, Passed, Plan, Run
+from gen2embed_mteb.table_command.records import figures_of, is_finished, parsed, results_of, set_aside
 
 WRITER = "table"
 _OWN_LOADING = ("prompt_mode", "revision", "readout", "readout_norm", "gguf_file", "adapter")
 """Options of loading that the table itself decides, or that cannot be the same for several models."""
 _TRAIN_LOADING = ("dtype",)
 _TRAIN_ENCODING = ("min_side", "exif_orientation")
-
-Execute = Callable[[Run], int]
-"""A function that makes a run and returns its exit status."""
 
 
 def add_command_flags(parser: argparse.ArgumentParser) -> None:
@@ -78,18 +75,13 @@ def run_command_with(arguments: argparse.Namespace) -> int:
     plan = Plan(options, _passed(options, from_flags(LoadingOptions, arguments), encoding))
     folder = OwnedFolder(plan.output_dir, WRITER)
     files = {kind: f"table_{options.table}.{kind}" for kind in ("md", "tex", "json")}
-    folder.check(files.values())
+    folder.check([*files.values(), *map(_log_name, plan.runs)])
     missing = _missing(plan)
     _say("\n".join(_announcement(plan, missing)))
     if options.dry_run:
         return 0
-    trained = [row.training.folder for row in plan.rows if row.training is not None]
-    check(missing, trained)
-    for number, run in enumerate(missing, start=1):
-        _say(f"[{number}/{len(missing)}] gen2embed {shlex.join(run.words)}")
-        start = time.monotonic()
-        execute(run, folder)
-        _say(f"    done in {time.monotonic() - start:.0f} s: {run.folder}")
+    with folder.exclusive():
+        _run_all(missing, plan, folder)
     ours = [OurFigures(row.model, row.labels, figures_of(row), row.after) for row in plan.rows]
     view = view_of(published(options.table), ours, notes_of(plan))
     folder.write(files["md"], as_markdown(view).encode())
@@ -104,6 +96,16 @@ def run_command_with(arguments: argparse.Namespace) -> int:
     return int(any(_failed(run, encoding.max_error_rate) for run in plan.runs))
 
 
+def _run_all(missing: list[Run], plan: Plan, folder: OwnedFolder) -> None:
+    """Check all missing runs, then make them one after another."""
+    check(missing, [row.training.folder for row in plan.rows if row.training is not None])
+    for number, run in enumerate(missing, start=1):
+        _say(f"[{number}/{len(missing)}] {run.command}: {run.folder} …")
+        start = time.monotonic()
+        execute(run, folder)
+        _say(f"    done in {time.monotonic() - start:.0f} s")
+
+
 def execute(run: Run, folder: OwnedFolder) -> None:
     """Make a run by its command, in this process.
 
@@ -115,11 +117,11 @@ def execute(run: Run, folder: OwnedFolder) -> None:
         Gen2EmbedError: It ended without a finished record; errors of the command itself pass through.
     """
     from gen2embed_mteb.cli import COMMANDS
-    from gen2embed_mteb.table_command.records import parsed
 
     arguments = parsed(run)
-    if run.command == "train" and not sys.stderr.isatty():
-        arguments.rest = [*arguments.rest, "--disable_tqdm", "true"]
+    if run.command == "train":
+        given = arguments.rest if run.folder.is_dir() else _without(arguments.rest, GOING_ON)
+        arguments.rest = [*given, *([] if sys.stderr.isatty() else ["--disable_tqdm", "true"])]
     status: int | None = None
     with _log(folder, run):
         status = COMMANDS[run.command].run(arguments)
@@ -186,8 +188,17 @@ def _log(folder: OwnedFolder, run: Run) -> Iterator[None]:
         with contextlib.redirect_stdout(printed):
             yield
     finally:
-        name = f"logs/{run.folder.parent.name}/{run.folder.name}.log"
-        folder.write(name, printed.getvalue().encode("utf-8", "backslashreplace"))
+        folder.write(_log_name(run), printed.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _log_name(run: Run) -> str:
+    return f"logs/{run.folder.parent.name}/{run.folder.name}.log"
+
+
+def _without(words: Sequence[str], flag: Sequence[str]) -> list[str]:
+    """Return words without a flag and its value."""
+    at = list(words).index(flag[0])
+    return [*words[:at], *words[at + len(flag) :]]
 
 
 def _say(text: Any) -> None:

@@ -23,6 +23,9 @@ from gen2embed_mteb.table_command.training_plans import Trained, recipes
 PLACEMENT = ("--device", "--batch_tokens", "--batch_size", "--num_workers", "--max_error_rate", "--overwrite")
 """Flags that say where and how fast a run is computed; they do not decide its figures."""
 
+GOING_ON = ("--resume_from_checkpoint", "true")
+"""The words with which `train` goes on where it stopped; a run that was not begun is made without them."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -142,8 +145,7 @@ class Plan:
         settings = (*recipe.training, *self._passed.training)
         folder = self._folder(source, f"train-{name}", [*choosing, *limit, *settings, *loading, *encoding])
         places = ("--processed_data_path", str(sampling.folder), "--output_dir", str(folder))
-        going_on = ("--resume_from_checkpoint", "true", "--report_to", "none")
-        trained = Run(folder, ("train", *shared, *places, *settings, *going_on))
+        trained = Run(folder, ("train", *shared, *places, *settings, *GOING_ON, "--report_to", "none"))
         evaluation = self._evaluation(self._benchmark(), str(folder), mode, beside=folder)
         labels = recipe.labels if options.table != "V" else (recipe.title, Path(source).name, "–")
         return OurRow(model, labels, (evaluation,), recipe.after, sampling, trained)
