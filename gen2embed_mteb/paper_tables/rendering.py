@@ -56,7 +56,10 @@ def as_text(view: View) -> str:
     for group, rows in _groups(view):
         body += [rule, *([f"[{group}]"] if group else [])]
         body += [aligned(_cells(row, _raised)) for row in rows]
-    below = (textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in _below(view, _raised))
+    below = (
+        textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+        for line in _below(view, _raised)
+    )
     return "\n".join([view.heading, f"({view.table.source})", "", *body, rule, *below])
 
 

@@ -98,6 +98,10 @@ def run_command_with(arguments: argparse.Namespace) -> int:
 
 def _run_all(missing: list[Run], plan: Plan, folder: OwnedFolder) -> None:
     """Check all missing runs, then make them one after another."""
+    if plan.options.mini and any(run.command == "sample" for run in missing):
+        from gen2embed_mteb.mini.benchmark import ensure
+
+        ensure("train", plan.options.data_dir or None)
     check(missing, [row.training.folder for row in plan.rows if row.training is not None])
     for number, run in enumerate(missing, start=1):
         _say(f"[{number}/{len(missing)}] {run.command}: {run.folder} …")

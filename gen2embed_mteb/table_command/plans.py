@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gen2embed_mteb.embedder.prompts.strategies import strategy
 from gen2embed_mteb.embedder.short_names import resolve
+from gen2embed_mteb.mini.places import TRAIN_TABLES
 from gen2embed_mteb.names import DEFAULT, MINI, MINI_FOLDER
 from gen2embed_mteb.paper_tables.published import published
 from gen2embed_mteb.table_command.options import RAW, TRAINED, TableOptions
@@ -131,7 +132,7 @@ class Plan:
     def _trained_row(self, model: str, recipe: Trained) -> OurRow:
         options, mode, name = self.options, recipe.prompt_mode, recipe.name
         source, training = standing_for(model), options.training
-        data_dir = options.train_data_dir or str(_mini_root(options) / "MMEB-train")
+        data_dir = options.train_data_dir or _drawn_training_data(options)
         shared = ("--model_name", source, "--prompt_mode", mode)
         limit = ("--limit", str(training.train_limit)) if training.train_limit else ()
         data = ("--data_dir", data_dir, *_flag("image_dir", options.train_image_dir), *limit)
@@ -222,10 +223,9 @@ def slug(model: str) -> str:
     return model.replace("/", "--")
 
 
-def _mini_root(options: TableOptions) -> Path:
-    from gen2embed_mteb.mini.benchmark import default_root
-
-    return Path(options.data_dir).expanduser() if options.data_dir else default_root()
+def _drawn_training_data(options: TableOptions) -> str:
+    """Return MMEB-mini's training pairs as `sample` takes them; it draws those of the default folder itself."""
+    return str(Path(options.data_dir) / TRAIN_TABLES) if options.data_dir else "mmeb-mini"
 
 
 def _flag(name: str, value: str) -> tuple[str, ...]:
