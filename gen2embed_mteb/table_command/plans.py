@@ -13,17 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gen2embed_mteb.embedder.families import check_num_crops
 from gen2embed_mteb.embedder.prompts.strategies import strategy
 from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.mini.places import TRAIN_TABLES
 from gen2embed_mteb.names import DEFAULT, MINI, MINI_FOLDER
 from gen2embed_mteb.paper_tables.published import published
+from gen2embed_mteb.table_command.models import family_of_model
 from gen2embed_mteb.table_command.options import RAW, TRAINED, TableOptions
 from gen2embed_mteb.table_command.training_plans import Trained, recipes
 
 PLACEMENT = ("--device", "--batch_tokens", "--batch_size", "--num_workers", "--max_error_rate", "--overwrite")
 """Flags that say where and how fast a run is computed; they do not decide its figures."""
 
+CROPS = "--num_crops"
 GOING_ON = ("--resume_from_checkpoint", "true")
 """The words with which `train` goes on where it stopped; a run that was not begun is made without them."""
 
@@ -136,7 +139,7 @@ class Plan:
         shared = ("--model_name", source, "--prompt_mode", mode)
         limit = ("--limit", str(training.train_limit)) if training.train_limit else ()
         data = ("--data_dir", data_dir, *_flag("image_dir", options.train_image_dir), *limit)
-        loading, encoding = self._passed.loading, self._passed.encoding
+        loading, encoding = self._loading(source), self._passed.encoding
         choosing = ("--method", recipe.method, *recipe.sampling)
         folder = self._folder(source, f"sample-{name}", [*choosing, *limit, *loading, *encoding])
         vectors = self._folder(source, f"vectors-{mode}", [*limit, *loading, *encoding])
@@ -147,7 +150,7 @@ class Plan:
         folder = self._folder(source, f"train-{name}", [*choosing, *limit, *settings, *loading, *encoding])
         places = ("--processed_data_path", str(sampling.folder), "--output_dir", str(folder))
         trained = Run(folder, ("train", *shared, *places, *settings, *GOING_ON, "--report_to", "none"))
-        evaluation = self._evaluation(self._benchmark(), str(folder), mode, beside=folder)
+        evaluation = self._evaluation(self._benchmark(), str(folder), mode, loading, beside=folder)
         labels = recipe.labels if options.table != "V" else (recipe.title, Path(source).name, "–")
         return OurRow(model, labels, (evaluation,), recipe.after, sampling, trained)
 
@@ -163,9 +166,21 @@ class Plan:
     def _evaluations(self, model: str, mode: str) -> tuple[Run, ...]:
         benchmark = self._benchmark()
         both = [benchmark] if self.options.table != "VI" else [benchmark, benchmark.replace("crepe", "crepe++")]
-        return tuple(self._evaluation(one, standing_for(model), mode) for one in both)
+        source = standing_for(model)
+        return tuple(self._evaluation(one, source, mode, self._loading(source)) for one in both)
 
-    def _evaluation(self, benchmark: str, model: str, mode: str, beside: Path | None = None) -> Run:
+    def _loading(self, model: str) -> tuple[str, ...]:
+        """Return the words that load a model: `num_crops` only for those that have it, if there are several models."""
+        words = self._passed.loading
+        several = len({*self.options.models, *self.options.checkpoint}) > 1
+        if CROPS not in words or not several or check_num_crops(family_of_model(model), None):
+            return words
+        at = words.index(CROPS)
+        return (*words[:at], *words[at + 2 :])
+
+    def _evaluation(
+        self, benchmark: str, model: str, mode: str, loading: Sequence[str], beside: Path | None = None
+    ) -> Run:
         """Return an evaluation; that of a model which is trained here has its folder beside the model's."""
         options = self.options
         layout = RAW if mode == RAW else options.layout
@@ -173,7 +188,7 @@ class Plan:
         decisive = (
             *(("--layout", layout) if layout != "native" else ()),
             *(("--limit", str(options.limit)) if options.limit else ()),
-            *self._passed.loading,
+            *loading,
             *self._passed.encoding,
         )
         if beside is None:
