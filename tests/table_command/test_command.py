@@ -16,6 +16,8 @@ from gen2embed_mteb.mini.tasks import tasks
 from gen2embed_mteb.mmeb.datasets import Benchmark
 from gen2embed_mteb.paper_tables.published import published
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
+from gen2embed_mteb.table_command.options import TableOptions
+from gen2embed_mteb.table_command.plans import Passed, Plan, Run
 
 pytestmark = pytest.mark.slow
 
@@ -197,3 +199,42 @@ def test_a_model_that_was_trained_elsewhere_counts_if_its_steps_had_as_many_pair
     assert table(drawn, trained[0], "V", *STEPS)[0] == 2
     assert "was trained with per_device" in capsys.readouterr().err.replace("world_size", "per_device")
     folder.write_json("train.json", content)
+
+
+def flags(run: Run) -> dict[str, str]:
+    """The flags of a run with their values."""
+    return dict(zip(run.words[1::2], run.words[2::2], strict=True))
+
+
+def test_tiles_are_passed_to_the_models_that_have_them(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
+    settings = {"model_type": "phi3_v", "rope_scaling": {"type": "su", **factors}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    phi = str(tmp_path)
+    options = TableOptions(table="II", mini=True, model_name=("gen2embed-mini", phi), prompts=("none",))
+    passed = Passed(loading=("--device", "cpu", "--num_crops", "4", "--max_length", "256"))
+    words = {one["--model_name"]: one for one in map(flags, Plan(options, passed).runs)}
+    assert "--num_crops" not in words["gen2embed-mini"]
+    assert (words["gen2embed-mini"]["--max_length"], words[phi]["--num_crops"]) == ("256", "4")
+
+
+def test_unimes_protocol_and_the_caption_benchmarks(
+    drawn: Path, second: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, printed = table(drawn, second[0], "unime-mmeb")
+    assert status == 0
+    assert "2 runs (2 evaluate); 1 finished, 1 to run" in printed
+    raw, hierarchical = rows_of(second[0], "unime-mmeb")
+    assert (raw["labels"], hierarchical["labels"]) == (["prompt raw"], ["prompt hierarchical"])
+    assert raw["figures"] != rows_of(second[0], "II")[0]["figures"]
+    assert "layout native, raw" in printed
+    status, printed = table(drawn, second[0], "VI", "--limit", "1")
+    assert status == 0
+    (row,) = rows_of(second[0], "VI")
+    (plus,) = second[0].glob("runs/gen2embed-mini/sugarcrepe++-mini-hierarchical-*/results.json")
+    sets = json.loads(plus.read_text())["datasets"]
+    assert row["figures"]["swap_object.tot"] == 100 * sets["swap_object"]["accuracy_tot"]
+    assert row["figures"]["replace_relation.itt"] == 100 * sets["replace_relation"]["accuracy_itt"]
+    assert "sugarcrepe-mini, 7 sets, the first 1 row of each" in printed
+    assert table(drawn, second[0], "unime-diverse")[0] == 2
+    assert "needs the benchmark diverse" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Which runs a table needs, what they share, and which settings are refused before anything is read."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +97,6 @@ def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (tmp_path / name / "model").mkdir(parents=True)
     assert slug(str(tmp_path / "one" / "model")) != slug(str(tmp_path / "two" / "model"))
     assert slug(str(MINI_FOLDER)).startswith("model-")
-
-
-def test_tiles_are_passed_to_the_models_that_have_them(tiny_dir: Callable[[str], Path]) -> None:
-    phi = str(tiny_dir("phi3_v"))
-    options = TableOptions(table="II", mini=True, model_name=("gen2embed-mini", phi), prompts=("none",))
-    passed = Passed(loading=("--device", "cpu", "--num_crops", "4", "--max_length", "256"))
-    words = {flags(run)["--model_name"]: flags(run) for run in Plan(options, passed).runs}
-    assert "--num_crops" not in words["gen2embed-mini"]
-    assert (words["gen2embed-mini"]["--max_length"], words[phi]["--num_crops"]) == ("256", "4")
 
 
 def test_checkpoints_stand_beside_or_instead_of_models() -> None:
