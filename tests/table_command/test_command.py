@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gen2embed_mteb import cli
-from gen2embed_mteb.mini import benchmark
+from gen2embed_mteb.mini import benchmark, crepe
 from gen2embed_mteb.mini.tasks import tasks
 from gen2embed_mteb.mmeb.datasets import Benchmark
 from gen2embed_mteb.paper_tables.published import published
@@ -33,6 +33,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         known = [task for task in tasks(benchmark.train_digits) if task.info.name in DATASETS]
         few = [replace(task, num_train=min(task.num_train, 16)) for task in known]
         patch.setattr(benchmark, "NUM_QUERIES", 3)
+        patch.setattr(crepe, "NUM_RECORDS", 2)
         patch.setattr(benchmark, "tasks", lambda _: few)
         patch.setattr(benchmark, "MMEB_MINI", Benchmark("mmeb-mini", "MMEB-mini", tuple(task.info for task in few)))
         benchmark.ensure("eval", root)
