@@ -88,7 +88,7 @@ def run_command_with(arguments: argparse.Namespace) -> int:
     folder.write(files["tex"], as_latex(view).encode())
     content = view.to_json() | {
         "deviations": [str(one) for one in deviations(view.table)],
-        "runs": [{"folder": str(run.folder), "command": shlex.join(["gen2embed", *run.words])} for run in plan.runs],
+        "runs": [_run_json(run) for run in plan.runs],
     }
     folder.write_json(files["json"], content)
     _say("\n" + as_text(view))
@@ -143,10 +143,11 @@ def _passed(options: TableOptions, loading: LoadingOptions, encoding: EncodingCo
     own = [name for name in vars(loading) if name not in _TRAIN_LOADING]
     for_training = [] if loading.dtype == "auto" else as_words(loading, skip=own)
     unused = [name for name in vars(encoding) if name not in _TRAIN_ENCODING]
+    on_cpu = ["--use_cpu", "true"] if (loading.device or "").startswith("cpu") else []
     return Passed(
         loading=tuple(as_words(loading)),
         encoding=(*as_words(encoding), *links),
-        training=(*for_training, *as_words(encoding, skip=unused), *links),
+        training=(*for_training, *on_cpu, *as_words(encoding, skip=unused), *links),
     )
 
 
@@ -175,6 +176,11 @@ def _announcement(plan: Plan, missing: list[Run]) -> Iterator[str]:
     )
     for run in missing:
         yield f"  gen2embed {shlex.join(run.words)}"
+
+
+def _run_json(run: Run) -> dict[str, str]:
+    known = {"folder": str(run.folder), "command": shlex.join(["gen2embed", *run.words])}
+    return known | ({"fingerprint": results_of(run)["fingerprint"]} if run.command == "evaluate" else {})
 
 
 def _failed(run: Run, max_error_rate: float) -> bool:

@@ -23,7 +23,15 @@ from gen2embed_mteb.table_command.models import family_of_model
 from gen2embed_mteb.table_command.options import RAW, TRAINED, TableOptions
 from gen2embed_mteb.table_command.training_plans import Trained, recipes
 
-PLACEMENT = ("--device", "--batch_tokens", "--batch_size", "--num_workers", "--max_error_rate", "--overwrite")
+PLACEMENT = (
+    "--device",
+    "--use_cpu",
+    "--batch_tokens",
+    "--batch_size",
+    "--num_workers",
+    "--max_error_rate",
+    "--overwrite",
+)
 """Flags that say where and how fast a run is computed; they do not decide its figures."""
 
 CROPS = "--num_crops"

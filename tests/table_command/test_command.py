@@ -109,6 +109,7 @@ def test_results_of_other_data_or_changed_results_are_refused(
     benchmark.ensure("eval", tmp_path / "other")
     assert table(tmp_path / "other", output, "II")[0] == 2
     assert "is of another run (data_dir is" in capsys.readouterr().err
+    assert "0 finished, 2 to run" in table(tmp_path / "other", output, "II", "--overwrite", "--dry_run")[1]
     (results,) = output.glob("runs/gen2embed-mini/mmeb-mini-none-*/results.json")
     content = results.read_bytes()
     results.write_bytes(content.replace(b"overall", b"Overall"))
@@ -174,6 +175,7 @@ def test_a_table_of_trained_models(drawn: Path, trained: tuple[Path, str], monke
     output, printed = trained
     assert printed.startswith("Table V needs 3 runs (1 sample, 1 train, 1 evaluate); 0 finished, 3 to run:")
     (row,) = rows_of(output, "V")
+    fingerprint = json.loads((output / "table_V.json").read_text())["runs"][-1]["fingerprint"]
     assert row["labels"] == ["SaHa, k = 15", "gen2embed-mini", "–"]
     assert row["figures"]["overall"] is not None
     assert row["figures"]["ood"] == row["figures"]["Grounding"]
@@ -181,7 +183,8 @@ def test_a_table_of_trained_models(drawn: Path, trained: tuple[Path, str], monke
     arguments = json.loads(record.read_text())["arguments"]
     assert (arguments["max_steps"], arguments["per_device_train_batch_size"]) == (1, 16)
     (results,) = output.glob("runs/gen2embed-mini/mini-train-*-mmeb-mini-*/results.json")
-    assert Path(json.loads(results.read_text())["model"]) == record.parent
+    found = json.loads(results.read_text())
+    assert (Path(found["model"]), found["fingerprint"]) == (record.parent, fingerprint)
     monkeypatch.setattr("gen2embed_mteb.embedder.model.Gen2Embed", None)
     monkeypatch.setattr("trainers.fine_tuning.train", None)
     assert "all 3 runs (1 sample, 1 train, 1 evaluate) are finished" in table(drawn, output, "V", *STEPS)[1]

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from gen2embed_mteb import cli
+from gen2embed_mteb.config import EncodingConfig, EvaluationConfig
 from gen2embed_mteb.embedder.prompts.strategies import TABLE_IV
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.flags import FlagParser, add_flags, as_words, from_flags
 from gen2embed_mteb.names import MINI_FOLDER
 from gen2embed_mteb.table_command.options import TableOptions
 from gen2embed_mteb.table_command.plans import Passed, Plan, Run, slug, standing_for
@@ -75,9 +77,26 @@ def test_folders_differ_where_figures_do() -> None:
         return Plan(TableOptions(table="II", mini=True), Passed(encoding=words)).runs[0].folder
 
     assert passing("--resize", "square-448") != base
-    assert passing("--batch_tokens", "512", "--overwrite", "--num_workers", "2") == base
+    assert passing("--device", "cpu", "--batch_tokens", "512", "--overwrite", "--num_workers", "2") == base
     assert plan("V", mini=True, learning_rate=1e-4).rows[0].training != plan("V", mini=True).rows[0].training
     assert not any(":" in run.folder.name for run in plan("III", mini=True).runs)
+
+
+def test_words_give_a_configuration_its_values_again() -> None:
+    config = EvaluationConfig(
+        data_dir="a b",
+        output_dir="out",
+        subsets=("Digits", "Pointing"),
+        split="dev",
+        max_error_rate=0.5,
+        overwrite=True,
+        limit=3,
+        fingerprint="x",
+    )
+    parser = FlagParser()
+    add_flags(parser, EvaluationConfig)
+    assert from_flags(EvaluationConfig, parser.parse_args(as_words(config)), fingerprint="x") == config
+    assert as_words(EncodingConfig()) == []
 
 
 def test_raw_is_mmebs_text_alone() -> None:
