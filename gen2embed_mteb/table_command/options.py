@@ -81,7 +81,9 @@ class TrainingOptions:
     train_data_dir: str = option("MMEB-train, for V, VII and VIII: folder or hub id", default="")
     train_image_dir: str = option("its images: folder or .zip; default: beside the tables", default="")
     train_limit: int | None = option(
-        "training pairs per subset, from the first (default: all; with --mini 600)", default=None, least=1
+        "training pairs per subset, from the first, at least a cluster of 16 (default: all; with --mini 600)",
+        default=None,
+        least=16,
     )
     num_epochs: float | None = option("passes over the clusters (default: 1.5)", default=None, least=0)
     max_steps: int | None = option(

@@ -145,6 +145,7 @@ def test_checkpoints_stand_beside_or_instead_of_models() -> None:
         ({"table": "V", "mini": True, "max_steps": 1, "num_epochs": 1.0}, "pass one of them"),
         ({"table": "V", "mini": True, "train_batch_size": 24}, "pass a multiple of 16"),
         ({"table": "II", "mini": True, "limit": 0}, "limit is 0"),
+        ({"table": "VII", "mini": True, "train_limit": 15}, "train_limit is 15; pass 16 or more"),
     ],
 )
 def test_settings_that_cannot_be_used(options: dict[str, Any], said: str) -> None:
