@@ -324,27 +324,13 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     print(f'\nWritten to {output}. Load it with Gen2Embed("{output}") or SentenceTransformer("{output}").')
 
 
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    from gen2embed_mteb.demo.config import DemoConfig
+def _late(summary: str, module: str) -> Command:
+    """Return a command of a module of its own, which has `add_command_flags` and `run_command_with`."""
 
-    add_flags(parser, DemoConfig)
+    def add(parser: argparse.ArgumentParser) -> None:
+        import_module(module).add_command_flags(parser)
 
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from functools import partial
-
-    from gen2embed_mteb.demo.config import DemoConfig
-    from gen2embed_mteb.demo.run import run_demo
-
-    config = from_flags(DemoConfig, arguments)
-    places = (config.output_dir, config.data_dir, config.limit)
-    step = None
-    if config.max_steps:
-        from trainers.demo import fine_tune
-
-        step = partial(fine_tune, *places, config.max_steps)
-    for line in run_demo(*places, fine_tune=step):
-        print(line, flush=True)
+    return Command(summary, add, lambda arguments: import_module(module).run_command_with(arguments))
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -368,10 +354,14 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "demo": Command(
-        "the paper's effect on the embedded model, then SaHa and a short fine-tuning, with a report", _add_demo, _demo
+    "demo": _late(
+        "the paper's effect on the embedded model, then SaHa and a short fine-tuning, with a report",
+        "gen2embed_mteb.demo_command",
     ),
     "evaluate": Command("MMEB, MMEB-mini, SugarCrepe, SugarCrepe++", _add_evaluate, _evaluate, shared=True),
+    "table": _late(
+        "a published table with our figures in it; runs what is missing of them", "gen2embed_mteb.table_command.command"
+    ),
     "sample": Command(
         "SaHa: clusters of hard negatives from training pairs, offline", _add_sample, _sample, shared=True
     ),

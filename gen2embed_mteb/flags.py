@@ -192,6 +192,24 @@ def from_flags(kind: Any, parsed: argparse.Namespace, **more: Any) -> Any:
     return kind(**values)
 
 
+def as_words(config: Any, *, skip: Sequence[str] = ()) -> list[str]:
+    """Return the words of a command line that give a dataclass its values; defaults are left out.
+
+    Args:
+        config: An instance of a dataclass whose fields have flags.
+        skip: The names of fields to leave out.
+    """
+    words = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("flag", "") is None or field.name in skip or value == _default(field, {})[0]:
+            continue
+        flag = f"--{field.metadata.get('flag') or field.name}"
+        listed = value if isinstance(value, tuple | list) else [] if value is True else [value]
+        words += [flag, *map(str, listed)]
+    return words
+
+
 def _add_flag(
     parser: argparse.ArgumentParser,
     field: dataclasses.Field[Any],

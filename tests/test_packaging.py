@@ -49,7 +49,12 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel: Path) -> None:
     assert tops == {"gen2embed_mteb", "trainers", "vlm2vec_adapter", "_gen2embed_hook.py", "gen2embed_hook.pth"}
     data = [
         path.relative_to(ROOT).as_posix()
-        for pattern in ("gen2embed_mteb/**/*.jinja", "gen2embed_mteb/mini/model/*", "*/py.typed")
+        for pattern in (
+            "gen2embed_mteb/**/*.jinja",
+            "gen2embed_mteb/mini/model/*",
+            "gen2embed_mteb/*/data/*.json",
+            "*/py.typed",
+        )
         for path in ROOT.glob(pattern)
     ]
     assert {Path(name).suffix for name in data} >= {".jinja", ".safetensors", ".json", ".typed"}

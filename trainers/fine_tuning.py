@@ -289,6 +289,21 @@ def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequenc
     }
 
 
+def finished_before(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any] | None:
+    """Return the content of `train.json` if this run is finished, here or on another machine; None otherwise.
+
+    Args:
+        config: As for `train`; no model and no data is read.
+        args: As for `train`.
+
+    Raises:
+        Gen2EmbedError: The folder holds another run.
+        SamplingError: The sampling files cannot be used.
+    """
+    samplings = read_samplings(config.processed_data_path, config.subsets, config.sampled_k)
+    return finished(args, _record(config, args, samplings), elsewhere=True)
+
+
 def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[TrainConfig, SahaTrainingArguments]:
     """Read the flags; a batch size that is not given follows from the method of the sampling files.
 

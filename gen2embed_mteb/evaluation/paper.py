@@ -1,8 +1,10 @@
 """Published figures, in percent as printed there: the paper's, and those of training-free methods on MMEB.
 
-Every report shows them beside ours, each with how it was obtained (`method.py`).
+Every report shows them beside ours, each with how it was obtained (`method.py`). Those of the paper come from
+`paper_tables`, which has all of its tables.
 
-The paper prints two different averages for Qwen2-VL-2B without a prompt: 13.9 in Table II, and 14.2 in Table IV.
+The paper prints two different averages for Qwen2-VL-2B without a prompt: 13.9 in Table II, and 14.2 in Table IV. Some
+printed averages do not follow from their own columns; reports say so where they show one (`notes_beside`).
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gen2embed_mteb.evaluation.method import Method
-
-_QWEN2_VL_2B = Method("Qwen2-VL-2B")
+from gen2embed_mteb.paper_tables.averages import deviations
+from gen2embed_mteb.paper_tables.published import published
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,15 @@ class PaperRow:
         figures: The figures by column: meta-tasks, `ind`, `ood`, `overall`.
         prompt_mode: The strategy with which this row was measured; empty for other methods.
         method: How it was obtained.
+        note: What is wrong with its average, as a sentence without its end; empty if nothing is.
     """
 
     table: str
     label: str
     figures: dict[str, float]
-    prompt_mode: str = ""
-    method: Method = _QWEN2_VL_2B
+    prompt_mode: str
+    method: Method
+    note: str = ""
 
     @property
     def title(self) -> str:
@@ -38,78 +42,52 @@ class PaperRow:
         return f"paper, {self.table}: {self.label}" if self.table else self.label
 
 
-def _zero_shot(
-    table: str, label: str, figures: tuple[float, ...], prompt_mode: str = "", backbone: str = "Qwen2-VL-2B"
-) -> PaperRow:
-    columns = ("Classification", "VQA", "Retrieval", "Grounding", "overall")
-    return PaperRow(table, label, dict(zip(columns, figures, strict=True)), prompt_mode, Method(backbone))
+def _rows(table: str) -> tuple[PaperRow, ...]:
+    """Return the rows of a published table, each with what is wrong with its average, if something is."""
+    found = published(table)
+    notes = {deviation.name: str(deviation) for deviation in deviations(found)}
+    return tuple(
+        PaperRow(
+            table,
+            row.name,
+            {name: figure for name, figure in row.figures.items() if name != "hours" and figure is not None},
+            row.prompt_mode,
+            Method(row.backbone),
+            notes.get(row.name, ""),
+        )
+        for row in found.rows
+    )
 
 
-def _tuned(label: str, figures: tuple[float, ...], prompt_mode: str = "hierarchical") -> PaperRow:
-    return PaperRow("VII", label, dict(zip(("ind", "ood", "overall"), figures, strict=True)), prompt_mode)
-
-
-TABLE_II = (
-    _zero_shot("II", "CLIP", (42.8, 9.1, 53.0, 51.8, 37.8), backbone="CLIP"),
-    _zero_shot("II", "OpenCLIP", (47.8, 10.9, 52.3, 53.3, 39.7), backbone="OpenCLIP"),
-    _zero_shot("II", "SigLIP", (40.3, 8.4, 31.6, 59.5, 34.8), backbone="SigLIP"),
-    _zero_shot("II", "MagicLens", (38.8, 8.3, 35.4, 26.0, 27.1), backbone="MagicLens"),
-    _zero_shot("II", "E5-V (LLaVA-NeXT)", (21.8, 4.9, 11.5, 19.0, 13.3), backbone="LLaVA-NeXT"),
-    _zero_shot("II", "UniME (Phi-3.5-V)", (42.5, 18.3, 40.5, 59.9, 40.3), backbone="Phi-3.5-V"),
-    _zero_shot("II", "MMRet (LLaVA-1.6)", (47.2, 18.4, 56.5, 62.6, 44.0), backbone="LLaVA-1.6"),
-    _zero_shot("II", "Qwen2-VL-2B, no prompt", (21.4, 8.9, 9.5, 21.2, 13.9), "none"),
-    _zero_shot("II", "Gen2Embed (Phi-3.5-V)", (35.3, 20.6, 36.4, 56.6, 34.0), "hierarchical", "Phi-3.5-V"),
-    _zero_shot("II", "Gen2Embed (Qwen2-VL-2B)", (48.6, 33.3, 44.1, 52.6, 43.3), "hierarchical"),
-    _zero_shot("II", "Gen2Embed (Qwen2-VL-7B)", (47.7, 32.1, 43.1, 54.8, 42.6), "hierarchical", "Qwen2-VL-7B"),
-)
+TABLE_II = _rows("II")
 """Zero-shot MMEB."""
 
-TABLE_IV = (
-    _zero_shot("IV", "No-Prompt", (21.0, 8.7, 9.1, 26.1, 14.2), "none"),
-    _zero_shot("IV", "System-Q", (21.6, 7.5, 13.0, 12.1, 13.8), "system-q"),
-    _zero_shot("IV", "System-D", (35.8, 25.4, 20.6, 25.3, 26.7), "system-d"),
-    _zero_shot("IV", "System-QD", (46.7, 31.8, 44.1, 46.7, 41.7), "system"),
-    _zero_shot("IV", "+ QD-Rein.", (45.8, 30.3, 37.1, 46.7, 39.1), "qd-rein"),
-    _zero_shot("IV", "+ D-Rein.", (46.2, 33.3, 41.9, 38.6, 40.9), "d-rein"),
-    _zero_shot("IV", "+ Q-Rein.", (48.6, 33.3, 44.1, 52.6, 43.3), "hierarchical"),
-)
+TABLE_IV = _rows("IV")
 """Prompt strategies, Qwen2-VL-2B, zero-shot."""
 
-TABLE_VII = (
-    _tuned("VLM2Vec, in-batch, no prompt", (66.0, 52.6, 59.3), "none"),
-    _tuned("In-batch", (68.5, 58.6, 64.1)),
-    _tuned("HN, k = 1", (60.8, 51.4, 56.6)),
-    _tuned("HN, k = 7", (62.6, 54.0, 58.8)),
-    _tuned("HN + beta, k = 7", (67.2, 58.1, 63.1)),
-    _tuned("SaHa, k = 7", (70.8, 62.0, 66.9)),
-    _tuned("SaHa, k = 15", (71.2, 62.1, 67.1)),
-)
+TABLE_VII = _rows("VII")
 """Negative sampling strategies, Qwen2-VL-2B, fine-tuned on MMEB."""
 
-SUGARCREPE = {
-    "VladVA (Qwen2-VL-2B), prompt only": 70.3,
-    "Gen2Embed (Qwen2-VL-2B), prompt only": 76.6,
-    "Gen2Embed (Qwen2-VL-7B), prompt only": 77.6,
-    "Gen2Embed (Qwen2-VL-2B), fine-tuned": 87.0,
-    "Gen2Embed (Qwen2-VL-7B), fine-tuned": 87.5,
-}
+_CAPTION_ROWS = (
+    "Human",
+    "VladVA (Qwen2-VL-2B), prompt only",
+    "Gen2Embed (Qwen2-VL-2B), prompt only",
+    "Gen2Embed (Qwen2-VL-7B), prompt only",
+    "Gen2Embed (Qwen2-VL-2B), fine-tuned",
+    "Gen2Embed (Qwen2-VL-7B), fine-tuned",
+)
+"""The rows of Table VI that reports show; `gen2embed table VI` shows all of them."""
+
+_CAPTIONS = {name: published("VI").row(name).figures for name in _CAPTION_ROWS}
+
+SUGARCREPE = {name: figures["sugarcrepe"] or 0.0 for name, figures in _CAPTIONS.items() if name != "Human"}
 """Table VI, SugarCrepe, average over its seven sets."""
 
 _PLUS_SETS = ("swap_object", "swap_attribute", "replace_object", "replace_attribute", "replace_relation")
 
-
-def _plus(*figures: float) -> dict[str, tuple[float, float]]:
-    pairs = list(zip(figures[::2], figures[1::2], strict=True))
-    return dict(zip(_PLUS_SETS, pairs, strict=True))
-
-
 SUGARCREPE_PLUS = {
-    "Human": _plus(100.0, 96.7, 96.7, 93.3, 100.0, 97.0, 100.0, 98.3, 100.0, 96.7),
-    "VladVA (Qwen2-VL-2B), prompt only": _plus(32.7, 27.8, 30.5, 25.3, 73.6, 65.9, 46.8, 43.0, 57.6, 58.3),
-    "Gen2Embed (Qwen2-VL-2B), prompt only": _plus(41.2, 31.0, 36.8, 30.2, 84.0, 81.4, 61.5, 63.8, 54.5, 54.8),
-    "Gen2Embed (Qwen2-VL-7B), prompt only": _plus(44.1, 35.9, 40.8, 38.7, 83.4, 85.7, 59.5, 60.0, 58.8, 58.1),
-    "Gen2Embed (Qwen2-VL-2B), fine-tuned": _plus(46.1, 38.4, 59.5, 55.4, 95.6, 96.5, 81.9, 85.5, 72.0, 64.4),
-    "Gen2Embed (Qwen2-VL-7B), fine-tuned": _plus(51.0, 51.0, 73.1, 77.8, 94.2, 93.4, 82.2, 83.1, 73.1, 71.8),
+    name: {one: (figures[f"{one}.itt"] or 0.0, figures[f"{one}.tot"] or 0.0) for one in _PLUS_SETS}
+    for name, figures in _CAPTIONS.items()
 }
 """Table VI, SugarCrepe++: (ITT, TOT) by set."""
 
@@ -120,7 +98,7 @@ _TOP_50_3B, _TOP_50_7B = (Method(row.backbone, forwards=51, rerank_k=50) for row
 
 def _free(label: str, method: Method, *figures: float) -> PaperRow:
     columns = ("Classification", "VQA", "Retrieval", "Grounding", "overall")[-len(figures) :]
-    return PaperRow("", label, dict(zip(columns, figures, strict=True)), method=method)
+    return PaperRow("", label, dict(zip(columns, figures, strict=True)), "", method)
 
 
 TRAINING_FREE = (
@@ -149,3 +127,22 @@ def rows_beside(prompt_mode: str) -> tuple[PaperRow, ...]:
     same = tuple(row for row in TABLE_IV if row.prompt_mode == prompt_mode)
     anchors = tuple(row for row in TABLE_II if "Qwen2-VL-2B" in row.label)
     return same + anchors + (TABLE_VII[-1],) + TRAINING_FREE
+
+
+def notes_beside(prompt_mode: str) -> list[str]:
+    """Return what must be said about the published averages that a run is compared with, sentence by sentence.
+
+    Args:
+        prompt_mode: The run's strategy.
+
+    Returns:
+        A sentence for each row of `rows_beside` whose average does not follow from its own columns, and, for a run with
+        UniME's prompts, for UniME's figure in the paper.
+    """
+    rows = [row for row in rows_beside(prompt_mode) if row.note]
+    if prompt_mode in _UNIME_PROMPTS:
+        rows += [row for row in TABLE_II if row.note and row.label.startswith("UniME")]
+    return [f"paper, {row.table}: {row.note}." for row in rows]
+
+
+_UNIME_PROMPTS = ("unime", "unime-readme")

@@ -96,6 +96,34 @@ def begin_reports(config: EvaluationConfig, benchmark: str) -> OwnedFolder:
     return folder
 
 
+def finished_run(config: EvaluationConfig, benchmark: str, datasets: Iterable[str]) -> dict[str, Any] | None:
+    """Return the content of `results.json` if this run was made before; no model and no data is read.
+
+    Args:
+        config: The run's settings; a fingerprint of `UNKNOWN` is not compared.
+        benchmark: The benchmark's name.
+        datasets: The datasets that the run must have.
+
+    Returns:
+        The content, or None if the run is not finished, or if its results were changed since.
+
+    Raises:
+        StoreMismatchError: The results belong to another run, and `config.overwrite` is not set.
+    """
+    folder = OwnedFolder(config.output_dir, WRITER)
+    if not folder.owns(RESULTS):
+        return None
+    content = dict(json.loads((folder.path / RESULTS).read_bytes()))
+    different = differing(content, {"prompt_mode": config.prompt_mode}, ["prompt_mode"])
+    different += _differences(folder, config, benchmark)
+    if different and not config.overwrite:
+        raise StoreMismatchError(
+            f"{folder.path / RESULTS} is of another run ({'; '.join(different)}); pass another --output_dir, or "
+            "--overwrite to replace it"
+        )
+    return content if not different and set(datasets) <= set(content["datasets"]) else None
+
+
 def require_one_run(folder: Path) -> dict[str, Any]:
     """Return the content of `results.json`, after checking that all score files in the folder are of the same run.
 

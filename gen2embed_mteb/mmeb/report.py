@@ -16,7 +16,7 @@ from typing import Any
 
 from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.evaluation.method import Method, comparable_only, described, method_of, methods_table
-from gen2embed_mteb.evaluation.paper import rows_beside
+from gen2embed_mteb.evaluation.paper import notes_beside, rows_beside
 from gen2embed_mteb.evaluation.run import errors_bytes, installed_versions
 from gen2embed_mteb.evaluation.run_folder import RESULTS, SCORE_SUFFIX, begin_reports, run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
@@ -155,6 +155,7 @@ def markdown(result: EvaluationResult, config: EvaluationConfig) -> str:
         notes.append("The paper's rows are of all 36 datasets; compare them with a run on all of them.")
     else:
         notes.append("The paper's rows are of MMEB itself: compare the order of the strategies, not the figures.")
+    notes += [note[:1].upper() + note[1:] for note in notes_beside(config.prompt_mode)]
     both = [figures + method[1:] for figures, method in zip(averages, methods, strict=True)]
     parts = [title, " ".join(notes), as_markdown(both), as_markdown(datasets)]
     reranked = rerank_table(result, config)
@@ -173,8 +174,8 @@ def text_table(result: EvaluationResult, config: EvaluationConfig) -> str:
         Aligned columns, without a newline at the end.
     """
     averages, methods, datasets = _tables(result, config)
-    note = comparable_only(_method(result, config))
-    parts = [as_text(datasets), as_text(averages), as_text(methods), *([note] if note else [])]
+    notes = filter(None, [comparable_only(_method(result, config)), *notes_beside(config.prompt_mode)])
+    parts = [as_text(datasets), as_text(averages), as_text(methods), *notes]
     reranked = rerank_table(result, config)
     parts += [as_text(reranked), "\n".join(rerank_notes(result, config))] if reranked else []
     return "\n\n".join(parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ COMPARED = ("recipe", "arguments", "sampling")
 """Parts of `train.json` that must be equal for a run to go on."""
 UNSAID = {"loss": "saha"}
 """What runs of earlier versions were trained with, whose records do not say it."""
+
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+"""Arguments whose product is the number of pairs per optimizer step."""
+PRECISION = ("bf16", "fp16")
 
 
 def check_output(output_dir: str | Path, inputs: Mapping[str, str | Path]) -> None:
@@ -99,12 +104,16 @@ def wants_to_resume(args: SahaTrainingArguments) -> bool:
     return bool(args.resume_from_checkpoint) and str(args.resume_from_checkpoint).lower() not in ("false", "0", "no")
 
 
-def finished(args: SahaTrainingArguments, record: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished(
+    args: SahaTrainingArguments, record: Mapping[str, Any], *, elsewhere: bool = False
+) -> dict[str, Any] | None:
     """Return the record of this run if it is finished and all files that it wrote are still there; None otherwise.
 
     Args:
         args: The training arguments; without `resume_from_checkpoint` nothing counts as finished.
         record: The record of what will be run.
+        elsewhere: Whether it may have been run on another machine: by other numbers of processes and pairs per process
+            that make the same step, or in another precision.
 
     Raises:
         Gen2EmbedError: The folder holds another run than this one.
@@ -115,6 +124,7 @@ def finished(args: SahaTrainingArguments, record: Mapping[str, Any]) -> dict[str
     earlier = _earlier_record(folder.path / RUN_FILE)
     if "metrics" not in earlier:
         return None
+    record = _as_run(record, earlier) if elsewhere else record
     _require_same(earlier, record, (checkpoints(folder.path) or [folder.path])[-1])
     # If the user has edited the card since, that is no reason to train again.
     missing = [name for name in folder.known() if name != "README.md" and not folder.owns(name)]
@@ -161,6 +171,15 @@ def checkpoint_to_go_on(args: SahaTrainingArguments, record: Mapping[str, Any]) 
         return None
     _require_same(_earlier_record(checkpoint.parent / RUN_FILE), record, checkpoint)
     return str(checkpoint)
+
+
+def _as_run(record: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as if it were made where the earlier run was, if both have the same pairs per step."""
+    now, then = record["arguments"], earlier.get("arguments", {})
+    pairs = [math.prod(arguments.get(name, 0) for name in BATCH) for arguments in (now, then)]
+    if pairs[0] != pairs[1]:
+        return dict(record)
+    return {**record, "arguments": now | {name: then[name] for name in (*BATCH, *PRECISION) if name in then}}
 
 
 def _require_same(earlier: Mapping[str, Any], record: Mapping[str, Any], place: Path) -> None:

@@ -48,6 +48,7 @@ class AbsTaskCaptionRetrieval(AbsTaskRetrieval):
     dataset: dict[str, dict[str, Any]]
     data_loaded: bool
     num_errors: int = 0
+    abstask_prompt = ""  # as in `gen2embed evaluate`: a caption is a query by itself
 
     def load_data(self, num_proc: int | None = None, *, timer: TimingStack | None = None, **kwargs: Any) -> None:
         """Read the dataset and check its images.
@@ -137,11 +138,6 @@ def _metadata(source: CaptionDataset, direction: str) -> TaskMetadata:
         dialect=[],
         sample_creation="found",
         bibtex_citation="",
-        prompt={
-            "query": "Find an image caption describing the following image."
-            if direction == "I2T"
-            else "Find an image that matches the given caption."
-        },
     )
 
 
