@@ -43,7 +43,8 @@ _OF_TABLE = {
     "unime-diverse": (
         "The heads T→I and I→T are those of version 4 of the paper; the picture in UniME's README has them exchanged. "
         "In version 4, the gain (+11.3) beside UniME (Phi3.5-V) on Flickr30K is +8.3 by its own figures.",
-        "SugarCrepe's three groups are plain means over their sets; how UniME averages them is not published.",
+        "SugarCrepe's three groups are plain means over their sets; how UniME averages them is not published. Ours are "
+        "run with --mini only; for the original sets: gen2embed evaluate --benchmark sugarcrepe --plain_captions.",
     ),
 }
 
@@ -71,10 +72,11 @@ def notes_of(plan: Plan) -> list[str]:
 def _data(plan: Plan) -> Iterator[str]:
     """Yield a sentence about each benchmark that was run here."""
     options = plan.options
-    for benchmark in dict.fromkeys(parsed(run).benchmark for run in plan.runs if run.command == "evaluate"):
+    evaluations = [run for run in plan.runs if run.command == "evaluate"]
+    for benchmark, run in {parsed(run).benchmark: run for run in reversed(evaluations)}.items():
         kind = "sets" if benchmark.startswith("sugarcrepe") else "datasets"
         rows = f"the first {_count(options.limit, 'row')} of each" if options.limit else "all rows"
-        yield f"Run here: {benchmark}, {len(datasets_of(benchmark)[1])} {kind}, {rows}."
+        yield f"Run here: {benchmark}, {len(datasets_of(run)[1])} {kind}, {rows}."
     if options.mini:
         yield "The benchmarks are small ones that were drawn, not the paper's: compare the order of rows, not figures."
     elif options.limit:

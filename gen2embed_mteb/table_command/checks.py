@@ -57,6 +57,8 @@ def _check_evaluation(run: Run, *, read: bool) -> None:
         return
     if arguments.benchmark.startswith("sugarcrepe"):
         _read_captions(arguments.benchmark, config)
+    elif arguments.benchmark.startswith("diverse"):
+        return  # checked with its folder, and it opens images of its own
     elif arguments.benchmark.startswith("mmeb"):
         _read_mmeb(arguments.benchmark, config)
     image_source(config)

@@ -65,8 +65,6 @@ def run_command_with(arguments: argparse.Namespace) -> int:
     """
     options = from_flags(TableOptions, arguments)
     encoding = from_flags(EncodingConfig, arguments)
-    if options.table == "unime-diverse":
-        raise Gen2EmbedError("table unime-diverse needs the benchmark diverse, which this version does not have")
     if Share.from_environment().world_size > 1:
         raise Gen2EmbedError(
             "table runs in one process; to use several, run the commands that --dry_run lists with torchrun (each "

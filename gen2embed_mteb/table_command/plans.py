@@ -174,6 +174,8 @@ class Plan:
     def _evaluations(self, model: str, mode: str) -> tuple[Run, ...]:
         benchmark = self._benchmark()
         both = [benchmark] if self.options.table != "VI" else [benchmark, benchmark.replace("crepe", "crepe++")]
+        if self.options.table == "unime-diverse" and self.options.mini:
+            both.append("sugarcrepe-mini")
         source = standing_for(model)
         return tuple(self._evaluation(one, source, mode, self._loading(source)) for one in both)
 
@@ -193,7 +195,9 @@ class Plan:
         options = self.options
         layout = RAW if mode == RAW else options.layout
         data_dir = options.plus_data_dir if "++" in benchmark and not options.mini else options.data_dir
+        plain = self.options.table == "unime-diverse" and benchmark.startswith("sugarcrepe")
         decisive = (
+            *(("--plain_captions",) if plain else ()),
             *(("--layout", layout) if layout != "native" else ()),
             *(("--limit", str(options.limit)) if options.limit else ()),
             *loading,

@@ -53,16 +53,23 @@ def finished_evaluation(run: Run) -> dict[str, Any] | None:
     """
     if not run.folder.is_dir():
         return None
-    name, datasets = datasets_of(parsed(run).benchmark)
-    return finished_run(evaluation_config(run), name, datasets)
+    return finished_run(evaluation_config(run), *datasets_of(run))
 
 
-def datasets_of(benchmark: str) -> tuple[str, tuple[str, ...]]:
-    """Return the name that a benchmark has in `results.json`, and the names of its datasets.
+def datasets_of(run: Run) -> tuple[str, tuple[str, ...]]:
+    """Return the name that the benchmark of an evaluation has in `results.json`, and the names of its datasets.
 
     Args:
-        benchmark: Its name on the command line.
+        run: The evaluation.
+
+    Raises:
+        DataError: The folder of a benchmark that runs what it finds holds nothing.
     """
+    benchmark = parsed(run).benchmark
+    if benchmark.startswith("diverse"):
+        from gen2embed_mteb.retrieval.evaluate import chosen
+
+        return benchmark, tuple(dataset.name for dataset in chosen(benchmark, evaluation_config(run)))
     if benchmark.startswith("sugarcrepe"):
         from gen2embed_mteb.sugarcrepe.scoring import SUGARCREPE_BENCHMARK, SUGARCREPE_PLUS_BENCHMARK
 
@@ -130,8 +137,15 @@ def result_figures(results: Mapping[str, Any]) -> dict[str, float | None]:
     Args:
         results: Its content, of MMEB, SugarCrepe or SugarCrepe++, or of a small benchmark of the same form.
     """
+    if results["benchmark"].startswith("diverse"):
+        return {
+            f"{name.removesuffix('-mini')}.{key}": _percent(one[direction]["recall_at_1"])
+            for name, one in results["datasets"].items()
+            for direction, key in (("text_to_image", "t2i"), ("image_to_text", "i2t"))
+        }
     if results["benchmark"] == "sugarcrepe":
-        return {"sugarcrepe": _percent(results["overall"]["accuracy_itt"])}
+        groups = {f"sugarcrepe.{name.lower()}": _percent(one) for name, one in results.get("groups", {}).items()}
+        return {"sugarcrepe": _percent(results["overall"]["accuracy_itt"]), **groups}
     if results["benchmark"] == "sugarcrepe++":
         sets = results["datasets"].items()
         return {f"{name}.{task}": _percent(one[f"accuracy_{task}"]) for name, one in sets for task in ("itt", "tot")}
@@ -145,7 +159,8 @@ def result_figures(results: Mapping[str, Any]) -> dict[str, float | None]:
 def set_aside(results: Mapping[str, Any]) -> tuple[int, int]:
     """Return how many rows of an evaluation were set aside, and how many there were."""
     bad = sum(one["num_errors"] for one in results["datasets"].values())
-    return bad, bad + sum(one["num_queries"] for one in results["datasets"].values())
+    scored = (one.get("num_queries", one.get("num_images", 0)) for one in results["datasets"].values())
+    return bad, bad + sum(scored)
 
 
 def _percent(figure: float | None) -> float | None:

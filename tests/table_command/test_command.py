@@ -240,5 +240,12 @@ def test_unimes_protocol_and_the_caption_benchmarks(
     assert row["figures"]["swap_object.tot"] == 100 * sets["swap_object"]["accuracy_tot"]
     assert row["figures"]["replace_relation.itt"] == 100 * sets["replace_relation"]["accuracy_itt"]
     assert "sugarcrepe-mini, 7 sets, the first 1 row of each" in printed
-    assert table(drawn, second[0], "unime-diverse")[0] == 2
-    assert "needs the benchmark diverse" in capsys.readouterr().err
+    status, printed = table(drawn, second[0], "unime-diverse", "--limit", "4", "--prompts", "unime")
+    assert status == 0
+    (row,) = rows_of(second[0], "unime-diverse")
+    (found,) = second[0].glob("runs/gen2embed-mini/diverse-mini-unime-*/results.json")
+    recalls = json.loads(found.read_text())["datasets"]["flickr30k-mini"]["text_to_image"]
+    assert row["figures"]["flickr30k.t2i"] == 100 * recalls["recall_at_1"]
+    assert row["figures"].get("coco.t2i") is None
+    assert set(row["figures"]) >= {"urban1k.i2t", "sugarcrepe.replace", "sugarcrepe.swap", "sugarcrepe.add"}
+    assert "exchanged" in printed
