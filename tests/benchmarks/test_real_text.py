@@ -192,6 +192,15 @@ def test_the_page_shows_the_record(name: str) -> None:
     assert sum(task["half"] == "reported" for task in record["tasks"]) >= 5
 
 
+def test_the_page_shows_the_second_generator() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "real_text_gemma3.json").read_text("utf-8"))
+    text = (ROOT / "docs" / "results" / "training_free.md").read_text("utf-8")
+    tables = page_tables(record)
+    for label in ("gemma3 claims", "gemma3 last"):
+        assert f"<!-- {label} -->\n\n{tables[label]}\n\n<!-- end of the table -->" in text, label
+    assert all(claim["gain over none"][1] > 0.1 for claim in record["claims"].values())
+
+
 def test_the_page_shows_the_reranking() -> None:
     from real_reranking import page_tables as of_reranking
 
