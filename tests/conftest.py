@@ -13,8 +13,18 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent / "helpers"), str(Path(__file__).parents[1] / "benchmarks")]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first: at the end, one process would run the last of them while the other waits."""
+    """Mark the cases of families that are not in the sample as exhaustive, and put files with slow tests first.
+
+    Slow files at the end would let one process run the last of them while the other waits.
+    """
+    from samples import SELDOM
+
+    for item in items:
+        given = getattr(item, "callspec", None)
+        if given is not None and any(isinstance(one, str) and one in SELDOM for one in given.params.values()):
+            item.add_marker(pytest.mark.exhaustive)
     slow: dict[Path, int] = {}
     for item in items:
         slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)

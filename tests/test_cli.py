@@ -112,6 +112,7 @@ def test_wrong_input_says_what_to_do_and_exits_with_2(said, capsys, data, tmp_pa
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_export_then_plain_sentence_transformers(tmp_path):
     out = tmp_path / "gen2embed"
     assert cli.main(["export", "gen2embed-mini", str(out), "--prompt_mode", "system"]) == 0

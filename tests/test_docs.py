@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 from doc_blocks import PLAIN, ROOT, RUN, blocks_of, pages
+from samples import sample_of
 
 pytestmark = pytest.mark.slow
 
 PAGES = pages()
+READ_FIRST = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/guides/encode.md", "docs/guides/evaluate.md")
+"""The pages whose blocks the gate runs; `make test-all` runs those of all."""
 REPOSITORY = "https://github.com/gen2embed/gen2embed"
 _LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -31,10 +34,16 @@ def hooks() -> Any:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What the blocks of each page printed."""
+def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What the blocks of each page printed that is to be tested."""
     folder = tmp_path_factory.mktemp("docs")
-    wanted = [page for page in PAGES if any(b.language in RUN and not b.reason for b in blocks_of(page))]
+    chosen = {
+        item.callspec.params.get("page")
+        for item in request.session.items
+        if hasattr(item, "callspec") and "ran" in item.fixturenames
+    }
+    runs = [page for page in PAGES if any(b.language in RUN and not b.reason for b in blocks_of(page))]
+    wanted = [page for page in runs if page in chosen]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GEN2EMBED_")}
     environment = kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / "helpers" / "doc_blocks.py"), str(folder), *wanted]
@@ -58,7 +67,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
             assert block.language in RUN or not block.reason, f"{where}: {block.language} is never run; drop the reason"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", sample_of(PAGES, READ_FIRST))
 def test_blocks_run_and_print_what_the_page_states(ran: dict[str, list[dict[str, Any]]], page: str) -> None:
     results = {result["line"]: result for result in ran.get(page, [])}
     printed = ""

@@ -152,6 +152,7 @@ def test_public_names_are_found_and_others_refused(printed: dict[str, list[str]]
     assert printed["names"] == ["Gen2Embed", "HierarchicalPrompt", "False"]
 
 
+@pytest.mark.exhaustive
 def test_opt_out_leaves_the_interpreter_untouched_until_the_package_is_imported(installed: Environment) -> None:
     assert installed.run(HOOKED).stdout.split() == ["True"]
     assert installed.run(HOOKED, GEN2EMBED_NO_HOOK="0").stdout.split() == ["True"]

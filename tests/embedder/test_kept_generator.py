@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from gen2embed_mteb import Gen2Embed
@@ -35,6 +36,7 @@ def test_an_output_layer_of_its_own_follows_the_embedder(tiny_dir):
     assert model.generator.next_token_scores(["a"]).dtype == torch.float32
 
 
+@pytest.mark.exhaustive
 def test_embedding_imports_nothing_of_reranking():
     code = (
         "import sys; from gen2embed_mteb import Gen2Embed; Gen2Embed('gen2embed-mini', device='cpu').encode(['a']); "

@@ -299,6 +299,7 @@ def test_pickling_keeps_everything(tiny_dir, mixed):
         close(again.encode_query(mixed), model.encode_query(mixed), 1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_two_processes_give_the_same_vectors(tiny_dir, tiny, mixed):
     model = tiny("qwen2_vl")

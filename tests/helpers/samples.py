@@ -8,8 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from tiny_any import ANY
+from tiny_torchvision import TORCHVISION
 
 FAMILIES = ("qwen2_vl", "llava_next", "gemma3", "qwen3_5", "idefics3", "llama")
+SELDOM = frozenset({"qwen2_5_vl", *ANY, *TORCHVISION} - {*FAMILIES, "qwen3_vl"})
+"""The families whose cases only `make test-all` runs, in every test; qwen3_vl keeps a template of its own."""
 
 
 def sample_of(cases: Iterable[str], sample: Iterable[str] = FAMILIES) -> list[Any]:

@@ -40,7 +40,7 @@ def test_sound_models_pass(tiny_dir: Any, family: str) -> None:
     checks = check_model(loaded(tiny_dir(family)))
     assert [check.name for check in checks if not check.passed] == []
     assert len(checks) == 9
-    assert "cosine 0.9" in checks[DRIFT].found
+    assert checks[DRIFT].found.startswith(("cosine 0.9", "cosine 1.0"))
 
 
 def ramp(kwargs: dict[str, Any]) -> Any:

@@ -189,6 +189,7 @@ def test_scores_equal_those_of_gen2embed_evaluate(
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("checkout", ONE_IN_THE_GATE)
 def test_neither_seed_nor_workers_nor_processes_matter(
     finished: Any, data: Path, tmp_path: Path, checkout: Checkout
@@ -213,6 +214,7 @@ def test_the_log_names_what_is_stubbed_and_what_runs(finished: Any, checkout: Ch
         assert "not installed, not needed here, stubbed: cv2, decord" in log
 
 
+@pytest.mark.exhaustive
 def test_a_folder_of_another_configuration_is_refused(finished: Any, data: Path, preloaded: Preloaded) -> None:
     checkout = CHECKOUTS[0].values[0]
     output, _ = finished(checkout)

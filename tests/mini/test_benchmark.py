@@ -24,9 +24,15 @@ IN_DOMAIN = [dataset for dataset in MMEB_MINI.datasets if dataset.in_domain]
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     base = tmp_path_factory.mktemp("mmeb-mini")
-    for part in ("eval", "train", "crepe"):
+    for part in ("eval", "crepe"):
         benchmark.ensure(part, base)
     return base
+
+
+@pytest.fixture(scope="module")
+def trained_on(root):
+    """The same with the training pairs, which take most of the time to draw."""
+    return benchmark.ensure("train", root)
 
 
 def digest(folder):
@@ -79,32 +85,34 @@ def test_mmebs_oddities_occur(root):
     assert next(d for d in MMEB_MINI.datasets if d.name == "Pointing-Matching").candidates_as_queries
 
 
-def test_training_has_ten_thousand_pairs_in_both_splits(root):
+@pytest.mark.exhaustive
+def test_training_has_ten_thousand_pairs_in_both_splits(trained_on):
     total = 0
     for dataset in IN_DOMAIN:
         splits = {}
         for split in ("original", "diverse_instruction"):
-            table = open_subset(root / "MMEB-train", dataset, split)
+            table = open_subset(trained_on / "MMEB-train", dataset, split)
             splits[split] = list(read_train_rows(table))
             assert all(isinstance(row, TrainRow) for row in splits[split])
             columns = ["qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"]
             assert sorted(table.columns) == sorted(columns)
             for row in splits[split]:
                 for item in (row.query, row.positive):
-                    assert all((root / "MMEB-train" / path).is_file() for path in item.images)
+                    assert all((trained_on / "MMEB-train" / path).is_file() for path in item.images)
         assert len(splits["original"]) == len(splits["diverse_instruction"])
         assert {r.query.text for r in splits["original"]} != {r.query.text for r in splits["diverse_instruction"]}
         total += len(splits["original"])
     assert total >= 10_000
     out_of_domain = {d.name for d in MMEB_MINI.datasets} - {d.name for d in IN_DOMAIN}
-    assert not any((root / "MMEB-train" / name).exists() for name in out_of_domain)
+    assert not any((trained_on / "MMEB-train" / name).exists() for name in out_of_domain)
 
 
-def test_unlabelled_positives_exist_and_the_truth_knows_them(root):
+@pytest.mark.exhaustive
+def test_unlabelled_positives_exist_and_the_truth_knows_them(trained_on):
     repeated = {}
     for dataset in IN_DOMAIN:
-        truth = json.loads((root / "truth" / f"{dataset.name}.json").read_text())
-        rows = list(read_train_rows(open_subset(root / "MMEB-train", dataset, "original")))
+        truth = json.loads((trained_on / "truth" / f"{dataset.name}.json").read_text())
+        rows = list(read_train_rows(open_subset(trained_on / "MMEB-train", dataset, "original")))
         assert len(truth) == len(rows)
         by_positive: dict = {}
         for row, meaning in zip(rows, truth, strict=True):
@@ -144,11 +152,12 @@ def test_an_interrupted_drawing_leaves_nothing_that_counts(tmp_path, monkeypatch
     assert (tmp_path / "eval.json").is_file()
 
 
-def test_evaluation_and_training_share_no_image(root):
+@pytest.mark.exhaustive
+def test_evaluation_and_training_share_no_image(trained_on):
     def digests(folder):
         return {hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("*.png")}
 
-    assert not digests(root / "images") & digests(root / "MMEB-train" / "images")
+    assert not digests(trained_on / "images") & digests(trained_on / "MMEB-train" / "images")
 
 
 def test_the_digits_are_scikit_learns_own_and_split_by_order(root):

@@ -76,6 +76,7 @@ def test_the_loss_is_the_models_own_next_token_loss(collate, batch):
     assert abs(stock.item() - ours.item()) < 1e-5
 
 
+@pytest.mark.exhaustive
 def test_a_short_run_is_deterministic_and_writes_the_hubs_layout(tmp_path):
     plan = pretrain.Round((("first_lesson", 8),), 2, 1e-3, 16, 8.0)
     config = pretrain.PretrainConfig(rounds=(plan, replace(plan, rope_theta=100.0)), num_pictures=8)

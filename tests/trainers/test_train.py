@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from samples import sample_of
 from sentence_transformers import SentenceTransformer
 from tiny_any import write_any
 from tiny_models import write_tiny
@@ -135,7 +136,7 @@ def test_training_with_a_readout(model, data, tmp_path, readout, norm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "family", sampled(["qwen3_5", "gemma3", "idefics3", "internvl", "llava_onevision"], ["idefics3"])
+    "family", sample_of(["qwen3_5", "gemma3", "idefics3", "internvl", "llava_onevision"], ["idefics3"])
 )
 def test_a_family_not_written_by_hand_from_sampling_to_a_plain_model(family, data, tmp_path):
     """Recurrent layers, sliding windows, padded images, tiles in one tensor, side features."""

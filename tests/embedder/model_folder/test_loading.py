@@ -150,7 +150,7 @@ def test_a_model_of_text_alone_refuses_images(tiny, pictures, name):
 def test_a_template_without_images_takes_a_prompt_as_well(tiny_dir):
     own = "{%- for m in messages -%}[{{ m['role'] }}]{{ m['content'] }}{%- endfor -%}{{ '[answer]' }}"
     model = Gen2Embed(tiny_dir("llama"), device="cpu", processor_kwargs={"chat_template": own}, prompt_mode="unime")
-    assert model.render("fox", "query") == ("<|begin_of_text|>[user]fox\nSummary above sentence in one word: [answer]")
+    assert model.render("fox", "query") == ("<|begin_of_text|>[user]fox\nSummary above sentence in one word:[answer]")
 
 
 def refusal(folder: Path, **options) -> str:
@@ -193,7 +193,7 @@ def test_the_official_layout_is_for_the_families_of_the_paper(tiny_dir, saved, n
     for folder in (tiny_dir(name), saved / _name(name)):
         message = refusal(folder, layout="official")
         assert f"layout='official' is not for models of type '{name}'" in message
-        assert "llava_next, qwen2_5_vl, qwen2_vl, qwen3_vl" in message
+        assert "llava_next, phi3_v, qwen2_5_vl, qwen2_vl, qwen3_vl" in message
 
 
 def test_a_template_of_another_program_in_an_export(saved, tmp_path):

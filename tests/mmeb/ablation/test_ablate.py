@@ -79,7 +79,9 @@ def test_what_prompts_say_around_an_item_is_said_once(tiny: Any, colours: Path, 
     assert vectors.words("hierarchical", "query", text) != vectors.words("hierarchical", "query", image)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", pytest.param("idefics3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", ["qwen2_vl", pytest.param("idefics3", marks=[pytest.mark.slow, pytest.mark.exhaustive])]
+)
 def test_vectors_are_those_of_a_model_with_the_prompt(
     family: str, tiny_dir: Any, colours: Path, tmp_path: Path
 ) -> None:

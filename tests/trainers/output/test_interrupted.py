@@ -244,7 +244,9 @@ def wait_for(path, process):
     [
         (["gen2embed_mteb.cli", "train"], [], 1.0),
         pytest.param(["trainers.train"], [], 1.5, marks=pytest.mark.exhaustive),
-        (["gen2embed_mteb.cli", "train"], ["--dataloader_num_workers", "2"], None),
+        pytest.param(
+            *(["gen2embed_mteb.cli", "train"], ["--dataloader_num_workers", "2"], None), marks=pytest.mark.exhaustive
+        ),
         pytest.param(["trainers.train"], [], None, marks=pytest.mark.exhaustive),
     ],
     ids=["loading libraries", "module, loading libraries", "training, with workers", "module, training"],

@@ -206,7 +206,7 @@ class Phi3VLanguageModel(Phi3Model):
             kwargs: Options of attention.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+            raise Gen2EmbedError("give either input_ids or inputs_embeds")
         states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -311,7 +311,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         image_sizes: torch.Tensor | None,
     ) -> torch.Tensor:
         if input_ids is None or image_sizes is None:
-            raise ValueError("pixel_values need input_ids and image_sizes")
+            raise Gen2EmbedError("pixel_values need input_ids and image_sizes")
         features = self.get_image_features(pixel_values=pixel_values, image_sizes=image_sizes).pooler_output
         places = input_ids == IMAGE_TOKEN_ID
         if int(places.sum()) != len(features):
