@@ -161,6 +161,12 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
 }
 
 
+def state_of(folder: Path) -> list[tuple[str, int, int, int, int]]:
+    """What is in a folder, with everything that writing changes, but not when it was last read."""
+    found = [(path, os.lstat(path)) for path in sorted(folder.rglob("*"))]
+    return [(str(path), one.st_mode, one.st_ino, one.st_size, one.st_mtime_ns) for path, one in found]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_files_are_refused_before_anything_is_encoded(
@@ -169,7 +175,7 @@ def test_foreign_files_are_refused_before_anything_is_encoded(
     out = tmp_path / "out"
     out.mkdir()
     FOREIGN[name](out / name)
-    before = sorted(os.lstat(path) for path in out.rglob("*"))
+    before = state_of(out)
     encoder = PlainEncoder()
     config = EvaluationConfig(
         data_dir=str(data), output_dir=str(out), fingerprint="plain", subsets=("VOC2007",), overwrite=overwrite
@@ -177,7 +183,7 @@ def test_foreign_files_are_refused_before_anything_is_encoded(
     with pytest.raises(ForeignFileError, match=Path(name).name):
         evaluate(encoder, MMEB, config)
     assert not encoder.given
-    assert sorted(os.lstat(path) for path in out.rglob("*")) == before
+    assert state_of(out) == before
 
 
 def test_a_report_with_notes_in_it_is_the_users(data: Path, tmp_path: Path) -> None:

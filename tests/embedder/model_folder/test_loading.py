@@ -71,7 +71,8 @@ def _name(family: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [pytest.param("with", marks=pytest.mark.exhaustive), "without"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("mode", ["with", "without"])
 def test_plain_sentence_transformers_gives_the_same_vectors(tiny, saved, pictures, tmp_path, mode):
     pictures[0].save(tmp_path / "picture.png")
     env = {**os.environ, "GEN2EMBED_NO_HOOK": "1", "PYTHONPATH": str(ROOT) if mode == "with" else ""}

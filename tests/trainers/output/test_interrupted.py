@@ -58,7 +58,8 @@ def one_error(capsys):
 # Killed, and out of room
 
 
-@pytest.mark.parametrize("mode", [pytest.param("some", marks=pytest.mark.exhaustive), "full"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("mode", ["some", "full"])
 def test_killed_or_out_of_room_it_ends_like_an_undisturbed_run(begin, tmp_path, mode):
     """`kills.py all` does so at every operation; `some` at one of each kind, on a run that deletes checkpoints."""
     words = [*begin, "--max_steps", "3", *(("--save_total_limit", "1") if mode == "some" else ())]
