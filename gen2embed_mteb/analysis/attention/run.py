@@ -1,0 +1,261 @@
+"""Measures inputs with the prompt's words in three places, and writes figures and picture.
+
+The words of the system prompt stand in the system turn, then at the beginning of the user's turn, then at its end. From
+the first to the second the role changes and the position hardly does; from the second to the third the position alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gen2embed_mteb.analysis.attention.figures import SegmentFigures, averaged, figures_of
+from gen2embed_mteb.analysis.attention.measure import LayerAttention, measure
+from gen2embed_mteb.analysis.attention.segments import Mask, Placed, by_position, by_words, places
+from gen2embed_mteb.analysis.inputs import DataOptions, candidate_side, open_data, opened, rows_of
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.evaluation.run import RowError
+from gen2embed_mteb.evaluation.tables import Table, as_text
+from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.names import Side
+
+if TYPE_CHECKING:
+    from gen2embed_mteb.embedder.model import Gen2Embed
+    from gen2embed_mteb.embedder.preparation.inputs import Content
+
+EXAMPLE = "What kind of building is this?"
+PHOTO = "china.jpg"
+"""The photograph of the built-in example, of scikit-learn's data."""
+MOST_TOKENS = 4096
+LEGEND = (
+    "ε: Eq. 1; ε/u: divided by its value under uniform attention; last: share of the last row's attention in percent; "
+    "last*: the same without token 0"
+)
+NUM_INPUTS = 3
+"""How many rows of a dataset are measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions(DataOptions):
+    """Which inputs are measured."""
+
+    text: str = option("text of one input (default, without --image and --subsets: a built-in example)", default="")
+    image: str = option("image file of that input", default="")
+    limit: int | None = option("rows per dataset of --subsets, from the first", default=NUM_INPUTS, least=1)
+    side: Side = option("side on which inputs are encoded", default="query", choices=("query", "document"))
+    max_tokens: int = option(
+        "longest input; one layer's attention has heads x tokens x tokens numbers", default=MOST_TOKENS, least=2
+    )
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            Gen2EmbedError: A value is out of its range, or one input and datasets are both given.
+        """
+        check_options(self)
+        if self.subsets and (self.text or self.image):
+            raise Gen2EmbedError("--subsets names inputs of datasets, --text and --image one input; leave one out")
+
+
+class Measured(NamedTuple):
+    """One input with the prompt's words in one place.
+
+    Attributes:
+        place: The place; empty if the prompt has no system words.
+        num_tokens: Its number of tokens.
+        segments: The paper's segments.
+        words: The prompt's words, the image and the rest; empty if the prompt has no system words.
+        layers: The attention of every layer.
+    """
+
+    place: str
+    num_tokens: int
+    segments: dict[str, Mask]
+    words: dict[str, Mask]
+    layers: list[LayerAttention]
+
+
+@dataclass(frozen=True)
+class AttentionResult:
+    """What was measured.
+
+    Attributes:
+        model: The model's name.
+        prompt_mode: The name of the prompt.
+        system: The words that were moved; empty if the prompt has none.
+        inputs: What each input is, for people.
+        measured: For each input, itself with the words in each place.
+        errors: Rows that were set aside.
+    """
+
+    model: str
+    prompt_mode: str
+    system: str
+    inputs: tuple[str, ...]
+    measured: tuple[tuple[Measured, ...], ...]
+    errors: tuple[RowError, ...] = ()
+
+    @property
+    def place_names(self) -> tuple[str, ...]:
+        """The places of the words."""
+        return tuple(one.place for one in self.measured[0])
+
+    def layers(self, place: int = 0, *, words: bool = False) -> dict[int, dict[str, SegmentFigures]]:
+        """Return the figures by layer and segment, averaged over the inputs.
+
+        Args:
+            place: The number of the place of the words.
+            words: Whether the segments are those of the words, rather than the paper's.
+        """
+        found: dict[int, list[dict[str, SegmentFigures]]] = {}
+        for one in (of_input[place] for of_input in self.measured):
+            for layer in one.layers:
+                segments = one.words if words else one.segments
+                found.setdefault(layer.layer, []).append(figures_of(layer, segments))
+        return {number: averaged(figures) for number, figures in found.items()}
+
+    def overall(self, place: int = 0, *, words: bool = False) -> dict[str, SegmentFigures]:
+        """Return the same, averaged over the layers."""
+        return averaged(list(self.layers(place, words=words).values()))
+
+
+class NamedInput(NamedTuple):
+    """An input, its side, and what it is, for people."""
+
+    label: str
+    content: Content
+    side: Side
+
+
+def analyze_attention(model: Gen2Embed, options: AttentionOptions) -> AttentionResult:
+    """Measure the attention of one or several inputs.
+
+    Args:
+        model: The model, with its prompt.
+        options: Which inputs.
+
+    Raises:
+        Gen2EmbedError: An input is too long, a dataset or an image cannot be used, or the model shows no attention.
+    """
+    errors: list[RowError] = []
+    inputs = list(_inputs(model, options, errors))
+    if not inputs:
+        raise Gen2EmbedError(f"no row can be used; the first reason: {errors[0].reason}")
+    return AttentionResult(
+        model=model.source,
+        prompt_mode=model.prompt_mode,
+        system=model.prompt.system(inputs[0].side),
+        inputs=tuple(one.label for one in inputs),
+        measured=tuple(_measured(model, one.content, one.side, options.max_tokens) for one in inputs),
+        errors=tuple(errors),
+    )
+
+
+def _measured(model: Gen2Embed, content: Content, side: Side, most: int) -> tuple[Measured, ...]:
+    words = model.prompt.system(side)
+    if not words or model.prompt.caller != "system" or model.layout == "raw" or content.system is not None:
+        ids, layers = measure(model, content, side, most)
+        return (Measured("", len(ids), by_position(model, content, ids, side), {}, layers),)
+    return tuple(_placed(model, placed, side, most) for placed in places(content, words))
+
+
+def _placed(model: Gen2Embed, placed: Placed, side: Side, most: int) -> Measured:
+    ids, layers = measure(model, placed.content, side, most)
+    segments = by_position(model, placed.content, ids, side)
+    return Measured(placed.name, len(ids), segments, by_words(model, placed, ids, side), layers)
+
+
+def _inputs(model: Gen2Embed, options: AttentionOptions, errors: list[RowError]) -> Iterator[NamedInput]:
+    if options.subsets:
+        data = open_data(options)
+        for dataset, table in data.tables:
+            side = options.side if options.side == "query" else candidate_side(dataset)
+            for row in rows_of(dataset, table, options, options.limit):
+                if isinstance(row, RowError):
+                    errors.append(row)
+                    continue
+                item = row.query if options.side == "query" else row.candidates[0]
+                yield NamedInput(f"{dataset.name} {row.index}", _content(model, opened(data.images, item)), side)
+        return
+    if options.text or options.image:
+        given: dict[str, Any] = {"text": options.text} if options.text else {}
+        given |= {"image": Path(options.image)} if options.image else {}
+        label = " ".join(filter(None, (Path(options.image).name if options.image else "", options.text)))
+        yield NamedInput(label, _content(model, given), options.side)
+        return
+    example: dict[str, Any] = {"text": EXAMPLE}
+    if model.takes_images:
+        example["image"] = _photo()
+    yield NamedInput(f"{PHOTO} {EXAMPLE}" if model.takes_images else EXAMPLE, _content(model, example), options.side)
+
+
+def _content(model: Gen2Embed, given: dict[str, Any]) -> Content:
+    return model.fitted([given])[0]
+
+
+def _photo() -> Any:
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image(PHOTO))
+
+
+def text_table(result: AttentionResult) -> str:
+    """Return the figures by layer as a text, and those of the words in each place."""
+    names = list(result.overall())
+    kinds = ("ε", "ε/u", "last", "last*")
+    rows: Table = [["layer", *(f"{kind} {name}" for kind in kinds for name in names)]]
+    layers = result.layers()
+    rows += [[str(number), *_cells(figures, names)] for number, figures in layers.items()]
+    rows.append(["mean", *_cells(result.overall(), names)])
+    uniform = ", ".join(f"{name} {one.uniform:.3g}" for name, one in result.overall().items())
+    lines = [as_text(rows), f"\n{LEGEND}", f"ε under uniform attention: {uniform}"]
+    if result.system:
+        lines += [f"\nThe words of the system prompt, mean over layers:\n\n{as_text(words_table(result))}"]
+    return "\n".join(lines)
+
+
+def words_table(result: AttentionResult) -> Table:
+    """Return what the prompt's words receive in each place, averaged over inputs and layers."""
+    rows: Table = [["the words in the", "tokens", "first", "ε", "ε/u", "last", "last*"]]
+    for number, name in enumerate(result.place_names):
+        one = result.overall(number, words=True)["words"]
+        shares = [f"{100 * share:.1f}" for share in (one.last_row, one.last_row_without_first)]
+        rows.append([name, f"{one.tokens:.0f}", f"{one.first:.0f}", f"{one.efficiency:.3g}", f"{one.over_uniform:.2f}"])
+        rows[-1] += shares
+    return rows
+
+
+def _cells(figures: dict[str, SegmentFigures], names: Sequence[str]) -> list[str]:
+    found = [figures[name] for name in names]
+    return [
+        *(f"{one.efficiency:.3g}" for one in found),
+        *(f"{one.over_uniform:.2f}" for one in found),
+        *(f"{100 * one.last_row:.1f}" for one in found),
+        *(f"{100 * one.last_row_without_first:.1f}" for one in found),
+    ]
+
+
+def as_json(result: AttentionResult) -> dict[str, Any]:
+    """Return the figures for `attention.json`."""
+
+    def plain(layers: dict[int, dict[str, SegmentFigures]]) -> dict[str, Any]:
+        return {str(number): {name: asdict(one) for name, one in found.items()} for number, found in layers.items()}
+
+    content: dict[str, Any] = {
+        "model": result.model,
+        "prompt_mode": result.prompt_mode,
+        "inputs": list(result.inputs),
+        "num_tokens": [of_input[0].num_tokens for of_input in result.measured],
+        "layers": plain(result.layers()),
+        "errors": [error._asdict() for error in result.errors],
+    }
+    if result.system:
+        content["words"] = result.system
+        content["places"] = {
+            name: plain(result.layers(number, words=True)) for number, name in enumerate(result.place_names)
+        }
+    return content

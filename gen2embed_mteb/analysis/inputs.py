@@ -1,0 +1,117 @@
+"""The inputs of an analysis: rows of MMEB's datasets, read as the evaluation reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gen2embed_mteb.bulk.types import Item
+from gen2embed_mteb.data_files.rows import BadRow, RowLimits
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.evaluation.run import RowError, find_images
+from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.images.options import LinkOption
+from gen2embed_mteb.images.resizing import ImageOptions
+from gen2embed_mteb.images.source import ImageSource, open_input
+from gen2embed_mteb.mini.benchmark import MMEB_MINI, ensure
+from gen2embed_mteb.mini.places import evaluation_places
+from gen2embed_mteb.mmeb.datasets import MMEB, Benchmark, DatasetInfo
+from gen2embed_mteb.mmeb.readers import EvalRow, eval_columns, read_eval_rows
+from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets
+from gen2embed_mteb.names import Side
+
+BENCHMARKS: dict[str, Benchmark] = {MMEB.name: MMEB, MMEB_MINI.name: MMEB_MINI}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(RowLimits, LinkOption):
+    """Which datasets are read."""
+
+    benchmark: str = option("benchmark whose datasets are read", default=MMEB.name, choices=tuple(BENCHMARKS))
+    data_dir: str = option("folder or hub id of its tables; mmeb-mini draws its own", default="")
+    image_dir: str = option("folder or .zip archive of the images; default: beside the tables", default="")
+    split: str = option("split that is read", default="test", flag="eval_split")
+    subsets: tuple[str, ...] = option("datasets that are read", default=())
+    limit: int | None = option("rows per dataset, from the first", default=None, least=1)
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        check_options(self)
+
+    @property
+    def chosen(self) -> Benchmark:
+        """The benchmark, with the datasets that are read.
+
+        Raises:
+            Gen2EmbedError: A dataset is unknown.
+        """
+        return BENCHMARKS[self.benchmark].select(self.subsets)
+
+
+class OpenedData(NamedTuple):
+    """Datasets whose tables were found and checked, and the source of their images."""
+
+    tables: list[tuple[DatasetInfo, SubsetTable]]
+    images: ImageSource
+
+
+def open_data(options: DataOptions, *, exif_orientation: bool = False) -> OpenedData:
+    """Open the tables of the chosen datasets; MMEB-mini is drawn if it is not there.
+
+    Args:
+        options: Which datasets.
+        exif_orientation: Whether images are turned as their EXIF data says.
+
+    Raises:
+        DataError: A dataset or a column is missing, or a file is damaged.
+        FileNotFoundError: The images cannot be found.
+        Gen2EmbedError: A dataset is unknown, or `data_dir` is missing.
+    """
+    chosen = options.chosen
+    data_dir, image_dir = options.data_dir, options.image_dir
+    if options.benchmark == MMEB_MINI.name:
+        data_dir, image_dir = map(str, evaluation_places(ensure("eval", data_dir or None)))
+    if not data_dir:
+        raise Gen2EmbedError(f"--data_dir is needed for --benchmark {options.benchmark}; mmeb-mini needs none")
+    tables = open_subsets(data_dir, chosen.datasets, options.split)
+    for dataset, table in tables:
+        table.require(eval_columns(dataset, table.columns))
+    images = find_images(
+        data_dir, image_dir, follow_links=options.follow_links, exif_orientation=exif_orientation
+    )
+    return OpenedData(tables, images)
+
+
+def rows_of(
+    dataset: DatasetInfo, table: SubsetTable, options: DataOptions, limit: int | None
+) -> Iterator[EvalRow | RowError]:
+    """Read the rows of a dataset; a row that cannot be used comes as the reason why.
+
+    Args:
+        dataset: The dataset.
+        table: Its table.
+        options: The limits of a row.
+        limit: The most rows.
+    """
+    for row in read_eval_rows(table, dataset, limit, options):
+        yield RowError(dataset.name, row.index, row.file, row.reason) if isinstance(row, BadRow) else row
+
+
+def candidate_side(dataset: DatasetInfo) -> Side:
+    """Return the side on which a dataset's candidates are encoded."""
+    return "query" if dataset.candidates_as_queries else "document"
+
+
+def opened(images: ImageSource, item: Item, options: ImageOptions | None = None) -> dict[str, Any]:
+    """Open an item as `Gen2Embed` takes it.
+
+    Args:
+        images: The source of its images.
+        item: The item.
+        options: How its images are resized; `None` means the defaults.
+
+    Raises:
+        ImageError: An image cannot be opened.
+    """
+    return open_input(images, item.text, item.images, options or ImageOptions())
