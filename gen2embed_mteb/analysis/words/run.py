@@ -1,0 +1,243 @@
+"""Asks the output layer for the most probable next tokens at the embedding's position, prompt by prompt.
+
+The embedding is the last hidden state of the prompted input. The generator of the same weights turns that state into
+the probabilities of the next token: of the "one word" that the prompt asks for. A readout other than the last state is
+left out of this, since the output layer was made for the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from gen2embed_mteb.analysis.inputs import DataOptions, OpenedData, candidate_side, open_data, opened, rows_of
+from gen2embed_mteb.analysis.space.run import check_prompts
+from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.evaluation.run import RowError, refuse_images
+from gen2embed_mteb.evaluation.tables import Table, as_text
+from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.images.errors import ImageError
+from gen2embed_mteb.mmeb.evaluate import images_in
+from gen2embed_mteb.mmeb.row_text import drop_unmatched_markers
+from gen2embed_mteb.names import Side
+
+if TYPE_CHECKING:
+    from gen2embed_mteb.embedder.model import Gen2Embed
+
+PROMPTS = ("none", "hierarchical")
+DATASETS = {"mmeb": ("ImageNet-R", "OK-VQA", "MSCOCO_i2t"), "mmeb-mini": ("ColorShape", "AttributeQA", "Scenes_i2t")}
+NUM_ROWS, NUM_TOKENS = 2, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsOptions(DataOptions):
+    """Which inputs are asked about, and how many tokens are shown."""
+
+    subsets: tuple[str, ...] = option("datasets whose inputs are shown (default: one per kind of task)", default=())
+    limit: int | None = option(
+        "rows per dataset, from the first; each gives its query and its positive", default=NUM_ROWS, least=1
+    )
+    prompts: tuple[str, ...] = option("prompts that are compared, a column for each", default=PROMPTS)
+    top: int = option("tokens that are shown", default=NUM_TOKENS, least=1, most=50)
+    text: str = option("text of one input, in place of datasets", default="")
+    image: str = option("image file of that input", default="")
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            Gen2EmbedError: A value is out of its range, a prompt cannot be compared, or one input and datasets are
+                both given.
+        """
+        check_options(self)
+        check_prompts(self.prompts)
+        if self.subsets and (self.text or self.image):
+            raise Gen2EmbedError("--subsets names inputs of datasets, --text and --image one input; leave one out")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The datasets whose inputs are shown."""
+        return self.subsets or DATASETS[self.benchmark]
+
+
+class NextToken(NamedTuple):
+    """A token that may come next, and its probability."""
+
+    text: str
+    probability: float
+
+
+class AskedInput(NamedTuple):
+    """An input that is asked about.
+
+    Attributes:
+        label: The dataset and row that it is of; empty for an input of the caller.
+        side: Its side.
+        given: The input as `Gen2Embed` takes it, with its opened image.
+    """
+
+    label: str
+    side: Side
+    given: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """Its text without marks of images."""
+        return drop_unmatched_markers(self.given.get("text", ""), 0).strip()
+
+
+@dataclass(frozen=True)
+class WordsResult:
+    """The tokens of every input under every prompt.
+
+    Attributes:
+        model: The model's name.
+        prompts: The names of the prompts.
+        inputs: The inputs.
+        tokens: For each input and prompt, the most probable tokens first.
+        errors: Rows that were set aside.
+    """
+
+    model: str
+    prompts: tuple[str, ...]
+    inputs: tuple[AskedInput, ...]
+    tokens: tuple[tuple[tuple[NextToken, ...], ...], ...]
+    errors: tuple[RowError, ...] = ()
+
+
+def open_words(options: WordsOptions) -> OpenedData | None:
+    """Open the datasets; `None` if the caller has an input of their own.
+
+    Args:
+        options: Which inputs.
+    """
+    if options.text or options.image:
+        return None
+    return open_data(replace(options, subsets=options.names))
+
+
+def analyze_words(model: Gen2Embed, options: WordsOptions, data: OpenedData | None) -> WordsResult:
+    """Return the most probable next tokens; the model has the last of the prompts afterwards.
+
+    Args:
+        model: The model.
+        options: Which inputs, prompts and how many tokens.
+        data: What `open_words` returned.
+
+    Raises:
+        Gen2EmbedError: The model has no output layer, takes text alone where there are images, or no row can be used.
+    """
+    errors: list[RowError] = []
+    if data is None:
+        given: dict[str, Any] = {"text": options.text} if options.text else {}
+        given |= {"image": Path(options.image)} if options.image else {}
+        inputs = [AskedInput("", "query", given | _as_given(model, given))]
+    else:
+        refuse_images(model.text_alone, images_in(data.tables, options.limit, options))
+        inputs = list(_inputs(data, options, errors))
+    if not inputs:
+        raise Gen2EmbedError(f"no row can be used; the first reason: {errors[0].reason}")
+    columns, names = [], []
+    for name in options.prompts:
+        model.set_prompt(name)
+        names.append(model.prompt_mode)
+        columns.append([next_tokens(model, one.given, one.side, options.top) for one in inputs])
+    return WordsResult(
+        model.source, tuple(names), tuple(inputs), tuple(zip(*columns, strict=True)), tuple(errors)
+    )
+
+
+@torch.inference_mode()
+def next_tokens(model: Gen2Embed, given: dict[str, Any], side: Side, top: int) -> tuple[NextToken, ...]:
+    """Return the most probable next tokens behind one prompted input.
+
+    Args:
+        model: The model.
+        given: The input.
+        side: Its side.
+        top: How many tokens.
+
+    Raises:
+        Gen2EmbedError: The model has no output layer.
+    """
+    generator = model.generator
+    features = model.preprocess([given], task=side)
+    taken = generator.module.model_forward_params
+    moved = {
+        name: value.to(model.device)
+        for name, value in features.items()
+        if isinstance(value, torch.Tensor) and (taken is None or name in taken) and name not in _NOT_PASSED
+    }
+    logits = generator.model(**moved, logits_to_keep=1).logits[0, -1]
+    found = logits.float().softmax(dim=-1).topk(min(top, logits.shape[-1]))
+    tokens = (model.tokenizer.decode([token]) for token in found.indices.tolist())
+    return tuple(NextToken(text, value) for text, value in zip(tokens, found.values.tolist(), strict=True))
+
+
+_NOT_PASSED = frozenset({"modality", "logits_to_keep", "num_images_per_sample", "num_videos_per_sample"})
+"""What sentence-transformers puts beside the features, for itself."""
+
+
+def _as_given(model: Gen2Embed, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the image of an input opened, if it has one."""
+    images = model.fitted([given])[0].images
+    return {"image": images[0]} if images else {}
+
+
+def _inputs(data: OpenedData, options: WordsOptions, errors: list[RowError]) -> Iterator[AskedInput]:
+    for dataset, table in data.tables:
+        for row in rows_of(dataset, table, options, options.limit):
+            if isinstance(row, RowError):
+                errors.append(row)
+                continue
+            label = f"{dataset.name} {row.index}"
+            try:
+                both = [
+                    AskedInput(label, "query", opened(data.images, row.query)),
+                    AskedInput(label, candidate_side(dataset), opened(data.images, row.candidates[0])),
+                ]
+            except ImageError as error:
+                errors.append(RowError(dataset.name, row.index, error.path, error.reason))
+                continue
+            yield from both
+
+
+def shown(text: str) -> str:
+    """Return a token as people read it: its blanks and line breaks can be seen."""
+    return text.replace(" ", "·").replace("\n", "\\n").replace("\t", "\\t") or "(nothing)"
+
+
+def text_table(result: WordsResult) -> str:
+    """Return the tokens of every input as a text."""
+    rows: Table = [["input", "side", *result.prompts]]
+    for one, columns in zip(result.inputs, result.tokens, strict=True):
+        cells = [", ".join(f"{shown(token.text)} {token.probability:.2f}" for token in tokens) for tokens in columns]
+        text = one.text if len(one.text) <= 40 else f"{one.text[:39]}…"
+        what = " ".join(filter(None, (one.label, "[image]" if "image" in one.given else "", " ".join(text.split()))))
+        rows.append([what, one.side, *cells])
+    return as_text(rows)
+
+
+def as_json(result: WordsResult) -> dict[str, Any]:
+    """Return the tokens for `words.json`."""
+    return {
+        "model": result.model,
+        "inputs": [
+            {
+                "input": one.label,
+                "side": one.side,
+                "text": one.text,
+                "has_image": "image" in one.given,
+                "prompts": {
+                    prompt: [token._asdict() for token in tokens]
+                    for prompt, tokens in zip(result.prompts, columns, strict=True)
+                },
+            }
+            for one, columns in zip(result.inputs, result.tokens, strict=True)
+        ],
+        "errors": [error._asdict() for error in result.errors],
+    }
