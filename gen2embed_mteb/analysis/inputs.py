@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.data_files.rows import BadRow, RowLimits
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import RowError, find_images
 from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.images.decoding import open_image
+from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.options import LinkOption
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.images.source import ImageSource, open_input
@@ -18,6 +19,7 @@ from gen2embed_mteb.mini.benchmark import MMEB_MINI, ensure
 from gen2embed_mteb.mini.places import evaluation_places
 from gen2embed_mteb.mmeb.datasets import MMEB, Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.readers import EvalRow, eval_columns, read_eval_rows
+from gen2embed_mteb.mmeb.row_text import drop_unmatched_markers
 from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets
 from gen2embed_mteb.names import Side
 
@@ -77,9 +79,7 @@ def open_data(options: DataOptions, *, exif_orientation: bool = False) -> Opened
     tables = open_subsets(data_dir, chosen.datasets, options.split)
     for dataset, table in tables:
         table.require(eval_columns(dataset, table.columns))
-    images = find_images(
-        data_dir, image_dir, follow_links=options.follow_links, exif_orientation=exif_orientation
-    )
+    images = find_images(data_dir, image_dir, follow_links=options.follow_links, exif_orientation=exif_orientation)
     return OpenedData(tables, images)
 
 
@@ -103,15 +103,58 @@ def candidate_side(dataset: DatasetInfo) -> Side:
     return "query" if dataset.candidates_as_queries else "document"
 
 
-def opened(images: ImageSource, item: Item, options: ImageOptions | None = None) -> dict[str, Any]:
-    """Open an item as `Gen2Embed` takes it.
+class AskedInput(NamedTuple):
+    """One input of an analysis.
+
+    Attributes:
+        label: The dataset and row that it is of; empty for an input of the caller.
+        side: Its side.
+        given: The input as `Gen2Embed` takes it; its images are opened.
+    """
+
+    label: str
+    side: Side
+    given: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """Its text without marks of images."""
+        return drop_unmatched_markers(self.given.get("text", ""), 0).strip()
+
+
+def opened_rows(
+    data: OpenedData, options: DataOptions, errors: list[RowError]
+) -> Iterator[tuple[AskedInput, AskedInput]]:
+    """Return the query and the positive of the first rows of each dataset, opened.
 
     Args:
-        images: The source of its images.
-        item: The item.
-        options: How its images are resized; `None` means the defaults.
+        data: The datasets.
+        options: How many rows, and the limits of each.
+        errors: Gets the rows that cannot be used.
+    """
+    for dataset, table in data.tables:
+        for row in rows_of(dataset, table, options, options.limit):
+            if isinstance(row, RowError):
+                errors.append(row)
+                continue
+            label, items = f"{dataset.name} {row.index}", (row.query, row.candidates[0])
+            try:
+                query, positive = (open_input(data.images, one.text, one.images, ImageOptions()) for one in items)
+            except ImageError as error:
+                errors.append(RowError(dataset.name, row.index, error.file, error.reason))
+                continue
+            yield AskedInput(label, "query", query), AskedInput(label, candidate_side(dataset), positive)
+
+
+def own_input(text: str, image: str) -> dict[str, Any]:
+    """Return an input of the caller, with its image opened.
+
+    Args:
+        text: Its text, or an empty one.
+        image: The path of its image, or an empty one.
 
     Raises:
-        ImageError: An image cannot be opened.
+        ImageError: The image cannot be opened.
     """
-    return open_input(images, item.text, item.images, options or ImageOptions())
+    given: dict[str, Any] = {"text": text} if text else {}
+    return given | ({"image": open_image(image)} if image else {})

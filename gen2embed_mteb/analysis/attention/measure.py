@@ -157,9 +157,11 @@ def reduced(number: int, weights: torch.Tensor, mask: torch.Tensor | None) -> La
     counts = _block_sums(seen.float(), block)
     pooled = _block_sums(mean, block) / counts  # 0 / 0 is NaN
     return LayerAttention(
-        number,
-        *(_numbers(one) for one in (mean.sum(0, dtype=torch.float64), even.sum(0, dtype=torch.float64), mean[-1])),
-        _numbers(pooled),
+        layer=number,
+        received=_numbers(mean.sum(0, dtype=torch.float64)),
+        uniform=_numbers(even.sum(0, dtype=torch.float64)),
+        last=_numbers(mean[-1]),
+        pooled=_numbers(pooled),
     )
 
 

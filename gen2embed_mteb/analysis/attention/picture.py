@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -28,7 +29,7 @@ def picture(result: AttentionResult) -> Canvas:
         result: What was measured.
     """
     shown = result.measured[0][0]
-    height = 890 + (44 + 28 * len(result.place_names) if result.system else 0)
+    height = 900 + (44 + 28 * len(result.place_names) if result.system else 0)
     canvas = Canvas(_WIDTH, height, f"Attention of {result.model}, prompt {result.prompt_mode}")
     canvas.text(_MARGIN, 42, "Where the attention goes", size=20, bold=True)
     about = f"{result.model}, prompt {result.prompt_mode}: {result.inputs[0]} ({shown.num_tokens} tokens)"
@@ -37,11 +38,11 @@ def picture(result: AttentionResult) -> Canvas:
     chosen = _chosen(shown.layers)
     low, high = _range(chosen)
     for number, layer in enumerate(chosen):
-        _heat_map(canvas, _MARGIN + number * (_MAP + 51), 140, layer, shown, low, high)
-    _scale(canvas, 140 + _MAP + 46, low, high)
-    _charts(canvas, result, 590)
+        _heat_map(canvas, _MARGIN + number * (_MAP + 51), 150, layer=layer, shown=shown, low=low, high=high)
+    _scale(canvas, 150 + _MAP + 46, low, high)
+    _charts(canvas, result, 600)
     if result.system:
-        _places(canvas, result, 890)
+        _places(canvas, result, 900)
     return canvas
 
 
@@ -59,7 +60,7 @@ def _range(layers: list[LayerAttention]) -> tuple[float, float]:
 
 
 def _heat_map(
-    canvas: Canvas, x: float, y: float, layer: LayerAttention, shown: Measured, low: float, high: float
+    canvas: Canvas, x: float, y: float, *, layer: LayerAttention, shown: Measured, low: float, high: float
 ) -> None:
     canvas.text(x, y - 26, f"layer {layer.layer}", size=13, bold=True)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -132,7 +133,7 @@ def _charts(canvas: Canvas, result: AttentionResult, y: float) -> None:
 def _places(canvas: Canvas, result: AttentionResult, y: float) -> None:
     """Draw what the prompt's words receive in each place."""
     canvas.text(_MARGIN, y, "The same words in three places, mean over layers", size=15, bold=True)
-    kinds = (
+    kinds: tuple[tuple[str, Callable[[SegmentFigures], float], str], ...] = (
         ("Eq. 1", lambda one: one.efficiency, "{:.2g}"),
         ("divided by uniform", lambda one: one.over_uniform, "{:.2f}"),
         ("the last row, %", lambda one: 100 * one.last_row, "{:.1f}"),
@@ -149,7 +150,7 @@ def _places(canvas: Canvas, result: AttentionResult, y: float) -> None:
             top = y + 36 + 28 * number
             canvas.rectangle(x, top, max(1.0, (wide - 70) * value(one) / most), 16, BLUE, radius=2, opacity=0.8)
             canvas.text(x + (wide - 70) * value(one) / most + 6, top + 12.5, shape.format(value(one)), size=11)
-    for number, (name, one) in enumerate(zip(result.place_names, found, strict=True)):
+    for number, name in enumerate(result.place_names):
         top = y + 36 + 28 * number
         canvas.text(_MARGIN, top + 12.5, name, size=12)
         if number:

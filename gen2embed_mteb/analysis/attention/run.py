@@ -6,7 +6,7 @@ the first to the second the role changes and the position hardly does; from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gen2embed_mteb.analysis.attention.figures import SegmentFigures, averaged, figures_of
 from gen2embed_mteb.analysis.attention.measure import LayerAttention, measure
 from gen2embed_mteb.analysis.attention.segments import Mask, Placed, by_position, by_words, places
-from gen2embed_mteb.analysis.inputs import DataOptions, candidate_side, open_data, opened, rows_of
+from gen2embed_mteb.analysis.inputs import AskedInput, DataOptions, OpenedData, open_data, opened_rows, own_input
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.evaluation.run import RowError
+from gen2embed_mteb.evaluation.run import RowError, refuse_images
 from gen2embed_mteb.evaluation.tables import Table, as_text
 from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.mmeb.evaluate import images_in
 from gen2embed_mteb.names import Side
 
 if TYPE_CHECKING:
@@ -122,26 +123,36 @@ class AttentionResult:
         return averaged(list(self.layers(place, words=words).values()))
 
 
-class NamedInput(NamedTuple):
-    """An input, its side, and what it is, for people."""
+def open_attention(options: AttentionOptions) -> OpenedData | AskedInput:
+    """Open the datasets, the input of the caller, or the built-in example.
 
-    label: str
-    content: Content
-    side: Side
+    Args:
+        options: Which inputs.
+
+    Raises:
+        Gen2EmbedError: Data or the image cannot be used.
+    """
+    if options.subsets:
+        return open_data(options)
+    if options.text or options.image:
+        label = " ".join(filter(None, (Path(options.image).name if options.image else "", options.text)))
+        return AskedInput(label, options.side, own_input(options.text, options.image))
+    return AskedInput("", options.side, {"text": EXAMPLE})
 
 
-def analyze_attention(model: Gen2Embed, options: AttentionOptions) -> AttentionResult:
+def analyze_attention(model: Gen2Embed, options: AttentionOptions, data: OpenedData | AskedInput) -> AttentionResult:
     """Measure the attention of one or several inputs.
 
     Args:
         model: The model, with its prompt.
         options: Which inputs.
+        data: What `open_attention` returned.
 
     Raises:
         Gen2EmbedError: An input is too long, a dataset or an image cannot be used, or the model shows no attention.
     """
     errors: list[RowError] = []
-    inputs = list(_inputs(model, options, errors))
+    inputs = _inputs(model, options, data, errors)
     if not inputs:
         raise Gen2EmbedError(f"no row can be used; the first reason: {errors[0].reason}")
     return AttentionResult(
@@ -149,7 +160,7 @@ def analyze_attention(model: Gen2Embed, options: AttentionOptions) -> AttentionR
         prompt_mode=model.prompt_mode,
         system=model.prompt.system(inputs[0].side),
         inputs=tuple(one.label for one in inputs),
-        measured=tuple(_measured(model, one.content, one.side, options.max_tokens) for one in inputs),
+        measured=tuple(_measured(model, model.fitted([one.given])[0], one.side, options.max_tokens) for one in inputs),
         errors=tuple(errors),
     )
 
@@ -168,32 +179,16 @@ def _placed(model: Gen2Embed, placed: Placed, side: Side, most: int) -> Measured
     return Measured(placed.name, len(ids), segments, by_words(model, placed, ids, side), layers)
 
 
-def _inputs(model: Gen2Embed, options: AttentionOptions, errors: list[RowError]) -> Iterator[NamedInput]:
-    if options.subsets:
-        data = open_data(options)
-        for dataset, table in data.tables:
-            side = options.side if options.side == "query" else candidate_side(dataset)
-            for row in rows_of(dataset, table, options, options.limit):
-                if isinstance(row, RowError):
-                    errors.append(row)
-                    continue
-                item = row.query if options.side == "query" else row.candidates[0]
-                yield NamedInput(f"{dataset.name} {row.index}", _content(model, opened(data.images, item)), side)
-        return
-    if options.text or options.image:
-        given: dict[str, Any] = {"text": options.text} if options.text else {}
-        given |= {"image": Path(options.image)} if options.image else {}
-        label = " ".join(filter(None, (Path(options.image).name if options.image else "", options.text)))
-        yield NamedInput(label, _content(model, given), options.side)
-        return
-    example: dict[str, Any] = {"text": EXAMPLE}
-    if model.takes_images:
-        example["image"] = _photo()
-    yield NamedInput(f"{PHOTO} {EXAMPLE}" if model.takes_images else EXAMPLE, _content(model, example), options.side)
-
-
-def _content(model: Gen2Embed, given: dict[str, Any]) -> Content:
-    return model.fitted([given])[0]
+def _inputs(
+    model: Gen2Embed, options: AttentionOptions, data: OpenedData | AskedInput, errors: list[RowError]
+) -> list[AskedInput]:
+    if isinstance(data, OpenedData):
+        refuse_images(model.text_alone, images_in(data.tables, options.limit, options))
+        return [pair[options.side != "query"] for pair in opened_rows(data, options, errors)]
+    if not data.label:  # the built-in example
+        photo = {"image": _photo()} if model.takes_images else {}
+        return [AskedInput(f"{PHOTO if photo else ''} {EXAMPLE}".strip(), data.side, data.given | photo)]
+    return [data]
 
 
 def _photo() -> Any:

@@ -15,6 +15,7 @@ first), the header of the user's turn included; "image" is the image; "user" is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,7 @@ def image_mask(model: Gen2Embed, ids: Sequence[int], num_images: int) -> Mask:
             "processor); pass an input without an image"
         )
     special = _special(model)
-    for left, right in zip(found, found[1:], strict=False):
+    for left, right in itertools.pairwise(found):
         if all(ids[place] in special for place in range(left + 1, right)):
             mask[left:right] = True
     return mask

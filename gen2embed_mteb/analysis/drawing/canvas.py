@@ -1,7 +1,7 @@
-"""`Canvas`: shapes that are drawn once and written twice, as SVG text and as PNG pixels.
+r"""`Canvas`: shapes that are drawn once and written twice, as SVG text and as PNG pixels.
 
 The PNG is drawn by Pillow at four times the size and reduced to twice the size, so that edges are smooth. Pillow's own
-font has Latin letters; other characters are written as `\\uXXXX` there, while the SVG leaves them to the viewer's fonts.
+font has Latin letters; other characters are written as `\uXXXX` there. The SVG leaves them to the fonts of its viewer.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -57,12 +58,16 @@ class Canvas:
         lower = max(_DENSE * y, _DENSE * (y + height) - 1)
         color = _rgba(fill, opacity)
         self._paint.append(
-            lambda image: _draw(image).rounded_rectangle((*box, lower), _DENSE * radius, color)
-            if radius
-            else _draw(image).rectangle((*box, lower), color)
+            lambda image: (
+                _draw(image).rounded_rectangle((*box, lower), _DENSE * radius, color)
+                if radius
+                else _draw(image).rectangle((*box, lower), color)
+            )
         )
 
-    def line(self, points: Sequence[Point], color: str, *, width: float = 1, opacity: float = 1, dash: float = 0) -> None:
+    def line(
+        self, points: Sequence[Point], color: str, *, width: float = 1, opacity: float = 1, dash: float = 0
+    ) -> None:
         """Draw a line through points; `dash` is the length of its dashes, 0 for none."""
         shown = " ".join(f"{_n(x)},{_n(y)}" for x, y in points)
         dashed = f' stroke-dasharray="{_n(dash)}"' if dash else ""
@@ -247,7 +252,7 @@ def _dashes(points: Sequence[Point], length: float) -> list[list[Point]]:
     pieces: list[list[Point]] = []
     covered, piece = 0.0, [points[0]]
     drawn = True
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         distance = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
         at = 0.0
         while distance - at > length - covered:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 
-from gen2embed_mteb.analysis.drawing.canvas import FAINT, INK, SOFT, Canvas, shortened
+from gen2embed_mteb.analysis.drawing.canvas import FAINT, INK, SOFT, Canvas, Point, shortened
 from gen2embed_mteb.analysis.drawing.charts import legend
 from gen2embed_mteb.analysis.drawing.colors import CLASSES, GRAY
 from gen2embed_mteb.analysis.space.points import Points, kind_of
 from gen2embed_mteb.analysis.space.projection import TITLES
 from gen2embed_mteb.analysis.space.run import Panel, SpaceResult, cells_of
 from gen2embed_mteb.mmeb.row_text import drop_unmatched_markers
+
+Places = npt.NDArray[np.float64]
 
 _SIDE, _GAP, _MARGIN, _TOP, _NUMBERS = 300, 36, 40, 84, 132
 _FEWEST = 2
@@ -37,7 +40,9 @@ def picture(result: SpaceResult) -> Canvas:
     width = max(680, 2 * _MARGIN + columns * _SIDE + (columns - 1) * _GAP)
     row_height = 62 + _SIDE + _NUMBERS
     how = TITLES.get(result.projection, "no map")
-    canvas = Canvas(width, _TOP + len(result.panels) * row_height + 16, f"The space of {result.model} by prompt ({how})")
+    canvas = Canvas(
+        width, _TOP + len(result.panels) * row_height + 16, f"The space of {result.model} by prompt ({how})"
+    )
     canvas.text(_MARGIN, 42, "Queries and candidates, prompt by prompt", size=20, bold=True)
     about = f"{result.model}; {how} of each panel by itself: distances between panels, and their axes, mean nothing"
     canvas.text(_MARGIN, 64, shortened(about, width - 2 * _MARGIN, 12), color=SOFT)
@@ -64,7 +69,7 @@ def _row(canvas: Canvas, row: tuple[Panel, ...], top: float) -> None:
         canvas.rectangle(x, y, _SIDE, _SIDE, FAINT, radius=4, opacity=0.28)
         canvas.text(x + 10, y + 20, panel.prompt, size=13, bold=True)
         if panel.places is not None:
-            _map(canvas, panel, colors, x, y)
+            _map(canvas, panel, panel.places, colors, (x, y))
         cells = cells_of(panel.numbers)
         for line, (label, place) in enumerate(_LINES):
             at = y + _SIDE + 20 + 17 * line
@@ -85,27 +90,23 @@ def _best(row: tuple[Panel, ...]) -> dict[int, set[int]]:
     return found
 
 
-def _map(canvas: Canvas, panel: Panel, colors: list[str], x: float, y: float) -> None:
-    assert panel.places is not None
+def _map(canvas: Canvas, panel: Panel, places: Places, colors: list[str], corner: Point) -> None:
     inner = _SIDE - 44
-    low, high = panel.places.min(axis=0), panel.places.max(axis=0)
+    low, high = places.min(axis=0), places.max(axis=0)
     scale = inner / max(float((high - low).max()), 1e-12)
     middle = (low + high) / 2
-    spots = np.stack(
-        [
-            x + _SIDE / 2 + (panel.places[:, 0] - middle[0]) * scale,
-            y + _SIDE / 2 + 8 - (panel.places[:, 1] - middle[1]) * scale,
-        ],
-        axis=1,
-    ).tolist()
+    x, y = corner
+    across = x + _SIDE / 2 + (places[:, 0] - middle[0]) * scale
+    down = y + _SIDE / 2 + 8 - (places[:, 1] - middle[1]) * scale
+    spots: list[Point] = list(zip(across.tolist(), down.tolist(), strict=True))
     count = len(panel.points.queries)
     for query, candidate in panel.points.pairs.tolist():
-        canvas.line([tuple(spots[query]), tuple(spots[count + candidate])], INK, width=0.3, opacity=0.35)
-    for number, spot in enumerate(spots[:count]):
-        canvas.circle(*spot, 2.4, colors[number], opacity=0.75)
+        canvas.line([spots[query], spots[count + candidate]], INK, width=0.3, opacity=0.35)
+    for color, (at, height) in zip(colors, spots[:count], strict=True):
+        canvas.circle(at, height, 2.4, color, opacity=0.75)
     few = len(panel.points.candidates) <= len(CLASSES)
-    for spot in spots[count:]:
-        canvas.circle(*spot, 4.2 if few else 2.0, INK, outline="#ffffff" if few else "", thick=1)
+    for at, height in spots[count:]:
+        canvas.circle(at, height, 4.2 if few else 2.0, INK, outline="#ffffff" if few else "", thick=1)
 
 
 def colors_of(points: Points) -> tuple[list[str], list[tuple[str, str]]]:
@@ -122,5 +123,8 @@ def colors_of(points: Points) -> tuple[list[str], list[tuple[str, str]]]:
     if len(largest) < 2 or len(points.candidates) > len(points.queries) / _FEWEST:
         return [CLASSES[0]] * len(classes), []
     color = dict(zip(largest, CLASSES, strict=False))
-    named = [(color[one], drop_unmatched_markers(points.candidates[one].text, 0).strip() or f"class {one}") for one in largest]
+    named = [
+        (color[one], drop_unmatched_markers(points.candidates[one].text, 0).strip() or f"class {one}")
+        for one in largest
+    ]
     return [color.get(one, GRAY) for one in classes], named

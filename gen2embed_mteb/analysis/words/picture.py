@@ -8,9 +8,10 @@ from PIL import Image
 
 from gen2embed_mteb.analysis.drawing.canvas import FAINT, SOFT, Canvas, shortened
 from gen2embed_mteb.analysis.drawing.colors import BLUE, ORANGE
-from gen2embed_mteb.analysis.words.run import AskedInput, NextToken, WordsResult, shown
+from gen2embed_mteb.analysis.inputs import AskedInput
+from gen2embed_mteb.analysis.words.run import NextToken, WordsResult, shown
 
-_MARGIN, _LEFT, _COLUMN, _LINE, _THUMB, _HEAD = 40, 300, 300, 19, 84, 118
+_MARGIN, _LEFT, _COLUMN, _LINE, _THUMB, _HEAD = 40, 300, 330, 19, 84, 118
 _WORD = 128
 """The width of a token's text."""
 
@@ -29,7 +30,7 @@ def picture(result: WordsResult) -> Canvas:
     about = f"{result.model}: the most probable next tokens at the embedding's position; · is a blank"
     canvas.text(_MARGIN, 64, shortened(about, width - 2 * _MARGIN, 12), color=SOFT)
     for number, prompt in enumerate(result.prompts):
-        canvas.text(_MARGIN + _LEFT + number * _COLUMN, _HEAD - 14, prompt, size=14, bold=True)
+        canvas.text(_MARGIN + _LEFT + number * _COLUMN + _WORD, _HEAD - 14, prompt, size=14, bold=True)
     for number, (one, columns) in enumerate(zip(result.inputs, result.tokens, strict=True)):
         top = _HEAD + number * row
         canvas.line([(_MARGIN, top), (width - _MARGIN, top)], FAINT)
@@ -46,9 +47,7 @@ def _input(canvas: Canvas, one: AskedInput, top: float) -> None:
         if max(image.size) > 2 * _THUMB:
             small.thumbnail((2 * _THUMB, 2 * _THUMB))
         scale = _THUMB / max(image.size)
-        canvas.image(
-            x, top, image.width * scale, image.height * scale, small, pixelated=max(image.size) <= _THUMB
-        )
+        canvas.image(x, top, image.width * scale, image.height * scale, small, pixelated=max(image.size) <= _THUMB)
         x += _THUMB + 14
     room = _MARGIN + _LEFT - 22 - x
     canvas.text(x, top + 10, f"{one.label}, {one.side}".removeprefix(", "), size=11, color=SOFT)
@@ -81,7 +80,7 @@ def wrapped(text: str, width: float, size: float, most: int) -> list[str]:
         size: That of the letters.
         most: The most lines.
     """
-    words, lines = text.split(), []
+    words, lines = text.split(), list[str]()
     while words and len(lines) < most:
         if len(lines) == most - 1:
             return [*lines, shortened(" ".join(words), width, size)]

@@ -7,22 +7,18 @@ left out of this, since the output layer was made for the last one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from gen2embed_mteb.analysis.inputs import DataOptions, OpenedData, candidate_side, open_data, opened, rows_of
+from gen2embed_mteb.analysis.inputs import AskedInput, DataOptions, OpenedData, open_data, opened_rows, own_input
 from gen2embed_mteb.analysis.space.run import check_prompts
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import RowError, refuse_images
 from gen2embed_mteb.evaluation.tables import Table, as_text
 from gen2embed_mteb.flags import check_options, option
-from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.mmeb.evaluate import images_in
-from gen2embed_mteb.mmeb.row_text import drop_unmatched_markers
 from gen2embed_mteb.names import Side
 
 if TYPE_CHECKING:
@@ -71,25 +67,6 @@ class NextToken(NamedTuple):
     probability: float
 
 
-class AskedInput(NamedTuple):
-    """An input that is asked about.
-
-    Attributes:
-        label: The dataset and row that it is of; empty for an input of the caller.
-        side: Its side.
-        given: The input as `Gen2Embed` takes it, with its opened image.
-    """
-
-    label: str
-    side: Side
-    given: dict[str, Any]
-
-    @property
-    def text(self) -> str:
-        """Its text without marks of images."""
-        return drop_unmatched_markers(self.given.get("text", ""), 0).strip()
-
-
 @dataclass(frozen=True)
 class WordsResult:
     """The tokens of every input under every prompt.
@@ -109,18 +86,21 @@ class WordsResult:
     errors: tuple[RowError, ...] = ()
 
 
-def open_words(options: WordsOptions) -> OpenedData | None:
-    """Open the datasets; `None` if the caller has an input of their own.
+def open_words(options: WordsOptions) -> OpenedData | AskedInput:
+    """Open the datasets, or the input of the caller.
 
     Args:
         options: Which inputs.
+
+    Raises:
+        Gen2EmbedError: Data or the image cannot be used.
     """
     if options.text or options.image:
-        return None
+        return AskedInput("", "query", own_input(options.text, options.image))
     return open_data(replace(options, subsets=options.names))
 
 
-def analyze_words(model: Gen2Embed, options: WordsOptions, data: OpenedData | None) -> WordsResult:
+def analyze_words(model: Gen2Embed, options: WordsOptions, data: OpenedData | AskedInput) -> WordsResult:
     """Return the most probable next tokens; the model has the last of the prompts afterwards.
 
     Args:
@@ -132,13 +112,11 @@ def analyze_words(model: Gen2Embed, options: WordsOptions, data: OpenedData | No
         Gen2EmbedError: The model has no output layer, takes text alone where there are images, or no row can be used.
     """
     errors: list[RowError] = []
-    if data is None:
-        given: dict[str, Any] = {"text": options.text} if options.text else {}
-        given |= {"image": Path(options.image)} if options.image else {}
-        inputs = [AskedInput("", "query", given | _as_given(model, given))]
-    else:
+    if isinstance(data, OpenedData):
         refuse_images(model.text_alone, images_in(data.tables, options.limit, options))
-        inputs = list(_inputs(data, options, errors))
+        inputs = [one for pair in opened_rows(data, options, errors) for one in pair]
+    else:
+        inputs = [data]
     if not inputs:
         raise Gen2EmbedError(f"no row can be used; the first reason: {errors[0].reason}")
     columns, names = [], []
@@ -146,9 +124,7 @@ def analyze_words(model: Gen2Embed, options: WordsOptions, data: OpenedData | No
         model.set_prompt(name)
         names.append(model.prompt_mode)
         columns.append([next_tokens(model, one.given, one.side, options.top) for one in inputs])
-    return WordsResult(
-        model.source, tuple(names), tuple(inputs), tuple(zip(*columns, strict=True)), tuple(errors)
-    )
+    return WordsResult(model.source, tuple(names), tuple(inputs), tuple(zip(*columns, strict=True)), tuple(errors))
 
 
 @torch.inference_mode()
@@ -180,30 +156,6 @@ def next_tokens(model: Gen2Embed, given: dict[str, Any], side: Side, top: int) -
 
 _NOT_PASSED = frozenset({"modality", "logits_to_keep", "num_images_per_sample", "num_videos_per_sample"})
 """What sentence-transformers puts beside the features, for itself."""
-
-
-def _as_given(model: Gen2Embed, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the image of an input opened, if it has one."""
-    images = model.fitted([given])[0].images
-    return {"image": images[0]} if images else {}
-
-
-def _inputs(data: OpenedData, options: WordsOptions, errors: list[RowError]) -> Iterator[AskedInput]:
-    for dataset, table in data.tables:
-        for row in rows_of(dataset, table, options, options.limit):
-            if isinstance(row, RowError):
-                errors.append(row)
-                continue
-            label = f"{dataset.name} {row.index}"
-            try:
-                both = [
-                    AskedInput(label, "query", opened(data.images, row.query)),
-                    AskedInput(label, candidate_side(dataset), opened(data.images, row.candidates[0])),
-                ]
-            except ImageError as error:
-                errors.append(RowError(dataset.name, row.index, error.path, error.reason))
-                continue
-            yield from both
 
 
 def shown(text: str) -> str:
