@@ -127,7 +127,6 @@ def analyze_words(model: Gen2Embed, options: WordsOptions, data: OpenedData | As
     return WordsResult(model.source, tuple(names), tuple(inputs), tuple(zip(*columns, strict=True)), tuple(errors))
 
 
-@torch.inference_mode()
 def next_tokens(model: Gen2Embed, given: dict[str, Any], side: Side, top: int) -> tuple[NextToken, ...]:
     """Return the most probable next tokens behind one prompted input.
 
@@ -148,7 +147,8 @@ def next_tokens(model: Gen2Embed, given: dict[str, Any], side: Side, top: int) -
         for name, value in features.items()
         if isinstance(value, torch.Tensor) and (taken is None or name in taken) and name not in _NOT_PASSED
     }
-    logits = generator.model(**moved, logits_to_keep=1).logits[0, -1]
+    with torch.inference_mode():  # not above: an output layer that is read there could never be trained
+        logits = generator.model(**moved, logits_to_keep=1).logits[0, -1]
     found = logits.float().softmax(dim=-1).topk(min(top, logits.shape[-1]))
     tokens = (model.tokenizer.decode([token]) for token in found.indices.tolist())
     return tuple(NextToken(text, value) for text, value in zip(tokens, found.values.tolist(), strict=True))
