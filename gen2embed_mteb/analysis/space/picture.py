@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.analysis.drawing.canvas import FAINT, INK, SOFT, Canvas, Point, shortened
+from gen2embed_mteb.analysis.drawing.canvas import FAINT, INK, SOFT, Canvas, Point, shortened, text_width
 from gen2embed_mteb.analysis.drawing.charts import legend
 from gen2embed_mteb.analysis.drawing.colors import CLASSES, GRAY
 from gen2embed_mteb.analysis.space.points import Points, kind_of
@@ -61,7 +61,8 @@ def _row(canvas: Canvas, row: tuple[Panel, ...], top: float) -> None:
     room = canvas.width - 2 * _MARGIN
     entries = [(INK, "candidates")]
     entries += [(color, shortened(text, 90, 11)) for color, text in named[:5]] or [(CLASSES[0], "queries")]
-    canvas.text(_MARGIN + 150, top + 20, shortened(counts, room - 150, 11), size=11, color=SOFT)
+    behind = text_width(row[0].dataset, 15) + 24
+    canvas.text(_MARGIN + behind, top + 20, shortened(counts, room - behind, 11), size=11, color=SOFT)
     legend(canvas, _MARGIN, top + 42, entries, size=11)
     best = _best(row)
     for number, panel in enumerate(row):
