@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gen2embed_mteb.analysis.attention import picture as attention_picture
 from gen2embed_mteb.analysis.attention.run import AttentionOptions, analyze_attention, open_attention
@@ -50,7 +50,7 @@ def figures(model: Gen2Embed, data_dir: Path, name: str, limit: int | None = Non
     prompt = model.prompt_mode
     asked = AttentionOptions()
     attention = replace(analyze_attention(model, asked, open_attention(asked)), model=name)
-    of_mini = {"benchmark": MMEB_MINI.name, "data_dir": str(data_dir)}
+    of_mini: dict[str, Any] = {"benchmark": MMEB_MINI.name, "data_dir": str(data_dir)}
     wanted = WordsOptions(**of_mini, limit=1)
     words = replace(analyze_words(model, wanted, open_words(wanted)), model=name)
     options = SpaceOptions(
