@@ -69,19 +69,19 @@ def figures(model: Gen2Embed, data_dir: Path, name: str, limit: int | None = Non
             "Which word is meant",
             "The embedding is the state from which the model would write its next word. Without a prompt that word "
             "begins a sentence; with the prompt it names what is shown.",
-            words_picture.picture(words).svg(),
+            words_picture.picture(words).svg(inline=True),
         ),
         Figure(
             "Queries and candidates as points",
             "Lines join a query and its positive. The map shows two directions of many; the numbers below are of the "
             "whole vectors.",
-            space_picture.picture(space).svg(),
+            space_picture.picture(space).svg(inline=True),
         ),
         Figure(
             "Where the attention goes",
             "Eq. 1 of the paper gives early tokens much and late ones little even if attention is uniform (dashed), "
             "since few rows see the late ones. So it stands beside its uniform value, and beside the last row, of "
             "which the embedding is made.",
-            attention_picture.picture(attention).svg(),
+            attention_picture.picture(attention).svg(inline=True),
         ),
     ]

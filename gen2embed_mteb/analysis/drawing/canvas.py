@@ -23,6 +23,7 @@ Point = tuple[float, float]
 
 INK, SOFT, FAINT, PAPER = "#1d2330", "#667085", "#d5dae3", "#ffffff"
 """The colors of text, of text beside it, of rules, and of the ground."""
+NAME_SPACE = ' xmlns="http://www.w3.org/2000/svg"'
 PNG_SCALE, _SMOOTHING = 2, 2
 _PLAIN = {0x2013: "-", 0x2014: "-", 0xA0: " "}
 _DENSE = PNG_SCALE * _SMOOTHING
@@ -157,11 +158,11 @@ class Canvas:
 
         self._paint.append(paint)
 
-    def svg(self) -> str:
-        """Return the drawing as SVG."""
+    def svg(self, *, inline: bool = False) -> str:
+        """Return the drawing as SVG; `inline` leaves out the name space, which a page of HTML has no need of."""
         label = f"<title>{html.escape(self.title)}</title>" if self.title else ""
         head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}"'
+            f'<svg{"" if inline else NAME_SPACE} viewBox="0 0 {self.width} {self.height}" width="{self.width}"'
             f' height="{self.height}" font-family="system-ui, Helvetica, Arial, sans-serif" role="img">{label}'
             f'<rect width="{self.width}" height="{self.height}" fill="{PAPER}"/>'
         )
