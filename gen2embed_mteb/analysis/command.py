@@ -6,15 +6,19 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen2embed_mteb.analysis.attention.run import AttentionOptions
-from gen2embed_mteb.analysis.space.run import SpaceOptions
-from gen2embed_mteb.analysis.words.run import WordsOptions
+from gen2embed_mteb.analysis.options import (
+    PARQUET,
+    PICTURES,
+    AttentionOptions,
+    OutputOptions,
+    SpaceOptions,
+    WordsOptions,
+)
 from gen2embed_mteb.config import ModelOptions
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.flags import FlagParser, add_flags, check_options, from_flags, option
+from gen2embed_mteb.flags import FlagParser, add_flags, from_flags
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 if TYPE_CHECKING:
@@ -22,34 +26,7 @@ if TYPE_CHECKING:
     from gen2embed_mteb.embedder.model import Gen2Embed
 
 WRITER = "analyze"
-PICTURES, PARQUET = ("svg", "png"), "parquet"
 ATTENTION, SPACE, WORDS = "attention", "space", "words"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions:
-    """Where an analysis is written, and in which forms."""
-
-    output_dir: str = option("default: results/analyze/<model>", default="")
-    formats: tuple[str, ...] = option(
-        "files beside the figures in JSON: svg, png; of space also parquet, for embedding-atlas",
-        default=PICTURES,
-        flag="format",
-    )
-
-    def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            Gen2EmbedError: A format is unknown.
-        """
-        check_options(self)
-        if unknown := set(self.formats) - {*PICTURES, PARQUET}:
-            raise Gen2EmbedError(f"format {', '.join(sorted(unknown))} is unknown; known: svg, png, parquet")
-
-    def folder(self, model_name: str) -> Path:
-        """Return the folder that is written."""
-        return Path(self.output_dir or Path("results") / "analyze" / Path(model_name).name)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gen2embed_mteb.data_files.rows import BadRow, RowLimits
+from gen2embed_mteb.analysis.options import DataOptions
+from gen2embed_mteb.data_files.rows import BadRow
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import RowError, find_images
-from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.decoding import open_image
 from gen2embed_mteb.images.errors import ImageError
-from gen2embed_mteb.images.options import LinkOption
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.images.source import ImageSource, open_input
 from gen2embed_mteb.mini.benchmark import MMEB_MINI, ensure
@@ -23,32 +21,7 @@ from gen2embed_mteb.mmeb.row_text import drop_unmatched_markers
 from gen2embed_mteb.mmeb.tables import SubsetTable, open_subsets
 from gen2embed_mteb.names import Side
 
-BENCHMARKS: dict[str, Benchmark] = {MMEB.name: MMEB, MMEB_MINI.name: MMEB_MINI}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions(RowLimits, LinkOption):
-    """Which datasets are read."""
-
-    benchmark: str = option("benchmark whose datasets are read", default=MMEB.name, choices=tuple(BENCHMARKS))
-    data_dir: str = option("folder or hub id of its tables; mmeb-mini draws its own", default="")
-    image_dir: str = option("folder or .zip archive of the images; default: beside the tables", default="")
-    split: str = option("split that is read", default="test", flag="eval_split")
-    subsets: tuple[str, ...] = option("datasets that are read", default=())
-    limit: int | None = option("rows per dataset, from the first", default=None, least=1)
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        check_options(self)
-
-    @property
-    def chosen(self) -> Benchmark:
-        """The benchmark, with the datasets that are read.
-
-        Raises:
-            Gen2EmbedError: A dataset is unknown.
-        """
-        return BENCHMARKS[self.benchmark].select(self.subsets)
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (MMEB, MMEB_MINI)}
 
 
 class OpenedData(NamedTuple):
@@ -70,7 +43,7 @@ def open_data(options: DataOptions, *, exif_orientation: bool = False) -> Opened
         FileNotFoundError: The images cannot be found.
         Gen2EmbedError: A dataset is unknown, or `data_dir` is missing.
     """
-    chosen = options.chosen
+    chosen = BENCHMARKS[options.benchmark].select(options.subsets)
     data_dir, image_dir = options.data_dir, options.image_dir
     if options.benchmark == MMEB_MINI.name:
         data_dir, image_dir = map(str, evaluation_places(ensure("eval", data_dir or None)))

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen2embed_mteb.analysis.attention import picture as attention_picture
-from gen2embed_mteb.analysis.attention.run import AttentionOptions, analyze_attention, open_attention
+from gen2embed_mteb.analysis.attention.run import analyze_attention, open_attention
+from gen2embed_mteb.analysis.options import AttentionOptions, SpaceOptions, WordsOptions
 from gen2embed_mteb.analysis.space import picture as space_picture
-from gen2embed_mteb.analysis.space.run import SpaceOptions, analyze_space, open_rows
+from gen2embed_mteb.analysis.space.run import analyze_space, open_rows
 from gen2embed_mteb.analysis.words import picture as words_picture
-from gen2embed_mteb.analysis.words.run import WordsOptions, analyze_words, open_words
+from gen2embed_mteb.analysis.words.run import analyze_words, open_words
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
 

@@ -76,8 +76,10 @@ def test_attention_of_rows_of_a_dataset(data_dir: str, tmp_path: Path) -> None:
     assert list(found["places"]) == ["system turn", "user turn, before the input", "user turn, behind the input"]
 
 
-def test_a_prompt_without_system_words_has_one_place(tmp_path: Path) -> None:
-    assert analyze(tmp_path, "attention", "--text", "a red circle", "--prompt_mode", "none") == 0
+@pytest.mark.parametrize("prompt", ["none", "lens"])
+def test_a_prompt_whose_words_cannot_be_moved_has_one_place(prompt: str, tmp_path: Path) -> None:
+    """`lens` says something in the system turn, but a caller's system text would be read as its phrase."""
+    assert analyze(tmp_path, "attention", "--text", "a red circle", "--prompt_mode", prompt) == 0
     assert "places" not in json.loads((tmp_path / "attention.json").read_text())
 
 
@@ -101,3 +103,12 @@ def test_a_file_of_others_is_refused_before_a_model_is_loaded(tmp_path: Path, ca
 def test_what_cannot_be_used_is_told_in_one_line(words: Any, said: str, tmp_path: Path, capsys: Any) -> None:
     assert analyze(tmp_path, *words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_flags_are_listed_without_the_libraries_of_models() -> None:
+    import subprocess
+    import sys
+
+    program = "import sys; from gen2embed_mteb.cli import build_parser; build_parser('analyze'); "
+    program += "print([name for name in ('torch', 'transformers', 'sklearn', 'PIL.ImageFont') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -149,9 +149,9 @@ def reduced(number: int, weights: torch.Tensor, mask: torch.Tensor | None) -> La
         mask: What the layer's attention got: (1, 1, n, n), 0 or true where row i may see token j; `None` for itself
             and all before.
     """
-    mean = weights.float().mean(dim=0)
+    mean = weights.float().mean(dim=0).cpu()
     length = mean.shape[0]
-    seen = _seen(mask, length, mean.device)
+    seen = _seen(mask, length)
     even = seen / seen.sum(dim=1, keepdim=True).clamp(min=1)
     block = math.ceil(length / CELLS)
     counts = _block_sums(seen.float(), block)
@@ -165,21 +165,21 @@ def reduced(number: int, weights: torch.Tensor, mask: torch.Tensor | None) -> La
     )
 
 
-def _seen(mask: torch.Tensor | None, length: int, device: torch.device) -> torch.Tensor:
+def _seen(mask: torch.Tensor | None, length: int) -> torch.Tensor:
     if mask is None or mask.ndim != 4 or mask.shape[-2:] != (length, length):
-        return torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
+        return torch.ones(length, length, dtype=torch.bool).tril()
+    return (mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0).cpu()
 
 
 def _block_sums(values: torch.Tensor, block: int) -> torch.Tensor:
     cells = math.ceil(values.shape[0] / block)
-    padded = torch.zeros(cells * block, cells * block, dtype=values.dtype, device=values.device)
+    padded = torch.zeros(cells * block, cells * block, dtype=values.dtype)
     padded[: values.shape[0], : values.shape[0]] = values
     return padded.reshape(cells, block, cells, block).sum(dim=(1, 3))
 
 
 def _numbers(values: torch.Tensor) -> Vector:
-    return np.asarray(values.double().cpu().numpy(), dtype=np.float64)
+    return np.asarray(values.double().numpy(), dtype=np.float64)
 
 
 @contextmanager

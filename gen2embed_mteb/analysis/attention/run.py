@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gen2embed_mteb.analysis.attention.figures import SegmentFigures, averaged, figures_of
 from gen2embed_mteb.analysis.attention.measure import LayerAttention, measure
 from gen2embed_mteb.analysis.attention.segments import Mask, Placed, by_position, by_words, places
-from gen2embed_mteb.analysis.inputs import AskedInput, DataOptions, OpenedData, open_data, opened_rows, own_input
+from gen2embed_mteb.analysis.inputs import AskedInput, OpenedData, open_data, opened_rows, own_input
+from gen2embed_mteb.analysis.options import AttentionOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import RowError, refuse_images
 from gen2embed_mteb.evaluation.tables import Table, as_text
-from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.mmeb.evaluate import images_in
 from gen2embed_mteb.names import Side
 
@@ -29,36 +29,10 @@ if TYPE_CHECKING:
 EXAMPLE = "What kind of building is this?"
 PHOTO = "china.jpg"
 """The photograph of the built-in example, of scikit-learn's data."""
-MOST_TOKENS = 4096
 LEGEND = (
     "ε: Eq. 1; ε/u: divided by its value under uniform attention; last: share of the last row's attention in percent; "
     "last*: the same without token 0"
 )
-NUM_INPUTS = 3
-"""How many rows of a dataset are measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionOptions(DataOptions):
-    """Which inputs are measured."""
-
-    text: str = option("text of one input (default, without --image and --subsets: a built-in example)", default="")
-    image: str = option("image file of that input", default="")
-    limit: int | None = option("rows per dataset of --subsets, from the first", default=NUM_INPUTS, least=1)
-    side: Side = option("side on which inputs are encoded", default="query", choices=("query", "document"))
-    max_tokens: int = option(
-        "longest input; one layer's attention has heads x tokens x tokens numbers", default=MOST_TOKENS, least=2
-    )
-
-    def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            Gen2EmbedError: A value is out of its range, or one input and datasets are both given.
-        """
-        check_options(self)
-        if self.subsets and (self.text or self.image):
-            raise Gen2EmbedError("--subsets names inputs of datasets, --text and --image one input; leave one out")
 
 
 class Measured(NamedTuple):
@@ -86,7 +60,7 @@ class AttentionResult:
     Attributes:
         model: The model's name.
         prompt_mode: The name of the prompt.
-        system: The words that were moved; empty if the prompt has none.
+        system: The words that were moved; empty if the prompt has none in a turn of their own.
         inputs: What each input is, for people.
         measured: For each input, itself with the words in each place.
         errors: Rows that were set aside.
@@ -155,12 +129,13 @@ def analyze_attention(model: Gen2Embed, options: AttentionOptions, data: OpenedD
     inputs = _inputs(model, options, data, errors)
     if not inputs:
         raise Gen2EmbedError(f"no row can be used; the first reason: {errors[0].reason}")
+    measured = tuple(_measured(model, model.fitted([one.given])[0], one.side, options.max_tokens) for one in inputs)
     return AttentionResult(
         model=model.source,
         prompt_mode=model.prompt_mode,
-        system=model.prompt.system(inputs[0].side),
+        system=model.prompt.system(inputs[0].side) if measured[0][0].words else "",
         inputs=tuple(one.label for one in inputs),
-        measured=tuple(_measured(model, model.fitted([one.given])[0], one.side, options.max_tokens) for one in inputs),
+        measured=measured,
         errors=tuple(errors),
     )
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gen2embed_mteb.analysis.inputs import DataOptions, candidate_side, rows_of
+from gen2embed_mteb.analysis.inputs import candidate_side, rows_of
+from gen2embed_mteb.analysis.options import DataOptions
 from gen2embed_mteb.analysis.space.numbers import Pairs, Vectors
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.types import Fault, Item

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
 
-Projection = Literal["umap", "pca", "none"]
-PROJECTIONS = ("umap", "pca", "none")
 TITLES = {"umap": "UMAP", "pca": "PCA"}
 NEIGHBORS, MIN_DIST, SEED = 64, 0.5, 42
 _FEWEST = 4
@@ -22,7 +19,7 @@ def check_projection(name: str) -> None:
     """Refuse UMAP where it is not installed, before anything is encoded.
 
     Args:
-        name: One of `PROJECTIONS`.
+        name: One of `options.PROJECTIONS`.
 
     Raises:
         Gen2EmbedError: It is not installed; the message names the extra.

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,77 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.analysis.inputs import DataOptions, OpenedData, open_data
+from gen2embed_mteb.analysis.inputs import OpenedData, open_data
+from gen2embed_mteb.analysis.options import SpaceOptions
 from gen2embed_mteb.analysis.space.numbers import SpaceNumbers, numbers_of
 from gen2embed_mteb.analysis.space.points import DatasetRows, Points, encode, kind_of
-from gen2embed_mteb.analysis.space.projection import PROJECTIONS, TITLES, check_projection, projected
-from gen2embed_mteb.config import EncodingConfig
-from gen2embed_mteb.embedder.prompts.strategies import TASK_STRATEGIES, strategy
-from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.analysis.space.projection import TITLES, check_projection, projected
 from gen2embed_mteb.evaluation.run import RowError, open_bulk_encoder, refuse_images
 from gen2embed_mteb.evaluation.tables import Table, as_text, percent
-from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.mmeb.evaluate import images_in
 
 if TYPE_CHECKING:
     from gen2embed_mteb.embedder.model import Gen2Embed
-
-PROMPTS = ("none", "unime", "hierarchical")
-FIGURE_4 = {"mmeb": ("ImageNet-R", "MSCOCO_i2t"), "mmeb-mini": ("Digits", "Scenes_i2t")}
-"""The datasets of the paper's Fig. 4, and those of MMEB-mini that resemble them."""
-ROWS = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpaceOptions(EncodingConfig, DataOptions):
-    """What is encoded, under which prompts, and how it is drawn."""
-
-    subsets: tuple[str, ...] = option(
-        "datasets that are drawn (default: those of Fig. 4, ImageNet-R and MSCOCO_i2t; of mmeb-mini two like them)",
-        default=(),
-    )
-    limit: int | None = option("rows per dataset, from the first", default=ROWS, least=1)
-    prompts: tuple[str, ...] = option("prompts that are compared, a panel for each", default=PROMPTS)
-    projection: str = option(
-        "how vectors get places on the map: umap as in Fig. 4, which needs the extra [analysis]; pca; or none, for "
-        "the numbers alone",
-        default="umap",
-        choices=PROJECTIONS,
-    )
-
-    def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            Gen2EmbedError: A value is out of its range, a prompt is unknown, named twice, or differs by dataset.
-        """
-        EncodingConfig.__post_init__(self)
-        check_options(self)
-        check_prompts(self.prompts)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The datasets that are drawn."""
-        return self.subsets or FIGURE_4[self.benchmark]
-
-
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuse prompts that cannot be set on a loaded model.
-
-    Args:
-        prompts: Their names.
-
-    Raises:
-        Gen2EmbedError: There is none; one is unknown, named twice, or has texts per dataset.
-    """
-    names = [strategy(name).name for name in prompts]
-    if per_dataset := [name for name in names if name in TASK_STRATEGIES]:
-        raise Gen2EmbedError(
-            f"prompts has {', '.join(per_dataset)}, whose texts differ by dataset; leave it out: prompts are compared "
-            "by the same words for all"
-        )
-    if not names or len(set(names)) < len(names):
-        raise Gen2EmbedError(f"prompts is {', '.join(prompts) or 'empty'}; name each once")
 
 
 @dataclass(frozen=True)

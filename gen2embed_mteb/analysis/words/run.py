@@ -12,52 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from gen2embed_mteb.analysis.inputs import AskedInput, DataOptions, OpenedData, open_data, opened_rows, own_input
-from gen2embed_mteb.analysis.space.run import check_prompts
+from gen2embed_mteb.analysis.inputs import AskedInput, OpenedData, open_data, opened_rows, own_input
+from gen2embed_mteb.analysis.options import WordsOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import RowError, refuse_images
 from gen2embed_mteb.evaluation.tables import Table, as_text
-from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.mmeb.evaluate import images_in
 from gen2embed_mteb.names import Side
 
 if TYPE_CHECKING:
     from gen2embed_mteb.embedder.model import Gen2Embed
-
-PROMPTS = ("none", "hierarchical")
-DATASETS = {"mmeb": ("ImageNet-R", "OK-VQA", "MSCOCO_i2t"), "mmeb-mini": ("ColorShape", "AttributeQA", "Scenes_i2t")}
-NUM_ROWS, NUM_TOKENS = 2, 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordsOptions(DataOptions):
-    """Which inputs are asked about, and how many tokens are shown."""
-
-    subsets: tuple[str, ...] = option("datasets whose inputs are shown (default: one per kind of task)", default=())
-    limit: int | None = option(
-        "rows per dataset, from the first; each gives its query and its positive", default=NUM_ROWS, least=1
-    )
-    prompts: tuple[str, ...] = option("prompts that are compared, a column for each", default=PROMPTS)
-    top: int = option("tokens that are shown", default=NUM_TOKENS, least=1, most=50)
-    text: str = option("text of one input, in place of datasets", default="")
-    image: str = option("image file of that input", default="")
-
-    def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            Gen2EmbedError: A value is out of its range, a prompt cannot be compared, or one input and datasets are
-                both given.
-        """
-        check_options(self)
-        check_prompts(self.prompts)
-        if self.subsets and (self.text or self.image):
-            raise Gen2EmbedError("--subsets names inputs of datasets, --text and --image one input; leave one out")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The datasets whose inputs are shown."""
-        return self.subsets or DATASETS[self.benchmark]
 
 
 class NextToken(NamedTuple):

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from gen2embed_mteb import Gen2Embed
+from gen2embed_mteb.analysis.options import SpaceOptions
 from gen2embed_mteb.analysis.space.atlas import file_of, parquet_bytes
 from gen2embed_mteb.analysis.space.picture import colors_of, picture
 from gen2embed_mteb.analysis.space.points import Points, kind_of
-from gen2embed_mteb.analysis.space.run import SpaceOptions, analyze_space, as_json, open_rows, text_table
+from gen2embed_mteb.analysis.space.run import analyze_space, as_json, open_rows, text_table
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.errors import Gen2EmbedError
 

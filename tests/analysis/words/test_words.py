@@ -8,8 +8,9 @@ import torch
 
 from gen2embed_mteb import Gen2Embed
 from gen2embed_mteb.analysis.inputs import AskedInput
+from gen2embed_mteb.analysis.options import WordsOptions
 from gen2embed_mteb.analysis.words.picture import picture, wrapped
-from gen2embed_mteb.analysis.words.run import WordsOptions, analyze_words, next_tokens, open_words, shown, text_table
+from gen2embed_mteb.analysis.words.run import analyze_words, next_tokens, open_words, shown, text_table
 from gen2embed_mteb.errors import Gen2EmbedError
 
 
