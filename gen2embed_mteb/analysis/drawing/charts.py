@@ -117,7 +117,7 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
     """Return powers of ten that cover a range of logarithms, with steps between them where there are few."""
     first, last = math.floor(low + 1e-9), math.ceil(high - 1e-9)
-    steps = (1, 2, 5) if last - first <= 2 else (1,)
+    steps: tuple[int, ...] = (1, 2, 5) if high - low <= 1.3 else (1, 3) if high - low <= 3 else (1,)
     every = max(1, math.ceil((last - first) / 5))
     marks = [math.log10(step) + power for power in range(first, last + 1, every) for step in steps]
     inside = [mark for mark in marks if low - 0.31 <= mark <= high + 0.31] or marks
