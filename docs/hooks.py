@@ -48,6 +48,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
         every_field = {field.name for field in dataclasses.fields(arguments)}
         inherited = every_field - set(SahaTrainingArguments.__annotations__)
         add_flags(found[name], arguments, skip=sorted(inherited), valued_switches=True)
+    found = dict(pair for name, parser in found.items() for pair in _each(name, parser))
     ours = FlagParser(description="run VLM2Vec's own eval.py with a Gen2Embed model")
     add_flags(ours, Options, valued_switches=True, prefix=PREFIX)
     return found | {"python -m vlm2vec_adapter": ours}
@@ -83,6 +84,12 @@ def reference() -> str:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the reference where a page asks for it; what mkdocs calls for each page."""
     return markdown.replace(PLACE, reference()) if PLACE in markdown else markdown
+
+
+def _each(name: str, parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
+    """Return the parser of a command, or those of its parts, by what is typed."""
+    parts = next((action for action in parser._actions if isinstance(action, argparse._SubParsersAction)), None)
+    return [(name, parser)] if parts is None else [(f"{name} {part}", one) for part, one in parts.choices.items()]
 
 
 def _flags_of(parser: argparse.ArgumentParser) -> Iterator[Flag]:

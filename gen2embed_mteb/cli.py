@@ -362,6 +362,9 @@ COMMANDS = {
     "table": _late(
         "a published table with our figures in it; runs what is missing of them", "gen2embed_mteb.table_command.command"
     ),
+    "analyze": _late(
+        "the paper's figures: attention, the space of vectors, the one word", "gen2embed_mteb.analysis.command"
+    ),
     "sample": Command(
         "SaHa: clusters of hard negatives from training pairs, offline", _add_sample, _sample, shared=True
     ),

@@ -311,6 +311,8 @@ def test_the_demo_ends_in_a_page_with_everything_inside(demonstrated):
     assert "http://" not in page
     assert "https://" not in page
     assert "Gain over zero-shot" in page
+    assert page.count("<svg") == page.count("<div class='drawing'>") == 3
+    assert "PCA of each panel by itself" in page
     assert page.count("class='bar model-2'") == len(benchmark.MMEB_MINI.datasets)
     assert page.count("<div class='mode'>hierarchical + SaHa</div>") == page.count("<div class='mode'>none</div>") > 0
     clusters = output / re.search(r"<a href='([^']+)'", page)[1]

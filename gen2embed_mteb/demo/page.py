@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from gen2embed_mteb.demo.figures import Figure
 from gen2embed_mteb.evaluation import pages
 
 _STYLE = """
@@ -22,6 +23,7 @@ _STYLE = """
 .mode { width: 6.5rem; font-size: .8rem; align-self: center; }
 .photo { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: center; margin: 1rem 0; }
 .photo img { width: 15rem; }
+.drawing svg { max-width: 100%; height: auto; border-radius: 6px; display: block; }
 @media (max-width: 40rem) { .bars { grid-template-columns: 8.5rem 1fr; } .mode { width: 100%; } }
 """
 
@@ -55,6 +57,7 @@ class DemoResult:
         neighbours: The shown rows, by model.
         gain: A sentence about the gain by fine-tuning; empty without fine-tuning.
         clusters: The path, relative to this page, of a page about the training data; empty without fine-tuning.
+        figures: What the analyses draw.
 
     The name of a model is its prompt, and the kind of training if it was trained.
     """
@@ -66,6 +69,7 @@ class DemoResult:
     neighbours: dict[str, list[Neighbours]]
     gain: str = ""
     clusters: str = ""
+    figures: tuple[Figure, ...] = ()
 
 
 def page_bytes(demo: DemoResult) -> bytes:
@@ -88,8 +92,14 @@ def page_bytes(demo: DemoResult) -> bytes:
         _photos(demo),
         "<h2>Nearest candidates</h2><p>Green is the right one; the number is the similarity.</p>",
         *(_rows(demo.neighbours, index) for index in range(len(next(iter(demo.neighbours.values()))))),
+        *(_figure(figure) for figure in demo.figures),
     ]
     return pages.page_bytes("Gen2Embed: the demo's report", _STYLE, parts)
+
+
+def _figure(figure: Figure) -> str:
+    words = f"<h2>{html.escape(figure.title)}</h2><p>{html.escape(figure.text)}</p>"
+    return f"{words}<div class='drawing'>{figure.svg}</div>"
 
 
 def _bars(scores: dict[str, dict[str, float]]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from gen2embed_mteb.config import EvaluationConfig
+from gen2embed_mteb.demo.figures import figures
 from gen2embed_mteb.demo.page import DemoResult, Neighbours, page_bytes
 from gen2embed_mteb.embedder.fingerprint import fingerprint
 from gen2embed_mteb.embedder.model import Gen2Embed
@@ -97,6 +98,8 @@ def run_demo(
         yield f"Evaluating gen2embed-mini, prompt {mode!r}, on {count} datasets …"
         model = _load(model_dir(), mode)
         measured[mode] = _measure(model, _config(root, output_dir / mode, limit, model), photos)
+    yield "Drawing what the model attends to, which word it means, and where its vectors lie …"
+    drawn = figures(_load(model_dir(), MODES[-1]), root, "gen2embed-mini", limit)
     tuned = None
     if fine_tune is not None:
         tuned = yield from fine_tune()
@@ -120,6 +123,7 @@ def run_demo(
         {label: one.neighbours for label, one in measured.items()},
         gain,
         tuned.clusters.relative_to(output_dir).as_posix() if tuned else "",
+        tuple(drawn),
     )
     yield "\nPrecision@1 in percent; the paper's rows are Qwen2-VL-2B on MMEB (Tables IV and VII):\n"
     yield as_text(demo.table)

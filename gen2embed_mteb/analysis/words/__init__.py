@@ -1,0 +1,1 @@
+"""The one word: which tokens the output layer would write at the position of the embedding."""
