@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gen2embed_mteb.config import EvaluationConfig
-from gen2embed_mteb.evaluation.method import described, method_of
+from gen2embed_mteb.evaluation.method import Method, comparable_only, described, method_of
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.run_folder import run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
@@ -31,7 +31,7 @@ def results_json(result: RetrievalResult, config: EvaluationConfig) -> dict[str,
         "prompt_mode": config.prompt_mode,
         **({} if config.readout == "last" else {"readout": config.readout}),
         "benchmark": result.name,
-        "method": method_of(config).to_json(),
+        "method": _method(result, config).to_json(),
         "settings": run_settings(config),
         "datasets": {
             score.dataset.name: {
@@ -46,6 +46,7 @@ def results_json(result: RetrievalResult, config: EvaluationConfig) -> dict[str,
                 "num_images": score.num_images,
                 "num_captions": score.num_captions,
                 "num_errors": score.num_errors,
+                **({"num_unlabelled_inputs": score.num_unlabelled} if config.transductive else {}),
             }
             for score in result.scores
         },
@@ -72,6 +73,10 @@ def text_table(result: RetrievalResult, config: EvaluationConfig) -> str:
     if published:
         parts += ["Recall at 1 beside published figures", as_text(published)]
     return "\n\n".join([*parts, *_notes(result, config)])
+
+
+def _method(result: RetrievalResult, config: EvaluationConfig) -> Method:
+    return method_of(config, sum(sum(score.num_unlabelled.values()) for score in result.scores))
 
 
 def _table(result: RetrievalResult) -> Table:
@@ -108,9 +113,10 @@ def _notes(result: RetrievalResult, config: EvaluationConfig) -> list[str]:
         note += f" Only the first {config.limit} images of each dataset, so that all is easier to find."
     notes = [
         note,
-        f"Ours: {method_of(config).sentence()} Queries are encoded as queries and candidates as candidates, so each "
-        "image and each caption is encoded twice.",
+        f"Ours: {_method(result, config).sentence()} Queries are encoded as queries and candidates as candidates, so "
+        "each image and each caption is encoded twice.",
     ]
+    notes += filter(None, [comparable_only(_method(result, config))])
     if _published(result):
         notes.append(
             "Published: UniME's paper (arXiv 2504.17432v4, Table 2). The README of UniME shows the same figures with "
