@@ -9,7 +9,7 @@ from gen2embed_mteb.evaluation.method import Method, comparable_only, described,
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.run_folder import run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
-from gen2embed_mteb.retrieval.published import COLUMNS, RECALL_AT_1
+from gen2embed_mteb.retrieval.published import COLUMNS, recall_at_1, remarks
 from gen2embed_mteb.retrieval.scoring import CUTS, DIRECTIONS, RetrievalResult
 
 _SHOWN = {"text_to_image": "text → image", "image_to_text": "image → text"}
@@ -100,10 +100,8 @@ def _published(result: RetrievalResult) -> Table | None:
     heads = [f"{known[name].dataset.title}, {_SHOWN[direction]}" for name, direction in columns]
     ours = [percent(known[name].ranks[direction].recall(1)) for name, direction in columns]
     table: Table = [["", *heads], ["ours", *ours]]
-    for method, figures in RECALL_AT_1.items():
-        cells = dict(zip(COLUMNS, figures, strict=True))
-        table.append([method, *(f"{cells[column]:.1f}" for column in columns)])
-    return table
+    rows = recall_at_1().items()
+    return table + [[method, *(f"{figures[COLUMNS[column]]:.1f}" for column in columns)] for method, figures in rows]
 
 
 def _notes(result: RetrievalResult, config: EvaluationConfig) -> list[str]:
@@ -119,7 +117,8 @@ def _notes(result: RetrievalResult, config: EvaluationConfig) -> list[str]:
     notes += filter(None, [comparable_only(_method(result, config))])
     if _published(result):
         notes.append(
-            "Published: UniME's paper (arXiv 2504.17432v4, Table 2). The README of UniME shows the same figures with "
-            "the two directions exchanged."
+            "Published: UniME's paper (arXiv 2504.17432v4, Table 2), backbone in brackets; 1 forward per query, "
+            "nothing unlabelled, no reranking."
         )
+        notes.append(" ".join(remarks()))
     return notes

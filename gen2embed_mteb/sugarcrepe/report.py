@@ -10,7 +10,7 @@ from gen2embed_mteb.evaluation.paper import SUGARCREPE, SUGARCREPE_PLUS
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.run_folder import run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
-from gen2embed_mteb.sugarcrepe.groups import GROUPS, UNIME, of_groups
+from gen2embed_mteb.sugarcrepe.groups import GROUPS, of_groups, published_groups
 from gen2embed_mteb.sugarcrepe.scoring import CompositionalityResult
 
 
@@ -94,7 +94,7 @@ def _groups(result: CompositionalityResult, config: EvaluationConfig) -> Table |
     table: Table = [["", *GROUPS, "mean"], ["ours", *map(percent, ours), percent(mean)]]
     return table + [
         [method, *(f"{figure:.1f}" for figure in figures), f"{sum(figures) / len(figures):.1f}"]
-        for method, figures in UNIME.items()
+        for method, figures in published_groups().items()
     ]
 
 
