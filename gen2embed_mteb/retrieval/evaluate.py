@@ -29,6 +29,7 @@ from gen2embed_mteb.evaluation.run_folder import RESULTS, begin_reports, check_r
 from gen2embed_mteb.images.files import follows_links
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.names import Side
+from gen2embed_mteb.retrieval.compositional import DIVERSE, SUGARCREPE, sugarcrepe_part
 from gen2embed_mteb.retrieval.datasets import (
     DATASETS,
     CaptionDataset,
@@ -40,6 +41,8 @@ from gen2embed_mteb.retrieval.datasets import (
 from gen2embed_mteb.retrieval.directions import caption_items, image_item, ranks_both_ways, require_own_inputs
 from gen2embed_mteb.retrieval.report import markdown, results_json, text_table
 from gen2embed_mteb.retrieval.scoring import DatasetRecall, RetrievalResult
+from gen2embed_mteb.sugarcrepe.evaluate import open_sets, score_sets
+from gen2embed_mteb.sugarcrepe.scoring import SUGARCREPE_BENCHMARK
 
 __all__ = ["chosen", "evaluate_retrieval", "text_table"]
 
@@ -58,6 +61,9 @@ def chosen(name: str, config: EvaluationConfig) -> list[CaptionDataset]:
         name: The name of a dataset; `diverse`, those that `data_dir` holds; or `diverse-mini`, the same of drawn ones.
         config: The run's settings, which may name datasets.
 
+    Returns:
+        The datasets of images with captions; SugarCrepe is none of them (see `compositional`).
+
     Raises:
         DataError: The folder holds none of them.
         Gen2EmbedError: A dataset is unknown, or the settings name meta-tasks.
@@ -69,16 +75,18 @@ def chosen(name: str, config: EvaluationConfig) -> list[CaptionDataset]:
         if set(config.subsets) - {name}:
             raise Gen2EmbedError(f"--subsets {' '.join(config.subsets)}: {name} is one dataset; leave it out")
         return [known[name]]
-    wanted = {lookup(one, {key: key for key in known}, "dataset", known) for one in config.subsets}
+    names = [*known, *([SUGARCREPE] if name == DIVERSE else [])]
+    wanted = {lookup(one, {key: key for key in names}, "dataset", names) for one in config.subsets} - {SUGARCREPE}
     found = [dataset for dataset in DATASETS if is_there(dataset, config.data_dir)]
     missing = wanted - {dataset.name for dataset in found}
-    if missing or not found:
+    captions = sugarcrepe_part(name, config)
+    if missing or not (found or captions):
         places = ", ".join("/".join(dataset.folders) for dataset in DATASETS)
         raise DataError(
             f"{config.data_dir}: no {', '.join(sorted(missing)) or 'dataset'}; put them into folders of these names: "
             f"{places}"
         )
-    used = [dataset for dataset in found if not wanted or dataset.name in wanted]
+    used = [dataset for dataset in found if not config.subsets or dataset.name in wanted]
     if name != MINI:
         return used
     return [replace(dataset, name=f"{dataset.name}-mini", title=f"{dataset.title}-mini") for dataset in used]
@@ -107,7 +115,7 @@ def evaluate_retrieval(encoder: Encoder, name: str, config: EvaluationConfig) ->
     datasets = chosen(name, config)
     check_reports(config, name)
     stored = stored_map(config)
-    refuse_images(getattr(encoder, "text_alone", ""), {dataset.name: lambda: True for dataset in datasets})
+    refuse_images(getattr(encoder, "text_alone", ""), {name: lambda: True})
     links = {
         "follow_links": config.follow_links or follows_links(),
         "exif_orientation": config.exif_orientation,
@@ -116,6 +124,8 @@ def evaluate_retrieval(encoder: Encoder, name: str, config: EvaluationConfig) ->
     read = [
         _read(open_dataset(dataset, config.data_dir, config.image_dir, cache, **links), config) for dataset in datasets
     ]
+    part = sugarcrepe_part(name, config)
+    sets = open_sets(SUGARCREPE_BENCHMARK, part) if part else None
     scores: list[DatasetRecall] = []
     errors: list[RowError] = []
     for one in read:
@@ -129,10 +139,13 @@ def evaluate_retrieval(encoder: Encoder, name: str, config: EvaluationConfig) ->
         score, rejected = _evaluate_dataset(bulk, one, config, stored)
         scores.append(score)
         errors.extend(rejected)
+    captions = score_sets(encoder, sets, part) if part and sets else None
+    errors.extend(captions.errors if captions else ())
     result = RetrievalResult(
         name=name,
         scores=tuple(scores),
-        num_scored=sum(score.num_images for score in scores),
+        captions=captions,
+        num_scored=sum(score.num_images for score in scores) + (captions.num_scored if captions else 0),
         errors=tuple(errors),
         seconds=time.monotonic() - start,
         max_error_rate=config.max_error_rate,

@@ -9,9 +9,13 @@ from gen2embed_mteb.evaluation.method import Method, comparable_only, described,
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.run_folder import run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
+from gen2embed_mteb.retrieval.compositional import SUGARCREPE, why_left_out
 from gen2embed_mteb.retrieval.published import COLUMNS, recall_at_1, remarks
 from gen2embed_mteb.retrieval.scoring import CUTS, DIRECTIONS, RetrievalResult
+from gen2embed_mteb.sugarcrepe.report import groups_of, groups_table, sets_json
+from gen2embed_mteb.sugarcrepe.scoring import CompositionalityResult
 
+_GROUPS = "SugarCrepe in UniME's grouping, captions without a prefix, beside published figures"
 _SHOWN = {"text_to_image": "text → image", "image_to_text": "image → text"}
 
 
@@ -23,7 +27,8 @@ def results_json(result: RetrievalResult, config: EvaluationConfig) -> dict[str,
         config: Its settings.
 
     Returns:
-        By dataset and direction: `recall_at_1`, …, and `…_strict`, which counts ties against the model, in [0, 1].
+        By dataset and direction: `recall_at_1`, …, and `…_strict`, which counts ties against the model, in [0, 1];
+        where SugarCrepe is a part of the run, its sets and UniME's groups.
     """
     return {
         "model": config.model_name,
@@ -50,6 +55,7 @@ def results_json(result: RetrievalResult, config: EvaluationConfig) -> dict[str,
             }
             for score in result.scores
         },
+        **_captions_json(result.captions),
         "fingerprint": config.fingerprint,
         "versions": installed_versions(),
         "seconds": round(result.seconds, 3),
@@ -59,20 +65,28 @@ def results_json(result: RetrievalResult, config: EvaluationConfig) -> dict[str,
 def markdown(result: RetrievalResult, config: EvaluationConfig) -> str:
     """Build `results.md`: our figures, then recall at 1 beside the published ones, with a newline at the end."""
     title = f"# Retrieval: {config.model_name or 'model'}, prompt `{config.prompt_mode}`{described(config)}"
-    parts = [title, *_notes(result, config), as_markdown(_table(result))]
+    parts = [title, *_notes(result, config), *([as_markdown(_table(result))] if result.scores else [])]
     published = _published(result)
     if published:
         parts += ["Recall at 1 beside published figures:", as_markdown(published)]
+    if result.captions:
+        parts += [f"{_GROUPS}:", as_markdown(groups_table(result.captions))]
     return "\n\n".join(parts) + "\n"
 
 
 def text_table(result: RetrievalResult, config: EvaluationConfig) -> str:
     """Build the same for a terminal."""
-    parts = [as_text(_table(result))]
+    parts = [as_text(_table(result))] if result.scores else []
     published = _published(result)
     if published:
         parts += ["Recall at 1 beside published figures", as_text(published)]
+    if result.captions:
+        parts += [_GROUPS, as_text(groups_table(result.captions))]
     return "\n\n".join([*parts, *_notes(result, config)])
+
+
+def _captions_json(captions: CompositionalityResult | None) -> dict[str, Any]:
+    return {} if captions is None else {SUGARCREPE: {"datasets": sets_json(captions), "groups": groups_of(captions)}}
 
 
 def _method(result: RetrievalResult, config: EvaluationConfig) -> Method:
@@ -106,7 +120,10 @@ def _published(result: RetrievalResult) -> Table | None:
 
 def _notes(result: RetrievalResult, config: EvaluationConfig) -> list[str]:
     note = "Recall in percent; an image is found by any of its captions. Strict: a tie counts against the model. "
-    note += f"{result.num_scored} images scored, {len(result.errors)} set aside."
+    images = sum(score.num_images for score in result.scores)
+    note += f"{images} images scored, {sum(score.num_errors for score in result.scores)} set aside."
+    if result.captions:
+        note += f" SugarCrepe: {result.captions.num_scored} records scored, {len(result.captions.errors)} set aside."
     if config.limit is not None:
         note += f" Only the first {config.limit} images of each dataset, so that all is easier to find."
     notes = [
@@ -115,7 +132,8 @@ def _notes(result: RetrievalResult, config: EvaluationConfig) -> list[str]:
         "each image and each caption is encoded twice.",
     ]
     notes += filter(None, [comparable_only(_method(result, config))])
-    if _published(result):
+    notes += filter(None, [why_left_out(result.name, config)])
+    if _published(result) or result.captions:
         notes.append(
             "Published: UniME's paper (arXiv 2504.17432v4, Table 2), backbone in brackets; 1 forward per query, "
             "nothing unlabelled, no reranking."

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gen2embed_mteb.evaluation.csls import csls
 from gen2embed_mteb.evaluation.run import RunSummary
 from gen2embed_mteb.retrieval.datasets import CaptionDataset
+from gen2embed_mteb.sugarcrepe.scoring import CompositionalityResult
 
 CUTS = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -68,10 +69,12 @@ class RetrievalResult(RunSummary):
     Attributes:
         name: The name of the benchmark.
         scores: One outcome per dataset, in order.
+        captions: The outcome of SugarCrepe, where it is a part of the run.
     """
 
     name: str
     scores: tuple[DatasetRecall, ...]
+    captions: CompositionalityResult | None = None
 
 
 def ranks_of(

@@ -44,7 +44,7 @@ _OF_TABLE = {
     "unime-diverse": (
         f"{HEADS} {GAIN}",
         "SugarCrepe's three groups are plain means over their sets; how UniME averages them is not published. Ours are "
-        "run with --mini only; for the original sets: gen2embed evaluate --benchmark sugarcrepe --plain_captions.",
+        "run where --data_dir has a folder sugarcrepe, with COCO's val2017 in it or beside it.",
     ),
 }
 
