@@ -78,7 +78,6 @@ def open_benchmark(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, 
 
 def _open_retrieval(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any, str, str]:
     """Return the same for images with captions."""
-    from gen2embed_mteb.evaluation.applied_calibration import refuse_comparison
     from gen2embed_mteb.evaluation.run_folder import check_reports
     from gen2embed_mteb.retrieval.evaluate import chosen, evaluate_retrieval, text_table
 
@@ -93,7 +92,6 @@ def _open_retrieval(name: str, data_dir: str, image_dir: str) -> tuple[Any, Any,
         return result, text_table(result, config)
 
     def check(config: Any) -> None:
-        refuse_comparison(config, name)
         if config.rerank is not None:
             raise Gen2EmbedError(f"--rerank is for MMEB and mmeb-mini; leave it out for --benchmark {name}")
         chosen(name, config)

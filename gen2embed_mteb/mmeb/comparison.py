@@ -121,8 +121,21 @@ def require_own_inputs(dataset: DatasetInfo, table: SubsetTable, config: Evaluat
             seen.update((side, item) for item in row.candidates)
         if len(seen) >= LEAST_INPUTS:
             return
-    with _named(dataset.name):
-        check_number_of_inputs(len(seen))
+    refuse_too_few(dataset.name, len(seen))
+
+
+def refuse_too_few(name: str, number: int) -> None:
+    """Refuse a number of inputs that is too small to fit a map on.
+
+    Args:
+        name: The dataset's name, for the message.
+        number: How many distinct inputs it has, queries and candidates together.
+
+    Raises:
+        Gen2EmbedError: It is too small; the message names it.
+    """
+    with _named(name):
+        check_number_of_inputs(number)
 
 
 def _moments(vectors: Vectors, rows: npt.NDArray[np.int64]) -> Moments:

@@ -1,22 +1,42 @@
-"""Published recall at 1 of UniME and E5-V (arXiv 2504.17432v4, Table 2), in percent.
+"""What UniME's Table 2 prints beside our figures: recall at 1 both ways, SugarCrepe in groups; and what to know of it.
 
-The README of UniME shows the same figures with the two directions exchanged in the heads of the columns; the paper's
-fourth version prints them as here.
+The figures themselves are in `paper_tables`.
 """
 
 from __future__ import annotations
 
-COLUMNS = tuple(
-    (dataset, direction)
+from gen2embed_mteb.paper_tables.averages import deviations
+from gen2embed_mteb.paper_tables.published import published
+from gen2embed_mteb.retrieval.scoring import DIRECTIONS
+
+COLUMNS = {
+    (dataset, direction): f"{dataset}.{key}"
     for dataset in ("flickr30k", "coco", "sharegpt4v", "urban1k")
-    for direction in ("text_to_image", "image_to_text")
-)
-RECALL_AT_1: dict[str, tuple[float, ...]] = {
-    "E5-V (Phi-3.5-V)": (72.2, 79.6, 44.7, 53.4, 86.0, 88.5, 83.8, 83.6),
-    "UniME, stage 1 (Phi-3.5-V)": (72.0, 80.6, 44.9, 57.2, 86.8, 92.3, 85.1, 86.9),
-    "UniME (Phi-3.5-V)": (77.0, 88.2, 49.8, 66.8, 92.1, 96.4, 92.7, 95.1),
-    "E5-V (LLaVA-1.6)": (77.3, 85.7, 49.1, 57.6, 85.1, 82.1, 88.9, 83.2),
-    "UniME, stage 1 (LLaVA-1.6)": (77.2, 84.6, 51.0, 56.4, 89.8, 86.9, 91.3, 82.4),
-    "UniME (LLaVA-1.6)": (81.9, 93.4, 53.7, 70.1, 93.9, 97.2, 95.2, 95.9),
+    for direction, key in zip(DIRECTIONS, ("t2i", "i2t"), strict=True)
 }
-"""By method, the figures of `COLUMNS`."""
+"""The key of the published table by dataset and direction, in its order."""
+
+HEADS = (
+    "The two directions are those of version 4 of UniME's paper; the picture in its README has their heads exchanged."
+)
+GAIN = (
+    "In version 4, the gain (+11.3) beside UniME (Phi3.5-V) on Flickr30K is +8.3 by its own figures (77.0, against "
+    "VLM2Vec's 68.7)."
+)
+
+
+def recall_at_1() -> dict[str, dict[str, float]]:
+    """Return the figures of UniME and E5-V by row and key, in percent as printed."""
+    return {
+        name: {key: figure for key, figure in figures.items() if figure is not None}
+        for name, figures in published("unime-diverse").methods.items()
+        if name.startswith(("UniME", "E5-V"))
+    }
+
+
+def remarks() -> list[str]:
+    """Return what must be said about UniME's figures, sentence by sentence."""
+    rows = [one for one in deviations(published("unime-mmeb")) if one.name.startswith("UniME")]
+    figures = ", ".join(f"{one.printed:.1f} ({one.over_datasets} over the 36)" for one in rows)
+    mean = "UniME's overall figures on MMEB, but for LLaVA-OneVision's, are means of the four meta-tasks, not of the 36"
+    return [HEADS, f"{mean} datasets: {figures}.", GAIN]

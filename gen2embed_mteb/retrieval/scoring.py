@@ -7,13 +7,16 @@ does not push the right one back. Strict rule: it does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gen2embed_mteb.evaluation.csls import csls
 from gen2embed_mteb.evaluation.run import RunSummary
 from gen2embed_mteb.retrieval.datasets import CaptionDataset
+from gen2embed_mteb.sugarcrepe.scoring import CompositionalityResult
 
 CUTS = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -48,6 +51,7 @@ class DatasetRecall:
         num_images: The number of its images that were scored.
         num_captions: The number of their captions.
         num_errors: The number of rows that were set aside.
+        num_unlabelled: By direction, how many of the dataset's own inputs a calibration or CSLS used.
     """
 
     dataset: CaptionDataset
@@ -55,6 +59,7 @@ class DatasetRecall:
     num_images: int
     num_captions: int
     num_errors: int
+    num_unlabelled: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +69,12 @@ class RetrievalResult(RunSummary):
     Attributes:
         name: The name of the benchmark.
         scores: One outcome per dataset, in order.
+        captions: The outcome of SugarCrepe, where it is a part of the run.
     """
 
     name: str
     scores: tuple[DatasetRecall, ...]
+    captions: CompositionalityResult | None = None
 
 
 def ranks_of(
@@ -75,6 +82,7 @@ def ranks_of(
     candidates: npt.NDArray[np.float32],
     query_images: npt.NDArray[np.int64],
     candidate_images: npt.NDArray[np.int64],
+    hubs: npt.NDArray[np.float64] | None = None,
 ) -> Ranks:
     """Return where the best right candidate of each query stands; right is what belongs to the same image.
 
@@ -85,15 +93,18 @@ def ranks_of(
         candidates: (n, d) float32 unit rows.
         query_images: (q,) int64, the image that a query is, or belongs to.
         candidate_images: (n,) int64, likewise; every image of a query has a candidate.
+        hubs: (n,) float64, what `csls.hubness` returned for the candidates: the score is CSLS. None: the cosine.
     """
-    distinct, inverse = np.unique(candidates, axis=0, return_inverse=True)
+    distinct, first, inverse = np.unique(candidates, axis=0, return_index=True, return_inverse=True)
     official, strict = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64)
     rows, number = np.unique(queries, axis=0, return_inverse=True)
     order = np.argsort(number.reshape(-1), kind="stable")
     for start in range(0, len(queries), _ROWS):
         block = order[start : start + _ROWS]
         needed, place = np.unique(number.reshape(-1)[block], return_inverse=True)
-        scores = (rows[needed] @ distinct.T)[place.reshape(-1)][:, inverse.reshape(-1)]
+        scores: npt.NDArray[Any] = rows[needed] @ distinct.T
+        scores = scores if hubs is None else csls(scores, hubs[first])
+        scores = scores[place.reshape(-1)][:, inverse.reshape(-1)]
         right = query_images[block, None] == candidate_images[None]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
         official[block] = ((scores > best) & ~right).sum(axis=1)

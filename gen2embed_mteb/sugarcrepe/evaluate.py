@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from gen2embed_mteb.evaluation.run import (
     refuse_images,
 )
 from gen2embed_mteb.evaluation.run_folder import RESULTS, begin_reports, check_reports
+from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.sugarcrepe.report import markdown, results_json, text_table
 from gen2embed_mteb.sugarcrepe.scoring import (
@@ -84,31 +86,11 @@ def evaluate_captions(
         raise Gen2EmbedError(
             f"{benchmark.title} has no meta-tasks; choose sets with --subsets {' '.join(benchmark.sets)}"
         )
-    aliases = {alias: name for name, file in benchmark.sets.items() for alias in (name, file)}
-    wanted = {lookup(name, aliases, "set", benchmark.sets) for name in config.subsets} or set(benchmark.sets)
-    names = [name for name in benchmark.sets if name in wanted]
     check_reports(config, benchmark.name)
-    files = {name: set_file(Path(config.data_dir), benchmark, name) for name in names}
-    records = {name: read_records(files[name], benchmark, config.limit) for name in names}
-    refuse_images(getattr(encoder, "text_alone", ""), dict.fromkeys(names, lambda: True))
-    images, folder = image_source(config), config.vectors_folder
-    bulk = open_bulk_encoder(encoder, config, images, folder=folder, fingerprint=config.fingerprint)
-    scores: list[SetScore] = []
-    errors: list[RowError] = []
-    for name in names:
-        score, rejected = _evaluate_set(bulk, benchmark, name, (files[name], records[name]), config)
-        scores.append(score)
-        errors.extend(rejected)
-        _warn_about_ties(score)
-    result = CompositionalityResult(
-        benchmark=benchmark,
-        scores=tuple(scores),
-        num_scored=sum(score.num_scored for score in scores),
-        errors=tuple(errors),
-        seconds=time.monotonic() - start,
-        max_error_rate=config.max_error_rate,
-    )
-    output_dir = Path(config.output_dir)
+    opened = open_sets(benchmark, config)
+    refuse_images(getattr(encoder, "text_alone", ""), dict.fromkeys(opened.records, lambda: True))
+    result = replace(score_sets(encoder, opened, config), seconds=time.monotonic() - start)
+    errors, output_dir = list(result.errors), Path(config.output_dir)
     if is_first_process():
         reports = begin_reports(config, benchmark.name)
         reports.write("errors.jsonl", errors_bytes(errors))
@@ -117,6 +99,74 @@ def evaluate_captions(
     if errors:
         logger.warning("%d records were set aside; see %s", len(errors), output_dir / "errors.jsonl")
     return result
+
+
+@dataclass(frozen=True)
+class OpenedSets:
+    """Sets that were read, and their images.
+
+    Attributes:
+        benchmark: The benchmark.
+        files: The file of each set.
+        records: Its records, unchanged.
+        images: The images that they name.
+    """
+
+    benchmark: CaptionBenchmark
+    files: dict[str, Path]
+    records: dict[str, list[Any]]
+    images: ImageSource
+
+
+def open_sets(benchmark: CaptionBenchmark, config: EvaluationConfig) -> OpenedSets:
+    """Read the sets of a run; call it before a model encodes anything.
+
+    Args:
+        benchmark: The benchmark.
+        config: The run's settings.
+
+    Raises:
+        DataError: A file is missing or not in the original form, or all records lack a field.
+        FileNotFoundError: The images cannot be found.
+        ValueError: A set is unknown.
+    """
+    aliases = {alias: name for name, file in benchmark.sets.items() for alias in (name, file)}
+    wanted = {lookup(name, aliases, "set", benchmark.sets) for name in config.subsets} or set(benchmark.sets)
+    names = [name for name in benchmark.sets if name in wanted]
+    files = {name: set_file(Path(config.data_dir), benchmark, name) for name in names}
+    records = {name: read_records(files[name], benchmark, config.limit) for name in names}
+    return OpenedSets(benchmark, files, records, image_source(config))
+
+
+def score_sets(encoder: Encoder, opened: OpenedSets, config: EvaluationConfig) -> CompositionalityResult:
+    """Encode and score sets; write no reports.
+
+    Args:
+        encoder: The model.
+        opened: The sets.
+        config: The run's settings.
+
+    Raises:
+        StoreMismatchError: The folder of the vectors belongs to another model or prompt.
+    """
+    start = time.monotonic()
+    folder = config.vectors_folder
+    bulk = open_bulk_encoder(encoder, config, opened.images, folder=folder, fingerprint=config.fingerprint)
+    scores: list[SetScore] = []
+    errors: list[RowError] = []
+    for name, records in opened.records.items():
+        score, rejected = _evaluate_set(bulk, opened.benchmark, name, (opened.files[name], records), config)
+        scores.append(score)
+        errors.extend(rejected)
+        _warn_about_ties(score)
+    return CompositionalityResult(
+        benchmark=opened.benchmark,
+        scores=tuple(scores),
+        num_scored=sum(score.num_scored for score in scores),
+        errors=tuple(errors),
+        seconds=time.monotonic() - start,
+        max_error_rate=config.max_error_rate,
+    )
 
 
 def set_file(data_dir: Path, benchmark: CaptionBenchmark, name: str) -> Path:

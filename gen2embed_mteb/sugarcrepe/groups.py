@@ -1,4 +1,4 @@
-"""SugarCrepe in UniME's grouping, with UniME's published figures (arXiv 2504.17432v4, Table 3), in percent.
+"""SugarCrepe in UniME's grouping, with UniME's published figures (arXiv 2504.17432v4, Table 2), in percent.
 
 UniME compares an image with its captions under prompts for one image or one text, without a request in words; so the
 captions have no prefix there (`--plain_captions`). Its "compositional" figure is the mean of the three groups, whereas
@@ -9,21 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gen2embed_mteb.paper_tables.published import published
+
 GROUPS: dict[str, tuple[str, ...]] = {
     "Replace": ("replace_obj", "replace_att", "replace_rel"),
     "Swap": ("swap_obj", "swap_att"),
     "Add": ("add_obj", "add_att"),
 }
 """The groups of SugarCrepe's sets in UniME's tables."""
-UNIME: dict[str, tuple[float, float, float]] = {
-    "E5-V (Phi-3.5-V)": (88.2, 66.6, 75.3),
-    "UniME, stage 1 (Phi-3.5-V)": (90.2, 67.6, 91.2),
-    "UniME (Phi-3.5-V)": (90.1, 70.9, 93.3),
-    "E5-V (LLaVA-1.6)": (86.3, 68.7, 66.9),
-    "UniME, stage 1 (LLaVA-1.6)": (89.5, 64.8, 94.2),
-    "UniME (LLaVA-1.6)": (89.0, 71.5, 94.4),
-}
-"""Accuracy by group; how sets are averaged inside a group is not said, and taken as unweighted here."""
+
+
+def published_groups() -> dict[str, tuple[float, ...]]:
+    """Return UniME's and E5-V's accuracy of each of `GROUPS`, as printed.
+
+    How sets are averaged inside a group is not said, and taken as unweighted here.
+    """
+    rows = published("unime-diverse").methods.items()
+    return {
+        name: tuple(figures[f"sugarcrepe.{group.lower()}"] or 0.0 for group in GROUPS)
+        for name, figures in rows
+        if name.startswith(("UniME", "E5-V"))
+    }
 
 
 def of_groups(accuracies: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ from gen2embed_mteb.evaluation.paper import SUGARCREPE, SUGARCREPE_PLUS
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.evaluation.run_folder import run_settings
 from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
-from gen2embed_mteb.sugarcrepe.groups import GROUPS, UNIME, of_groups
+from gen2embed_mteb.sugarcrepe.groups import GROUPS, of_groups, published_groups
 from gen2embed_mteb.sugarcrepe.scoring import CompositionalityResult
 
 
@@ -34,20 +34,26 @@ def results_json(result: CompositionalityResult, config: EvaluationConfig) -> di
         "benchmark": result.benchmark.name,
         "method": method_of(config).to_json(),
         "settings": run_settings(config),
-        "datasets": {
-            score.name: {
-                **{f"accuracy_{task}": score.accuracy(task) for task in tasks},
-                **{f"accuracy_{task}_ties_right": score.accuracy(task, ties_count=True) for task in tasks},
-                "num_queries": score.num_scored,
-                "num_errors": score.num_errors,
-            }
-            for score in result.scores
-        },
+        "datasets": sets_json(result),
         "overall": {f"accuracy_{task}": result.overall(task) for task in tasks},
-        **({"groups": of_groups(_accuracies(result))} if config.plain_captions and len(tasks) == 1 else {}),
+        **({"groups": groups_of(result)} if config.plain_captions and len(tasks) == 1 else {}),
         "fingerprint": config.fingerprint,
         "versions": installed_versions(),
         "seconds": round(result.seconds, 3),
+    }
+
+
+def sets_json(result: CompositionalityResult) -> dict[str, dict[str, float | int | None]]:
+    """Return the figures of every set, for `results.json`."""
+    tasks = result.benchmark.tasks
+    return {
+        score.name: {
+            **{f"accuracy_{task}": score.accuracy(task) for task in tasks},
+            **{f"accuracy_{task}_ties_right": score.accuracy(task, ties_count=True) for task in tasks},
+            "num_queries": score.num_scored,
+            "num_errors": score.num_errors,
+        }
+        for score in result.scores
     }
 
 
@@ -88,18 +94,28 @@ def _groups(result: CompositionalityResult, config: EvaluationConfig) -> Table |
     """Build the table of UniME's groups and their mean; None for SugarCrepe++, or where captions have the prefix."""
     if not config.plain_captions or len(result.benchmark.tasks) > 1:
         return None
-    ours = list(of_groups(_accuracies(result)).values())
+    return groups_table(result)
+
+
+def groups_table(result: CompositionalityResult) -> Table:
+    """Build the table of UniME's groups and their mean, ours above UniME's and E5-V's; captions have no prefix.
+
+    Args:
+        result: The outcome of SugarCrepe.
+    """
+    ours = list(groups_of(result).values())
     known = [figure for figure in ours if figure is not None]
     mean = sum(known) / len(known) if len(known) == len(ours) else None
     table: Table = [["", *GROUPS, "mean"], ["ours", *map(percent, ours), percent(mean)]]
     return table + [
         [method, *(f"{figure:.1f}" for figure in figures), f"{sum(figures) / len(figures):.1f}"]
-        for method, figures in UNIME.items()
+        for method, figures in published_groups().items()
     ]
 
 
-def _accuracies(result: CompositionalityResult) -> dict[str, float | None]:
-    return {score.name: score.accuracy("itt") for score in result.scores}
+def groups_of(result: CompositionalityResult) -> dict[str, float | None]:
+    """Return the mean accuracy of each of UniME's groups, in [0, 1]; None without all of its sets."""
+    return of_groups({score.name: score.accuracy("itt") for score in result.scores})
 
 
 def _table(result: CompositionalityResult) -> Table:

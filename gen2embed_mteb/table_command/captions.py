@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from gen2embed_mteb.retrieval.published import GAIN, HEADS
 from gen2embed_mteb.table_command.options import RAW, TRAINED, TableOptions
 from gen2embed_mteb.table_command.plans import Plan
 from gen2embed_mteb.table_command.records import datasets_of, parsed, results_of, set_aside
@@ -41,10 +42,9 @@ _OF_TABLE = {
         "Prompt raw is MMEB's text alone, in no turn: so were UniME, E5-V and VLM2Vec evaluated.",
     ),
     "unime-diverse": (
-        "The heads T→I and I→T are those of version 4 of the paper; the picture in UniME's README has them exchanged. "
-        "In version 4, the gain (+11.3) beside UniME (Phi3.5-V) on Flickr30K is +8.3 by its own figures.",
+        f"{HEADS} {GAIN}",
         "SugarCrepe's three groups are plain means over their sets; how UniME averages them is not published. Ours are "
-        "run with --mini only; for the original sets: gen2embed evaluate --benchmark sugarcrepe --plain_captions.",
+        "run where --data_dir has a folder sugarcrepe, with COCO's val2017 in it or beside it.",
     ),
 }
 

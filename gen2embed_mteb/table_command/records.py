@@ -53,7 +53,16 @@ def finished_evaluation(run: Run) -> dict[str, Any] | None:
     """
     if not run.folder.is_dir():
         return None
-    return finished_run(evaluation_config(run), *datasets_of(run))
+    config = evaluation_config(run)
+    found = finished_run(config, *datasets_of(run))
+    # Without a dataset of its own in the record, SugarCrepe may have been put into the folder after the run.
+    return None if found and "sugarcrepe" not in found and _has_sugarcrepe(run, config) else found
+
+
+def _has_sugarcrepe(run: Run, config: EvaluationConfig) -> bool:
+    from gen2embed_mteb.retrieval.compositional import sugarcrepe_part
+
+    return sugarcrepe_part(parsed(run).benchmark, config) is not None
 
 
 def datasets_of(run: Run) -> tuple[str, tuple[str, ...]]:
@@ -138,14 +147,14 @@ def result_figures(results: Mapping[str, Any]) -> dict[str, float | None]:
         results: Its content, of MMEB, SugarCrepe or SugarCrepe++, or of a small benchmark of the same form.
     """
     if results["benchmark"].startswith("diverse"):
-        return {
+        recalls = {
             f"{name.removesuffix('-mini')}.{key}": _percent(one[direction]["recall_at_1"])
             for name, one in results["datasets"].items()
             for direction, key in (("text_to_image", "t2i"), ("image_to_text", "i2t"))
         }
+        return recalls | _groups(results.get("sugarcrepe", {}))
     if results["benchmark"] == "sugarcrepe":
-        groups = {f"sugarcrepe.{name.lower()}": _percent(one) for name, one in results.get("groups", {}).items()}
-        return {"sugarcrepe": _percent(results["overall"]["accuracy_itt"]), **groups}
+        return {"sugarcrepe": _percent(results["overall"]["accuracy_itt"]), **_groups(results)}
     if results["benchmark"] == "sugarcrepe++":
         sets = results["datasets"].items()
         return {f"{name}.{task}": _percent(one[f"accuracy_{task}"]) for name, one in sets for task in ("itt", "tot")}
@@ -158,9 +167,14 @@ def result_figures(results: Mapping[str, Any]) -> dict[str, float | None]:
 
 def set_aside(results: Mapping[str, Any]) -> tuple[int, int]:
     """Return how many rows of an evaluation were set aside, and how many there were."""
-    bad = sum(one["num_errors"] for one in results["datasets"].values())
-    scored = (one.get("num_queries", one.get("num_images", 0)) for one in results["datasets"].values())
+    found = [*results["datasets"].values(), *results.get("sugarcrepe", {}).get("datasets", {}).values()]
+    bad = sum(one["num_errors"] for one in found)
+    scored = (one.get("num_queries", one.get("num_images", 0)) for one in found)
     return bad, bad + sum(scored)
+
+
+def _groups(results: Mapping[str, Any]) -> dict[str, float | None]:
+    return {f"sugarcrepe.{name.lower()}": _percent(one) for name, one in results.get("groups", {}).items()}
 
 
 def _percent(figure: float | None) -> float | None:

@@ -179,8 +179,10 @@ def test_diverse_runs_what_the_folder_holds(tmp_path: Path) -> None:
     assert chosen("diverse", settings(data, tmp_path / "out", subsets=("urban1k",))) == [URBAN1K]
     result = evaluate_retrieval(PlainEncoder(), "diverse", config)
     shown = text_table(result, config)
-    assert "UniME (LLaVA-1.6)" in shown and "81.9" in shown and "COCO" not in shown
-    assert "exchanged" in shown
+    assert "UniME stage 1+2 (LLaVA-1.6)" in shown and "81.9" in shown and "COCO" not in shown
+    assert "CLIP(ViT-L)" not in shown
+    for remark in ("heads exchanged", "64.2 (61.3 over the 36)", "is +8.3 by its own figures (77.0, against"):
+        assert remark in shown
     with pytest.raises(DataError, match="no coco; put them into folders of these names"):
         chosen("diverse", settings(data, tmp_path / "out", subsets=("coco",)))
     with pytest.raises(DataError, match="no dataset"):
