@@ -320,6 +320,7 @@ def test_the_demo_ends_in_a_page_with_everything_inside(demonstrated):
     assert "data:image/" in clusters.read_text()
 
 
+@pytest.mark.exhaustive
 def test_the_demo_without_fine_tuning(data, tmp_path, capsys):
     assert demo(data, tmp_path, "--limit", "1", "--max_steps", "0") == 0
     printed = capsys.readouterr().out

@@ -227,7 +227,7 @@ def test_a_folder_of_another_configuration_is_refused(finished: Any, data: Path,
     assert before == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
 
 
-@pytest.mark.parametrize("checkout", CHECKOUTS)
+@pytest.mark.parametrize("checkout", ONE_IN_THE_GATE)
 def test_a_killed_run_goes_on_where_it_stopped(
     finished: Any, data: Path, preloaded: Preloaded, tmp_path: Path, checkout: Checkout
 ) -> None:
@@ -251,7 +251,7 @@ TRAP = "cos\nmkdir\n(Vsprung\ntR."
 """A pickle that makes a folder where it is loaded."""
 
 
-@pytest.mark.parametrize("checkout", CHECKOUTS)
+@pytest.mark.parametrize("checkout", ONE_IN_THE_GATE)
 def test_a_pickle_of_others_is_never_loaded(
     finished: Any, data: Path, preloaded: Preloaded, tmp_path: Path, checkout: Checkout
 ) -> None:

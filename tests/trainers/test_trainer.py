@@ -318,7 +318,7 @@ def test_columns_that_would_be_mixed_up_are_refused(tiny_dir, tmp_path):
 # What is saved, and resumed
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["lora", "dora"])
 @pytest.mark.slow
 def test_resumed_training_is_uninterrupted_training_bit_for_bit(tiny_dir, tmp_path, rows, root, dora):
     """Six steps of two epochs and a half; the checkpoint is in the middle of the second."""
@@ -362,7 +362,10 @@ class Countdown(BaseEvaluator):
         pytest.param(
             {"eval_strategy": "epoch", "save_steps": 1, "logging_strategy": "epoch"}, marks=pytest.mark.exhaustive
         ),
-        {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 3, "gradient_accumulation_steps": 2},
+        pytest.param(
+            {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 3, "gradient_accumulation_steps": 2},
+            marks=pytest.mark.exhaustive,
+        ),
         {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "logging_steps": 3, "eval_on_start": True}
         | {"load_best_model_at_end": True, "metric_for_best_model": "countdown_score", "greater_is_better": True}
         | {"save_total_limit": 2, "per_device_train_batch_size": 2, "include_num_input_tokens_seen": "all"},

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from samples import sample_of
 from sentence_transformers import SentenceTransformer
 from tiny_models import FAMILIES
 from transformers import AutoModel, AutoModelForImageTextToText
@@ -86,7 +87,7 @@ def altered(source, target, change):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sample_of(KINDS, ["lora", "dora"]))
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.slow
 def test_a_reloaded_adapter_gives_the_vectors_it_was_trained_to(adapter, tiny_dir, tiny, inputs, *, family, kind, head):

@@ -81,8 +81,8 @@ def test_an_adapter_lies_in_the_decoder_and_gets_the_same_gradients(model: Gen2E
     """With the vision tower frozen, its tokens are computed once."""
     adapted = Gen2Embed(model.source, device="cpu")
     inner = adapted[0].model
+    torch.manual_seed(0)  # before the adapter: its A is drawn
     new_adapter(inner, LORA_TARGETS, rank=2, dropout=0.0, allow_missing=True)
-    torch.manual_seed(0)
     for name, weight in inner.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, 0, 0.05)

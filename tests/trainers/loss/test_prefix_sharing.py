@@ -35,8 +35,8 @@ def count_tokens(model):
 @pytest.fixture(params=FAMILIES)
 def model(request, tiny_dir):
     model = Gen2Embed(tiny_dir(request.param), device="cpu").train()
+    torch.manual_seed(0)  # before the adapter: its A is drawn
     new_adapter(model[0].model, family_of(model[0].config.model_type).lora_targets, dropout=0.0)
-    torch.manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -45,6 +45,7 @@ def model(request, tiny_dir):
 
 
 def test_gradients_are_those_of_the_stock_loss(model):
+    model.double()  # so that the bound is on the method, and not on the order in which a processor adds
     stock = CachedMultipleNegativesRankingLoss(model, scale=50, mini_batch_size=3)
     calls = count_tokens(model)
     expected_value = stock(features_of(model), None)
@@ -54,11 +55,11 @@ def test_gradients_are_those_of_the_stock_loss(model):
     # The stock loss knows no equal positives: here they are negatives of each other.
     value = SahaLoss(model, mini_batch_size=3, mask_equal_positives=False)(features_of(model))
     found = gradients(model, value)
-    assert value.item() == pytest.approx(expected_value.item(), rel=1e-5)
+    assert value.item() == pytest.approx(expected_value.item(), rel=1e-6)
     assert found.keys() == expected.keys() and found
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, gradient in expected.items():
-        assert (found[name] - gradient).abs().max() <= 1e-5 * largest, name
+        assert (found[name] - gradient).abs().max() <= 1e-6 * largest, name
     assert [rows for rows, _ in calls[:2]] == [1, 3]
     assert sum(rows * tokens for rows, tokens in calls) < 0.8 * full
     assert "forward" not in vars(model[0].model.language_model)
