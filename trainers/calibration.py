@@ -12,13 +12,13 @@ import logging
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.config import FitOptions
-from gen2embed_mteb.embedder.calibration.fitting import CalibrationRecord, Moments, attach, detach, fit
+from gen2embed_mteb.embedder.calibration.fitting import CalibrationRecord, Moments, Order, attach, detach, fit
 from gen2embed_mteb.embedder.export import empty_directory
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
@@ -46,6 +46,11 @@ class CalibrateConfig(FitOptions, DataConfig):
         aliases=["data"],
         needs="a folder, a file, a Hub id, mmeb-mini, or docstrings",
     )
+    order: Order = option(
+        "order of the dimensions: model, as they are; variance, the largest first, so that vectors may be cut short",
+        default="model",
+        choices=get_args(Order),
+    )
     limit: int | None = option("pairs to fit on, in all subsets together", default=2000, least=1)
     max_error_rate: float = option("share of rejected rows above which nothing is written", default=0.001)
 
@@ -56,7 +61,7 @@ class CalibrateConfig(FitOptions, DataConfig):
             Gen2EmbedError: A value is out of its range; the message names it and the remedy.
         """
         super().__post_init__()
-        CalibrationRecord(1000, 1000, self.shrinkage, self.means)
+        CalibrationRecord(1000, 1000, self.shrinkage, self.means, order=self.order)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ def calibrate(model: Gen2Embed, output_dir: str | Path, config: CalibrateConfig)
         raise Gen2EmbedError(
             f"{num_rejected} of {total} inputs cannot be used{first}; mend them, or raise --max_error_rate"
         )
-    fitted = fit(*sums, shrinkage=config.shrinkage, means=config.means, data=Path(config.data_dir).name)
+    settings: dict[str, Any] = {"shrinkage": config.shrinkage, "means": config.means, "order": config.order}
+    fitted = fit(*sums, **settings, data=Path(config.data_dir).name)
     attach(model, fitted)
     model.save_pretrained(str(output))
     record = fitted.record

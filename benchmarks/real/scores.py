@@ -29,6 +29,9 @@ class Setting:
         own: Whether the map is fitted on the task's own inputs, which is transductive.
         neighbors: That of CSLS, which is transductive, too; 0: the cosine.
         among: Only tasks whose names begin so are fitted on.
+        width: How many dimensions are kept; 0: all.
+        by_variance: Whether those of the largest variance among the inputs that the map was fitted on are kept, in
+            place of the model's first ones.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Setting:
     own: bool = False
     neighbors: int = 0
     among: str = ""
+    width: int = 0
+    by_variance: bool = False
 
     @property
     def is_transductive(self) -> bool:
@@ -89,11 +94,15 @@ class Scorer:
     def _mapped(self, task: Task, side: Side, setting: Setting) -> npt.NDArray[np.float64]:
         vectors = self._vectors[task.name, side].astype(np.float64)
         if setting.shrinkage is None or not self._sources(task, setting):
-            return vectors
+            return _cut(vectors, setting.width)
         fitted = self._spectrum(self._sources(task, setting), setting.means)
         # In the eigenvectors' basis, which changes no cosine: W without its last factor.
         mapped = (vectors - fitted.means[side]) @ fitted.directions / np.sqrt(fitted.shrunk(setting.shrinkage))
-        return np.asarray(mapped / np.linalg.norm(mapped, axis=1, keepdims=True))
+        if setting.by_variance:
+            mapped = mapped[:, ::-1]  # the variances ascend
+        elif setting.width:
+            mapped = mapped @ fitted.directions.T
+        return _cut(mapped, setting.width)
 
     def _sums(self, name: str, side: Side) -> Moments:
         if (name, side) not in self._moments:
@@ -111,6 +120,12 @@ class Scorer:
                 moments.merge(self._sums(name, side))
             both.append(moments)
         return self._fitted.setdefault((sources, means), Spectrum.of(*both, means))
+
+
+def _cut(vectors: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
+    """Return the first dimensions of vectors, or all, at length 1."""
+    kept = vectors[:, : width or None]
+    return np.asarray(kept / np.linalg.norm(kept, axis=1, keepdims=True))
 
 
 def _moments(vectors: npt.NDArray[np.float32]) -> Moments:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gen2embed_mteb.embedder.calibration import fitting as calibrations
-from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE, CalibrationRecord, Means
+from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE, CalibrationRecord, Means, Order
 from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import format_of, prompt_of
 from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout, check_num_crops
@@ -268,6 +268,7 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
         *,
         shrinkage: float = SHRINKAGE,
         means: Means = "shared",
+        order: Order = "model",
         data: str = "",
         **options: Any,
     ) -> CalibrationRecord:
@@ -280,6 +281,7 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
             documents: The same for candidates. They need not belong to the queries.
             shrinkage: How little the directions are evened out, in (0, 1]; 1 subtracts the mean alone.
             means: "shared", one mean for both sides; "side", one for each.
+            order: The order of the dimensions: "model", as they are; "variance", so that vectors may be cut short.
             data: What the inputs are, for the record.
             options: Options of `encode`: `batch_size`, `show_progress_bar`, …
 
@@ -290,7 +292,7 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
             Gen2EmbedError: A setting is out of its range, or there are fewer than 100 inputs, or none of a side.
         """
         return calibrations.calibrate(
-            self, queries, documents, shrinkage=shrinkage, means=means, data=data, options=options
+            self, queries, documents, shrinkage=shrinkage, means=means, order=order, data=data, options=options
         )
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

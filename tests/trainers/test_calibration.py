@@ -34,7 +34,8 @@ def test_it_writes_the_map_of_the_distinct_inputs(tiny_dir, tmp_path, pairs, mea
     assert "queries        80" in printed
     assert "documents      60" in printed
     assert json.loads((out / "calibration.json").read_text()) == {
-        "num_queries": 80, "num_documents": 60, "shrinkage": 0.5, "means": means, "data": "pairs.jsonl"
+        "num_queries": 80, "num_documents": 60, "shrinkage": 0.5, "means": means, "data": "pairs.jsonl",
+        "order": "model"
     }  # fmt: skip
     plain, model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu"), SentenceTransformer(str(out))
     sums = [Moments(32), Moments(32)]
@@ -45,6 +46,16 @@ def test_it_writes_the_map_of_the_distinct_inputs(tiny_dir, tmp_path, pairs, mea
         want = (vectors - found.means[side]) @ found.whitening.T
         want /= np.linalg.norm(want, axis=1, keepdims=True)
         assert np.abs(getattr(model, f"encode_{side}")(QUERIES) - want).max() < 1e-4
+
+
+def test_by_variance_vectors_may_be_cut_in_any_client(tiny_dir, tmp_path, pairs):
+    output = tmp_path / "out"
+    assert calibrate(tiny_dir("qwen2_vl"), output, pairs, "--order", "variance") == 0
+    assert json.loads((output / "calibration.json").read_text())["order"] == "variance"
+    texts = [f"a text about {number}" for number in range(50)]
+    whole, short = (SentenceTransformer(str(output), truncate_dim=width).encode_query(texts) for width in (None, 8))
+    np.testing.assert_allclose(short, whole[:, :8], atol=1e-6)
+    np.testing.assert_allclose(Gen2Embed(output, truncate_dim=8).encode_query(texts), short, atol=1e-6)
 
 
 def test_which_positive_belongs_to_which_query_does_not_matter(tiny_dir, tmp_path, pairs):

@@ -10,6 +10,10 @@ mean, or one per side; with one per side, S is the covariance within the sides. 
 (Bell and Sejnowski, 1997) with the covariance shrunk as by Ledoit and Wolf (2004). Subtracting a mean from embeddings
 is from Mu and Viswanath (2018), whitening them from Su et al. (2021).
 
+The order of the dimensions is the model's, or that of variance: W is then turned into the eigenvectors of S, the
+largest variance first. This changes no cosine of whole vectors, and the first dimensions of a vector hold most of what
+it says, so that it may be cut short.
+
 The map is stock: sentence-transformers' `Dense` (in a `Router` for one mean per side) and `Normalize`. It is saved with
 the model, and a folder with it loads with plain `SentenceTransformer`.
 
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Means = Literal["shared", "side"]
+Order = Literal["model", "variance"]
 
 SHRINKAGE = 0.9
 """The default. Weaker shrinkage amplifies directions that are noise where few inputs were seen."""
@@ -62,6 +67,7 @@ class CalibrationRecord:
         shrinkage: a.
         means: "shared" or "side".
         data: What the inputs were, as the caller named it.
+        order: "model" or "variance".
     """
 
     num_queries: int
@@ -69,6 +75,7 @@ class CalibrationRecord:
     shrinkage: float
     means: Means
     data: str = ""
+    order: Order = "model"
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -76,7 +83,7 @@ class CalibrationRecord:
         Raises:
             Gen2EmbedError: A value is out of its range, or there are too few inputs.
         """
-        check_settings(self.shrinkage, self.means)
+        check_settings(self.shrinkage, self.means, self.order)
         check_number_of_inputs(self.num_queries + self.num_documents)
         if min(self.num_queries, self.num_documents) == 0:
             raise Gen2EmbedError(
@@ -118,16 +125,18 @@ def check_number_of_inputs(number: int) -> None:
         )
 
 
-def check_settings(shrinkage: float, means: str) -> None:
+def check_settings(shrinkage: float, means: str, order: str = "model") -> None:
     """Check the settings of a calibration.
 
     Raises:
-        Gen2EmbedError: The shrinkage is not in (0, 1], or `means` is unknown.
+        Gen2EmbedError: The shrinkage is not in (0, 1], or `means` or `order` is unknown.
     """
     if not 0 < shrinkage <= 1:
         raise Gen2EmbedError(f"shrinkage is {shrinkage}; pass a number above 0, up to 1 (1: subtract the mean alone)")
     if means not in get_args(Means):
         raise Gen2EmbedError(f"means is {means!r}; known: {', '.join(get_args(Means))}")
+    if order not in get_args(Order):
+        raise Gen2EmbedError(f"order is {order!r}; known: {', '.join(get_args(Order))}")
 
 
 class Moments:
@@ -215,7 +224,13 @@ class Calibration:
 
 
 def fit(
-    queries: Moments, documents: Moments, *, shrinkage: float = SHRINKAGE, means: Means = "shared", data: str = ""
+    queries: Moments,
+    documents: Moments,
+    *,
+    shrinkage: float = SHRINKAGE,
+    means: Means = "shared",
+    data: str = "",
+    order: Order = "model",
 ) -> Calibration:
     """Fit the map.
 
@@ -225,16 +240,17 @@ def fit(
         shrinkage: a in (0, 1].
         means: "shared", one mean for both sides; "side", one for each.
         data: What the inputs were, for the record.
+        order: The order of the dimensions, "model" or "variance".
 
     Raises:
         Gen2EmbedError: A setting is out of its range, or there are too few inputs.
     """
-    record = CalibrationRecord(queries.count, documents.count, shrinkage, means, data)
-    return Calibration(*solve(queries, documents, shrinkage=shrinkage, means=means), record)
+    record = CalibrationRecord(queries.count, documents.count, shrinkage, means, data, order)
+    return Calibration(*solve(queries, documents, shrinkage=shrinkage, means=means, order=order), record)
 
 
 def solve(
-    queries: Moments, documents: Moments, *, shrinkage: float, means: Means
+    queries: Moments, documents: Moments, *, shrinkage: float, means: Means, order: Order = "model"
 ) -> tuple[_Vector, dict[Side, _Vector]]:
     """Return W, and m for each side; the sums are not checked for their number.
 
@@ -243,6 +259,7 @@ def solve(
         documents: The sums over the candidates' vectors; if either is empty, both sides have the other's mean.
         shrinkage: a in (0, 1].
         means: "shared" or "side".
+        order: "model" or "variance".
 
     Returns:
         (d, d) float64, and per side (d,) float64.
@@ -251,7 +268,7 @@ def solve(
         Gen2EmbedError: All vectors are equal.
     """
     spectrum = Spectrum.of(queries, documents, means)
-    return spectrum.whitening(shrinkage), dict(spectrum.means)
+    return spectrum.whitening(shrinkage, order), dict(spectrum.means)
 
 
 @dataclass(frozen=True)
@@ -297,13 +314,19 @@ class Spectrum:
         """
         return np.asarray((1 - shrinkage) * self.variances + shrinkage * self.variances.mean())
 
-    def whitening(self, shrinkage: float) -> _Vector:
+    def whitening(self, shrinkage: float, order: Order = "model") -> _Vector:
         """Return W, (d, d) float64.
 
         Args:
             shrinkage: a in (0, 1].
+            order: "model", C^(-1/2); "variance", its rows turned into the eigenvectors, the largest variance first.
         """
-        return np.asarray((self.directions / np.sqrt(self.shrunk(shrinkage))) @ self.directions.T)
+        evened = self.directions / np.sqrt(self.shrunk(shrinkage))
+        if order == "model":
+            return np.asarray(evened @ self.directions.T)
+        # The sign of an eigenvector is free: its largest entry is made positive, so that all machines agree.
+        largest = np.take_along_axis(evened, np.abs(evened).argmax(axis=0)[None], axis=0)
+        return np.ascontiguousarray((evened * np.sign(largest)).T[::-1])
 
 
 def calibrate(
@@ -313,18 +336,19 @@ def calibrate(
     *,
     shrinkage: float,
     means: Means,
+    order: Order,
     data: str,
     options: dict[str, Any],
 ) -> CalibrationRecord:
     """Fit a map on inputs and put it behind a `Gen2Embed`, in place of an earlier one; see its method `calibrate`."""
-    CalibrationRecord(len(queries), len(documents), shrinkage, means, data)  # checks, before hours of encoding
+    CalibrationRecord(len(queries), len(documents), shrinkage, means, data, order)  # checks, before hours of encoding
     if model.calibration is not None:
         detach(model)
     sums = [
         _moments(encode, inputs, options)
         for encode, inputs in ((model.encode_query, queries), (model.encode_document, documents))
     ]
-    fitted = fit(*sums, shrinkage=shrinkage, means=means, data=data)
+    fitted = fit(*sums, shrinkage=shrinkage, means=means, data=data, order=order)
     attach(model, fitted)
     return fitted.record
 

@@ -49,6 +49,25 @@ def test_on_its_own_sample_the_mean_is_zero_and_the_covariance_follows_the_law(s
     np.testing.assert_allclose(mapped.T @ mapped / 700, (directions * (values / shrunk)) @ directions.T, atol=1e-10)
 
 
+@pytest.mark.parametrize("means", ["shared", "side"])
+def test_by_variance_the_first_dimensions_are_the_principal_components(means):
+    sums = moments(QUERIES), moments(DOCUMENTS)
+    usual, found = (fit(*sums, shrinkage=0.5, means=means, order=order) for order in ("model", "variance"))
+    assert found.record.order == "variance"
+    sides = {"query": unit(QUERIES), "document": unit(DOCUMENTS)}
+    centred = np.concatenate([rows - found.means[side] for side, rows in sides.items()])
+    # A singular value decomposition, in place of our eigendecomposition.
+    _, values, components = np.linalg.svd(centred, full_matrices=False)
+    variances = values**2 / 700
+    components = components * np.sign(components[np.arange(WIDTH), np.abs(components).argmax(axis=1)])[:, None]
+    mapped = centred @ found.whitening.T
+    wanted = centred @ components.T / np.sqrt(0.5 * variances + 0.5 * variances.mean())
+    np.testing.assert_allclose(mapped, wanted, atol=1e-8)
+    assert (np.diff(mapped.var(axis=0)) < 0).all()
+    before = unit(centred @ usual.whitening.T)
+    np.testing.assert_allclose(unit(mapped) @ unit(mapped).T, before @ before.T, atol=1e-10)
+
+
 def test_two_halves_merged_are_the_whole():
     whole, half, other = moments(QUERIES), moments(QUERIES[:123]), moments(QUERIES[123:200], QUERIES[200:])
     half.merge(other)
@@ -75,6 +94,7 @@ def test_a_vector_that_is_not_finite_or_zero_is_refused(bad):
         ({"shrinkage": 0.0}, r"shrinkage is 0\.0"),
         ({"shrinkage": 1.5}, r"shrinkage is 1\.5"),
         ({"means": "modality"}, "means is 'modality'; known: shared, side"),
+        ({"order": "name"}, "order is 'name'; known: model, variance"),
     ],
 )
 def test_what_cannot_be_used_is_refused(options, said):
