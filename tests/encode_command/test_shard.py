@@ -196,6 +196,7 @@ def test_a_run_that_is_killed_anywhere_ends_in_the_same_bytes(tmp_path: Path, st
     encode(data, tmp_path / "whole", rows_per_shard=8)
     want = content(tmp_path / "whole")
     output = tmp_path / "o"
+    output.mkdir()
     status, count = forked(lambda: encode(data, output, rows_per_shard=8), output)
     assert status == 0
     assert content(output) == want
