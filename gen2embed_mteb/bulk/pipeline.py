@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gen2embed_mteb.bulk.preparation import Entry, Failed, InProcesses, InThreads, Preparation, Ready, Work
 from gen2embed_mteb.bulk.shard_checks import NORM_TOLERANCE
 from gen2embed_mteb.bulk.store import Shard
-from gen2embed_mteb.bulk.types import Fault, SplitEncoder, StagedEncoder
+from gen2embed_mteb.bulk.types import Fault, Opener, SplitEncoder, StagedEncoder
 from gen2embed_mteb.bulk.workers import Workers
 from gen2embed_mteb.errors import one_line
 from gen2embed_mteb.names import Side
@@ -50,17 +50,17 @@ class Pipeline:
 
     Args:
         encoder: The model.
-        open_input: Opens an input: its text and the paths of its images, into what the encoder takes.
+        opener: Opens images.
 
     Attributes:
         num_encoded: Inputs handed to the model so far.
         num_halvings: How often a batch was halved because memory ran out.
     """
 
-    def __init__(self, encoder: StagedEncoder, open_input: Callable[[str, tuple[str, ...]], dict[str, Any]]) -> None:
+    def __init__(self, encoder: StagedEncoder, opener: Opener) -> None:
         """Keep the parts; no thread is started yet."""
         self.encoder = encoder
-        self.open_input = open_input
+        self.opener = opener
         self.token_limit = sys.maxsize
         self.num_encoded = 0
         self.num_halvings = 0
@@ -74,7 +74,7 @@ class Pipeline:
         """
         if workers is not None and isinstance(self.encoder, SplitEncoder):
             return Stages(self, side, InProcesses(self.encoder, side, workers))
-        return Stages(self, side, InThreads(self.encoder, side, self.open_input))
+        return Stages(self, side, InThreads(self.encoder, side, self.opener))
 
 
 class Stages:
@@ -96,7 +96,9 @@ class Stages:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """End the preparation; what it has not begun is dropped."""
-        self._preparation.end(at_once=kind is not None)
+        preparation = self._preparation
+        del self._preparation  # an error that the encoder raised may still hold this object, which holds the workers
+        preparation.end(at_once=kind is not None)
 
     def run(self, shards: Sequence[Sequence[Batch]], bar: Any) -> Iterator[Shard]:
         """Encode shards in order.

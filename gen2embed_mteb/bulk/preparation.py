@@ -7,7 +7,7 @@ opened. Threads suffice for texts, and on a CPU, where the model takes far longe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -42,7 +42,7 @@ class Failed:
 
 
 Entry = Any
-"""An input that can be used: what `open_input` returned, or where it is opened elsewhere its `Work`."""
+"""An input that can be used: what the opener returned, or where it is opened elsewhere its `Work`."""
 
 
 class Ready(NamedTuple):
@@ -79,16 +79,14 @@ class InThreads:
     Args:
         encoder: The model.
         side: The side of the inputs.
-        open_input: Opens an input: its text and the paths of its images, into what the encoder takes.
+        opener: Opens images.
     """
 
     lookahead = 2
 
-    def __init__(
-        self, encoder: StagedEncoder, side: Side, open_input: Callable[[str, tuple[str, ...]], dict[str, Any]]
-    ) -> None:
+    def __init__(self, encoder: StagedEncoder, side: Side, opener: Opener) -> None:
         """Start the threads."""
-        self._encoder, self._side, self._open_input = encoder, side, open_input
+        self._encoder, self._side, self._opener = encoder, side, opener
         self._openers = ThreadPoolExecutor(THREADS, thread_name_prefix="image")
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
@@ -108,7 +106,7 @@ class InThreads:
 
     def _open(self, work: Work) -> Entry | Failed:
         try:
-            return self._open_input(work.text, work.paths)
+            return self._opener(work.text, work.paths, work.digests)
         except ImageError as error:
             if is_of_the_system(error):
                 raise  # no descriptor left, a failing disk: the picture may be whole
@@ -144,7 +142,7 @@ class InProcesses:
 
     def submit(self, works: Sequence[Work]) -> Future[Ready]:
         """Open and prepare a batch."""
-        answer = self._workers.submit([(work.text, work.paths) for work in works], self._arguments)
+        answer = self._workers.submit([(work.text, work.paths, work.digests) for work in works], self._arguments)
         return self._completer.submit(self._complete, list(works), answer)
 
     def again(self, entries: Sequence[Entry]) -> Ready:

@@ -102,6 +102,17 @@ class SplitEncoder(StagedEncoder, Protocol):
         """Make of the preparer's arrays what `prepare` returns; several threads may call this."""
 
 
+@runtime_checkable
+class Expecting(Protocol):
+    """Images that compare a file with its digest before they open it; `ImageSource` has them."""
+
+    def kept_bytes(self, path: str, /) -> bytes | None:
+        """Return the file from which the image's facts were read, if it is still kept."""
+
+    def expect(self, path: str, digest: str, data: bytes | None = None, /) -> None:
+        """Say which digest the file must have that is opened next under this path, or hand over the file itself."""
+
+
 @dataclass(frozen=True)
 class Opener:
     """Opens the images of an input; see `open_input`."""
@@ -109,8 +120,15 @@ class Opener:
     images: Images
     options: ImageOptions
 
-    def __call__(self, text: str, paths: Sequence[str]) -> dict[str, Any]:
-        """Return what encoders take."""
+    def __call__(self, text: str, paths: Sequence[str], digests: Sequence[str]) -> dict[str, Any]:
+        """Return what encoders take.
+
+        Raises:
+            ImageError: An image cannot be opened, or its file is not the one that has the digest.
+        """
+        if isinstance(self.images, Expecting):
+            for path, digest in zip(paths, digests, strict=True):
+                self.images.expect(path, digest)
         return open_input(self.images, text, paths, self.options)
 
 

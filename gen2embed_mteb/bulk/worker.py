@@ -16,7 +16,7 @@ import traceback
 from typing import IO, Any
 
 from gen2embed_mteb.bulk.messages import Arrays, read_message, write_message
-from gen2embed_mteb.bulk.types import Opener
+from gen2embed_mteb.bulk.types import Expecting, Opener
 from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system, one_line
 from gen2embed_mteb.images.errors import ImageError
 
@@ -25,13 +25,25 @@ SETUP = "setup"
 
 
 class _Told:
-    """Images that say which file they open, so that it is known if its decoder kills the process."""
+    """Images that say which file they open, so that it is known if its decoder kills the process.
+
+    Attributes:
+        files: Files that came with a batch, by path.
+    """
 
     def __init__(self, images: Any, out: IO[bytes]) -> None:
         self._images, self._out = images, out
+        self.files: Arrays = {}
 
     def facts(self, path: str) -> Any:
         return self._images.facts(path)
+
+    def kept_bytes(self, path: str) -> bytes | None:
+        return self.files[path].tobytes() if path in self.files else None
+
+    def expect(self, path: str, digest: str, _: bytes | None = None) -> None:
+        if isinstance(self._images, Expecting):
+            self._images.expect(path, digest, self.kept_bytes(path))
 
     def open(self, path: str) -> Any:
         write_message(self._out, {"on": path})
@@ -49,14 +61,15 @@ def main() -> None:
     try:
         # From the process that started this one, by a pipe that no other process has.
         opener, preparer = pickle.loads(arrays.pop(SETUP).data)  # noqa: S301
-        opener = Opener(_Told(opener.images, out), opener.options)
+        told = _Told(opener.images, out)
+        opener = Opener(told, opener.options)
         write_message(out, {"ready": True})
     except Exception:
         write_message(out, {"failed": traceback.format_exc()})
         return
     while True:
-        request, arrays = asked.get()
-        write_message(out, *_answer(opener, preparer, request, arrays))
+        request, told.files = asked.get()
+        write_message(out, *_answer(opener, preparer, request))
 
 
 def _listen(asked: queue.SimpleQueue[tuple[Any, Arrays]]) -> None:
@@ -67,14 +80,14 @@ def _listen(asked: queue.SimpleQueue[tuple[Any, Arrays]]) -> None:
         os._exit(0)  # at once: the main thread may be in a decoder
 
 
-def _answer(opener: Opener, preparer: Any, request: Any, arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+def _answer(opener: Opener, preparer: Any, request: Any) -> tuple[dict[str, Any], Arrays]:
     """Return the faults of a batch's inputs by their numbers, and what was made of the others; or an error."""
     faults: dict[str, tuple[str, str]] = {}
     try:
         inputs = []
-        for number, (text, paths) in enumerate(request["works"]):
+        for number, (text, paths, digests) in enumerate(request["works"]):
             try:
-                inputs.append(opener(text, paths))
+                inputs.append(opener(text, paths, digests))
             except ImageError as error:
                 if is_of_the_system(error):
                     raise

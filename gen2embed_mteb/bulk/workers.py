@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gen2embed_mteb.bulk.messages import Arrays, read_message, write_message
-from gen2embed_mteb.bulk.types import Fault, Opener, Preparer
+from gen2embed_mteb.bulk.types import Expecting, Fault, Opener, Preparer
 from gen2embed_mteb.bulk.worker import SETUP
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 
@@ -48,8 +48,8 @@ main()"""
 # One core for each worker; and none of them may take memory of a GPU.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 
-Input = tuple[str, tuple[str, ...]]
-"""A text and the paths of its images."""
+Input = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""A text, the paths of its images, and their digests."""
 
 
 class Answer(NamedTuple):
@@ -143,7 +143,7 @@ class _Crew:
         except Exception as error:  # whatever an object's own methods raise
             raise _unusable(f"what prepares inputs cannot be sent to them ({one_line(error)})") from error
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="worker")
-        self._patience = patience
+        self._images, self._patience = opener.images, patience
         self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
         for _ in range(count):
             self._idle.put(None)
@@ -197,7 +197,7 @@ class _Crew:
         worker = self._idle.get()
         try:
             worker = worker or self._begin()
-            value, arrays = worker.ask({"works": works, "arguments": arguments}, self._patience)
+            value, arrays = worker.ask({"works": works, "arguments": arguments}, self._kept(works), self._patience)
         except BaseException:
             if worker is not None:
                 self._end(worker)
@@ -208,6 +208,16 @@ class _Crew:
         finally:
             self._idle.put(worker)
         return _answer(value, arrays)
+
+    def _kept(self, works: Sequence[Input]) -> Arrays:
+        """Return the files of images that this process still has."""
+        files: Arrays = {}
+        if isinstance(self._images, Expecting):
+            for path in {path for work in works for path in work[1]}:
+                data = self._images.kept_bytes(path)
+                if data is not None:
+                    files[path] = np.frombuffer(data, np.uint8)
+        return files
 
     def _begin(self) -> _Worker:
         with self._lock:
@@ -269,10 +279,10 @@ class _Worker:
         if "failed" in value:
             raise _unusable(f"a worker process cannot load what it needs ({value['failed'].strip().splitlines()[-1]})")
 
-    def ask(self, request: Any, patience: float) -> tuple[Any, Arrays]:
-        """Send a batch, and wait for what becomes of it."""
+    def ask(self, request: Any, files: Arrays, patience: float) -> tuple[Any, Arrays]:
+        """Send a batch, with the files that need not be read again, and wait for what becomes of it."""
         try:
-            write_message(self._process.stdin, request)  # type: ignore[arg-type]
+            write_message(self._process.stdin, request, files)  # type: ignore[arg-type]
         except OSError:
             raise _Lost(self._ending(), "") from None
         return self._wait("", patience)
