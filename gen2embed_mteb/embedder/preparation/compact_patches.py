@@ -55,21 +55,34 @@ class CompactPatches:
 
     def install(self, processor: Any) -> None:
         """Let an image processor return compact patches from now on."""
-        vars(processor)["_preprocess"] = _preprocess
+        vars(processor).update(process_image=_as_picture, _preprocess=_preprocess)
 
     def expanded(self, patches: torch.Tensor) -> torch.Tensor:
         """Return patches as the processor itself returns them.
 
         Args:
-            patches: (n, 3, side, side) uint8, on any device.
+            patches: (n, side, side, 3) uint8, on any device.
 
         Returns:
             (n, 3 · repeats · side · side) float32, on the same device.
         """
+        if patches.device.type == "cpu":
+            return self._expanded_on_cpu(patches.numpy())
+        return self._expanded_by_torch(patches)
+
+    def _expanded_by_torch(self, patches: torch.Tensor) -> torch.Tensor:
         values = self._values.to(patches.device)
         channels = torch.arange(3, device=patches.device)[:, None, None]
-        looked_up = values[channels, patches.long()]
+        looked_up = values[channels, patches.permute(0, 3, 1, 2).long()]
         return looked_up[:, :, None].expand(-1, -1, self._repeats, -1, -1).reshape(len(patches), -1)
+
+    def _expanded_on_cpu(self, patches: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Do the same with numpy, which looks values up in a third of the time."""
+        number, height, width, channels = patches.shape
+        expanded = np.empty((number, channels, self._repeats, height, width), np.float32)
+        for channel, values in enumerate(self._values.numpy()):
+            expanded[:, channel] = np.take(values, patches[..., channel])[:, None]
+        return torch.from_numpy(expanded.reshape(number, -1))
 
     def _is_exact(self, processor: Any) -> bool:
         noise = np.random.default_rng(0).integers(0, 256, (_PROBE[1], _PROBE[0], 3), dtype=np.uint8)
@@ -85,8 +98,15 @@ class CompactPatches:
             return False
 
 
+def _as_picture(image: Image.Image, **_: Any) -> Image.Image:
+    """Return an image as it is, in place of an array that would only become an image again."""
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"expected a PIL image, got {type(image).__name__}")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def _preprocess(
-    images: list[npt.NDArray[np.uint8]],
+    images: list[Image.Image],
     *,
     size: Any,
     resample: Any,
@@ -100,18 +120,17 @@ def _preprocess(
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     patches, grids = [], []
-    for image in images:
-        picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
+    for picture in images:
         height, width = smart_resize(
             picture.height, picture.width, patch_size * merge_size, size.shortest_edge, size.longest_edge
         )
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), resample)
+        resized = picture if picture.size == (width, height) else picture.resize((width, height), resample)
         rows, columns = height // patch_size, width // patch_size
-        blocks = np.asarray(picture).reshape(
+        blocks = np.asarray(resized).reshape(
             rows // merge_size, merge_size, patch_size, columns // merge_size, merge_size, patch_size, 3
         )
-        patches.append(blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch_size, patch_size))
+        # The three channels of a pixel stay side by side, so that whole rows of a patch are copied.
+        patches.append(blocks.transpose(0, 3, 1, 4, 2, 5, 6).reshape(-1, patch_size, patch_size, 3))
         grids.append([1, rows, columns])
     data = {PIXELS: np.concatenate(patches), "image_grid_thw": np.array(grids, dtype=np.int64)}
     return BatchFeature(data=data, tensor_type=return_tensors)

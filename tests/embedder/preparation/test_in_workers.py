@@ -105,6 +105,7 @@ def test_compact_patches_are_those_of_the_processor(settings: dict[str, Any]) ->
     expected, found = (one(pictures, return_tensors="pt") for one in (stock, own))
     assert torch.equal(found["image_grid_thw"], expected["image_grid_thw"])
     assert torch.equal(compact.expanded(found[PIXELS]), expected[PIXELS])
+    assert torch.equal(compact._expanded_by_torch(found[PIXELS]), expected[PIXELS])  # as on a GPU
 
 
 def test_other_processors_are_left_as_they_are() -> None:
