@@ -100,6 +100,7 @@ class Workers:
         self._parts = opener, preparer
         self._patience = patience
         self._crew: _Crew | None = None
+        self._ending: weakref.finalize | None = None
 
     def start(self) -> None:
         """Start the processes, unless they run, and wait until one of them is ready.
@@ -109,7 +110,7 @@ class Workers:
         """
         if self._crew is None:
             crew = self._crew = _Crew(self.count, *self._parts, self._patience)
-            weakref.finalize(self, crew.stop)
+            self._ending = weakref.finalize(self, crew.stop)
         try:
             self._crew.ready()
         except BaseException:
@@ -129,9 +130,9 @@ class Workers:
 
     def stop(self) -> None:
         """End the processes at once; `start` starts others."""
-        crew, self._crew = self._crew, None
-        if crew is not None:
-            crew.stop()
+        self._crew = None
+        if self._ending is not None:
+            self._ending()
 
 
 class _Crew:

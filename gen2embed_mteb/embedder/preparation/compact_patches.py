@@ -20,6 +20,7 @@ from PIL import Image
 logger = logging.getLogger(__name__)
 
 PIXELS = "pixel_values"
+_PROCESSOR = "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil"
 _PROBE = (150, 130)
 
 
@@ -38,9 +39,8 @@ class CompactPatches:
     @classmethod
     def of(cls, processor: Any) -> CompactPatches | None:
         """Return the compact form for an image processor; `None` if it is of another kind, or the check fails."""
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-        if type(processor) is not Qwen2VLImageProcessorPil:
+        kind = type(processor)
+        if f"{kind.__module__}.{kind.__name__}" != _PROCESSOR:
             return None
         if not (processor.do_resize and processor.do_rescale and processor.do_normalize):
             return None
@@ -50,7 +50,7 @@ class CompactPatches:
         found = cls(torch.from_numpy(values), processor.temporal_patch_size)
         if found._is_exact(processor):
             return found
-        logger.warning("%s: its patches cannot be made of bytes; workers return them as it does", type(processor))
+        logger.warning("%s: its patches cannot be made of bytes; workers return them as it does", kind.__name__)
         return None
 
     def install(self, processor: Any) -> None:
