@@ -105,6 +105,7 @@ def test_a_picture_that_kills_its_worker_is_set_aside(
     assert second.endswith("again, at deadly.png; this input is set aside")
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_hangs_is_ended(folder: Path, tmp_path: Path) -> None:
     given = [*items()[8:11], Item("", ("hang.png",))]
     expected, _, _ = encoded(DeadlyImages(folder), tmp_path / "0", given, 0)
@@ -132,6 +133,7 @@ def test_a_worker_that_is_killed_from_outside_costs_nothing_but_time(folder: Pat
     assert not faults
 
 
+@pytest.mark.exhaustive
 def test_a_batch_that_is_too_large_for_a_worker_is_halved(folder: Path, tmp_path: Path) -> None:
     vectors, faults, encoder = encoded(ImageSource(folder), tmp_path, items()[5:], 1, encoder=SplitPlainEncoder(most=2))
     assert len(vectors) == NUM_PICTURES + 1
@@ -141,7 +143,12 @@ def test_a_batch_that_is_too_large_for_a_worker_is_halved(folder: Path, tmp_path
 
 @pytest.mark.parametrize(
     ("name", "error", "message"),
-    [("system", OSError, "Input/output error"), ("bug", RuntimeError, "(?s)in a worker process:.*KeyError: 'a bug'")],
+    [
+        ("system", OSError, "Input/output error"),
+        pytest.param(
+            *("bug", RuntimeError, "(?s)in a worker process:.*KeyError: 'a bug'"), marks=pytest.mark.exhaustive
+        ),
+    ],
 )
 def test_an_error_of_the_system_or_a_defect_ends_the_run(
     folder: Path, tmp_path: Path, name: str, error: type[Exception], message: str
@@ -219,7 +226,15 @@ def test_a_program_without_a_main_guard_can_use_workers(some: Path) -> None:
     assert process.communicate(timeout=60) == ("done\n", "")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, -15)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGTERM, -15, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_workers_end_with_the_process_that_started_them(some: Path, number: int, status: int) -> None:
     """Ctrl-C, a kill, and the end by a scheduler, while batches are encoded."""
     process = program(some, "2", "0.5")
@@ -248,6 +263,7 @@ def wait_until(condition: Any, seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.exhaustive
 def test_memory_holds_few_batches_whatever_the_number_of_workers(folder: Path, tmp_path: Path) -> None:
     """No more batches are asked for than may be prepared ahead."""
     most, waiting, lock = 0, 0, threading.Lock()
