@@ -95,9 +95,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         for repeat in range(arguments.repeats + 1):
             seconds, expected = timed(lambda items=items, side=side: encode_stock(stock, side, items, scratch))
             store = EmbeddingStore(scratch / f"{name}-{repeat}", {})
-            bulk = BulkEncoder(
-                PrefixEncoder(model), store, ImageSource(scratch), batch_tokens=arguments.batch_tokens, num_workers=2
-            )
+            bulk = BulkEncoder(PrefixEncoder(model), store, ImageSource(scratch), batch_tokens=arguments.batch_tokens)
 
             def encode_bulk(bulk: BulkEncoder = bulk, side: Any = side, items: list[Item] = items) -> np.ndarray:
                 bulk.add(side, items)

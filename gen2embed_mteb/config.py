@@ -168,7 +168,12 @@ class EncodingConfig(ImageOptions):
         "tokens per call of the model, padding included (default: 1024 on a CPU, 8192 on a GPU)", default=None, least=1
     )
     batch_size: int = option("inputs per call of the model, at most", default=512, least=1)
-    num_workers: int = option("threads that open images", default=4, least=1)
+    num_workers: int | None = option(
+        "processes that open images and prepare inputs; 0: threads of this process (default: some on a GPU, where the "
+        "images are many)",
+        default=None,
+        least=0,
+    )
     max_error_rate: float = option("share of rejected rows above which the run counts as failed", default=0.001)
     overwrite: bool = option(
         "replace what was made with another model, prompt or setting; without it a run goes on where one stopped",

@@ -7,15 +7,17 @@
    grouped into shards. The cut is a pure function of the inputs: an interrupted run that is started again forms the
    same batches, hence the same vectors to the bit.
 3. Shards found in the store are reused. Each process computes its share of the others, batch by batch, while threads
-   open and prepare the next batches (`pipeline.py`); then it waits for the other processes' shares (`processes.py`).
+   or worker processes open and prepare the next batches (`preparation.py`); then it waits for the other processes'
+   shares (`processes.py`).
 
 An encoder may have prompts of its own for each dataset (`for_dataset`). Then the same input has another vector in
 another dataset: inputs are compared only within the datasets of the same prompts, and a shard's key has the prompt.
 
 An input whose image cannot be opened, or that the encoder refuses even alone, is recorded with its reason.
 
-Cost: each image file is read twice, once for its digest and size and once to encode it; each distinct input goes
-through the model once. Vectors stay on disk; memory holds the batches in work and an index of all distinct inputs.
+Cost: an image file is read for its digest and size, and to encode it; once for both if the images are few, and digests
+of many are remembered (`image_facts.py`). Each distinct input goes through the model once. Vectors stay on disk; memory
+holds the batches in work, a quarter of a GiB of files, and an index of all distinct inputs.
 """
 
 from __future__ import annotations
@@ -26,24 +28,23 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT, Batch, Pipeline, Work
+from gen2embed_mteb.bulk.image_facts import FactsReader
+from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT, Batch, Pipeline
+from gen2embed_mteb.bulk.preparation import Helpers, Work
 from gen2embed_mteb.bulk.processes import Peers, Share
-from gen2embed_mteb.bulk.progress import progress, token_bar
+from gen2embed_mteb.bulk.progress import token_bar
 from gen2embed_mteb.bulk.store import EmbeddingStore, StoredShard, StoreMismatchError
-from gen2embed_mteb.bulk.types import DatasetEncoder, Encoder, Fault, Item, staged
-from gen2embed_mteb.errors import Gen2EmbedError, is_of_the_system
+from gen2embed_mteb.bulk.types import DatasetEncoder, Encoder, Fault, Item, Opener, staged
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.decoding import ImageFacts, Size
-from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
-from gen2embed_mteb.images.source import Images, open_input
+from gen2embed_mteb.images.source import Images
 from gen2embed_mteb.names import Side
 
 BATCHES_PER_SHARD = 16
@@ -74,7 +75,8 @@ class BulkEncoder:
             stands for the encoder's own number.
         batch_size: The most inputs per call of the model.
         image_options: How images are resized.
-        num_workers: The number of threads that open images.
+        num_workers: Processes that open images and prepare batches of them; 0: threads of this process do; None: some
+            if the model runs on a GPU and the images are many. The vectors are the same to the bit.
         share: The part of the work that belongs to this process; by default all of it.
 
     """
@@ -88,20 +90,21 @@ class BulkEncoder:
         batch_tokens: int | None = None,
         batch_size: int = 512,
         image_options: ImageOptions | None = None,
-        num_workers: int = 4,
+        num_workers: int | None = 0,
         share: Share | None = None,
     ) -> None:
         """Keep the arguments; nothing is read yet."""
         self._given, self._encoder = encoder, staged(encoder)
         self._store = store
-        self._images = images
         self._batch_tokens = batch_tokens or self._encoder.batch_tokens
         self._batch_size = batch_size
         self._image_options = image_options or ImageOptions()
-        self._num_workers = num_workers
+        opener = Opener(images, self._image_options)
+        self._helpers = Helpers(num_workers, opener)
         self._share = share or Share()
         self._peers = Peers(self._share)
-        self._pipeline = Pipeline(self._encoder, self._open, num_workers)
+        self._reader = FactsReader(images, self._image_options, store.directory, self._share, self._peers)
+        self._pipeline = Pipeline(self._encoder, opener)
         self._shards: list[StoredShard] = []
         self._places: dict[tuple[Side, str, tuple[str, ...]], tuple[int, int]] = {}
         self._facts: dict[str, ImageFacts | Fault] = {}
@@ -127,7 +130,7 @@ class BulkEncoder:
         if found is None:
             found = self._of_datasets[prompts] = copy.copy(self)
             found._given, found._encoder, found._prompts = other, staged(other), dict(prompts)
-            found._pipeline = Pipeline(found._encoder, found._open, found._num_workers)
+            found._pipeline = Pipeline(found._encoder, self._pipeline.opener)
             found._shards, found._places, found._of_datasets, found._num_reused = [], {}, {}, 0
         return found
 
@@ -159,7 +162,8 @@ class BulkEncoder:
             ValueError: The encoder refuses every input of a batch; the error is the encoder's own.
         """
         given = dict.fromkeys(items)
-        self._read_facts({path for item in given for path in item.images}, label or side)
+        unknown = {path for item in given for path in item.images} - self._facts.keys()
+        self._facts.update(self._reader.read(unknown, label or side))
         works: dict[tuple[str, tuple[str, ...]], Work] = {}
         for item in given:
             digests = self._digests(item)
@@ -263,25 +267,6 @@ class BulkEncoder:
         faults = [fact for fact in facts if isinstance(fact, Fault)]
         return faults[0] if faults else tuple(fact.digest for fact in facts if isinstance(fact, ImageFacts))
 
-    def _read_facts(self, paths: Iterable[str], label: str) -> None:
-        """Read each new image file once for its digest and size."""
-        new = sorted(path for path in paths if path not in self._facts)
-        if not new:
-            return
-        with ThreadPoolExecutor(self._num_workers, thread_name_prefix="facts") as pool:
-            found = progress(pool.map(self._facts_of, new), len(new), f"{label}: reading images", "image")
-            self._facts.update(zip(new, found, strict=True))
-
-    def _facts_of(self, path: str) -> ImageFacts | Fault:
-        try:
-            facts = self._images.facts(path)
-            fitted_size(facts.size, self._image_options, path)
-            return facts
-        except ImageError as error:
-            if is_of_the_system(error):
-                raise
-            return Fault(error.file, error.reason)
-
     def _cut(self, side: Side, works: list[Work]) -> list[Batch]:
         """Return batches of inputs of similar length, longest first."""
         sizes = [[self._final_size(path) for path in work.paths] for work in works]
@@ -312,7 +297,10 @@ class BulkEncoder:
         started = time.monotonic()
         total = sum(batch.num_tokens for shard in missing for batch in shard.batches)
         rows = 0
-        with token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side) as stages:
+        own = [planned for planned in missing if self._share.owns(planned.number)]
+        num_images = sum(len(work.paths) for planned in own for batch in planned.batches for work in batch.works)
+        workers = self._helpers.for_inputs(self._encoder, num_images)
+        with token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side, workers) as stages:
 
             def place(planned: _PlannedShard, shard: StoredShard) -> None:
                 nonlocal rows
@@ -320,7 +308,6 @@ class BulkEncoder:
                 rows += shard.num_rows
                 bar.set_postfix_str(f"{rows / (time.monotonic() - started):.1f} items/s", refresh=False)
 
-            own = [planned for planned in missing if self._share.owns(planned.number)]
             for planned, shard in zip(own, stages.run([shard.batches for shard in own], bar), strict=True):
                 place(planned, self._store.put(planned.key, shard))
             others = {planned.key: planned for planned in missing if not self._share.owns(planned.number)}
@@ -333,9 +320,6 @@ class BulkEncoder:
                     continue
                 for shard in stages.run([planned.batches], bar):
                     place(planned, self._store.put(key, shard))
-
-    def _open(self, text: str, paths: tuple[str, ...]) -> dict[str, Any]:
-        return open_input(self._images, text, paths, self._image_options)
 
 
 def cut_batches(

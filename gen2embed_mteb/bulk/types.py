@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from gen2embed_mteb.images.decoding import Size
+from gen2embed_mteb.images.resizing import ImageOptions
+from gen2embed_mteb.images.source import Images, open_input
 from gen2embed_mteb.names import Side
 
 
@@ -72,6 +75,61 @@ class StagedEncoder(Protocol):
 
     def encode_prepared(self, side: Side, batch: Any) -> Any:
         """Run the model on what `prepare` returned, and return (n, d) float32 unit rows."""
+
+
+class Preparer(Protocol):
+    """The part of an encoder that prepares batches in another process; it can be pickled, and has no weights."""
+
+    def __call__(self, arguments: Any, inputs: list[dict[str, Any]], /) -> Mapping[str, Any]:
+        """Do most of what `prepare` does, and return arrays of numbers by name."""
+
+
+@runtime_checkable
+class SplitEncoder(StagedEncoder, Protocol):
+    """An encoder whose batches can be prepared in worker processes, with the vectors the same to the bit."""
+
+    @property
+    def computes_on_cpu(self) -> bool:
+        """Whether the model runs on the CPU, whose cores workers would take from it."""
+
+    def preparer(self) -> Preparer:
+        """Return what prepares in another process; the same for all datasets of one model."""
+
+    def arguments(self, side: Side) -> Any:
+        """Return what the preparer is to know of a batch, as JSON can hold it."""
+
+    def completed(self, side: Side, arrays: Mapping[str, Any]) -> Any:
+        """Make of the preparer's arrays what `prepare` returns; several threads may call this."""
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """Images that compare a file with its digest before they open it; `ImageSource` has them."""
+
+    def kept_bytes(self, path: str, /) -> bytes | None:
+        """Return the file from which the image's facts were read, if it is still kept."""
+
+    def expect(self, path: str, digest: str, data: bytes | None = None, /) -> None:
+        """Say which digest the file must have that is opened next under this path, or hand over the file itself."""
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Opens the images of an input; see `open_input`."""
+
+    images: Images
+    options: ImageOptions
+
+    def __call__(self, text: str, paths: Sequence[str], digests: Sequence[str]) -> dict[str, Any]:
+        """Return what encoders take.
+
+        Raises:
+            ImageError: An image cannot be opened, or its file is not the one that has the digest.
+        """
+        if isinstance(self.images, Expecting):
+            for path, digest in zip(paths, digests, strict=True):
+                self.images.expect(path, digest)
+        return open_input(self.images, text, paths, self.options)
 
 
 def staged(encoder: Encoder) -> StagedEncoder:

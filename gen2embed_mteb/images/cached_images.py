@@ -1,7 +1,7 @@
 """Images that are embedded in a table: each is written to a file once, named by its SHA-256, and then opened by path.
 
 The threads that open images work from paths, so an embedded image needs one. Its bytes are compared with their SHA-256
-at every read.
+at every read from disk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 
 from gen2embed_mteb.images.decoding import ImageFacts, decode, facts_of
 from gen2embed_mteb.images.errors import ImageError
-from gen2embed_mteb.images.files import read_file
+from gen2embed_mteb.images.files import confined, read_file, stamp_of
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.storage.atomic import ForeignFileError, write_atomic
 
@@ -39,7 +39,7 @@ class CachedImages(ImageSource):
             cache.mkdir(parents=True, exist_ok=True)
         super().__init__(root if root is not None else cache, **options)
         self._cache = cache
-        self._kept: set[str] = set()
+        self._written: set[str] = set()
 
     def keep(self, data: bytes) -> str:
         """Write an encoded image to the cache, unless it is there.
@@ -54,7 +54,7 @@ class CachedImages(ImageSource):
             ForeignFileError: The cache holds another content under the image's digest.
         """
         digest = hashlib.sha256(data).hexdigest()
-        if digest not in self._kept:
+        if digest not in self._written:
             target = self._cache / digest[:2] / digest
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -63,27 +63,43 @@ class CachedImages(ImageSource):
                 raise ForeignFileError(
                     f"{target}: damaged, its content is not what its name says; delete it"
                 ) from error
-            self._kept.add(digest)
+            self._written.add(digest)
         return EMBEDDED + digest
 
-    def open(self, path: str) -> Image.Image:
-        """Open one image as RGB; see `ImageSource.open`."""
-        data = self._embedded(path)
-        return super().open(path) if data is None else decode(io.BytesIO(data), path, max_pixels=self.max_pixels)
+    def decoded(self, path: str, data: bytes) -> Image.Image:
+        """Decode one image; see `ImageSource.decoded`."""
+        if self._place(path) is None:
+            return super().decoded(path, data)
+        return decode(io.BytesIO(data), path, max_pixels=self.max_pixels)
 
     def facts(self, path: str) -> ImageFacts:
         """Return digest and size of an image; see `ImageSource.facts`."""
-        data = self._embedded(path)
-        return super().facts(path) if data is None else facts_of(data, path, max_pixels=self.max_pixels)
+        if self._place(path) is None:
+            return super().facts(path)
+        data = self.read(path)
+        self._kept.put(path, data)
+        return facts_of(data, path, max_pixels=self.max_pixels)
 
-    def _embedded(self, path: str) -> bytes | None:
-        """Return the bytes of an embedded image, compared with their digest; None for any other path."""
+    def stamp(self, path: str) -> list[int]:
+        """Return what changes with an image's file; see `ImageSource.stamp`."""
+        place = self._place(path)
+        return super().stamp(path) if place is None else stamp_of(confined(place, self._cache))
+
+    def read(self, path: str) -> bytes:
+        """Read the file of an image, and compare an embedded one with its digest; see `ImageSource.read`."""
+        place = self._place(path)
+        if place is None:
+            return super().read(path)
+        data = read_file(place, self._cache, self.max_file_bytes)
+        if hashlib.sha256(data).hexdigest() != path.removeprefix(EMBEDDED):
+            reason = f"{self._cache / place} is damaged, its content is not what its name says"
+            raise ImageError(path, reason, "delete it")
+        return data
+
+    @staticmethod
+    def _place(path: str) -> str | None:
+        """Return the file of an embedded image, relative to the cache; None for any other path."""
         digest = path.removeprefix(EMBEDDED)
         if digest == path or not re.fullmatch("[0-9a-f]{64}", digest):
             return None
-        name = f"{digest[:2]}/{digest}"
-        data = read_file(name, self._cache, self.max_file_bytes)
-        if hashlib.sha256(data).hexdigest() != digest:
-            reason = f"{self._cache / name} is damaged, its content is not what its name says"
-            raise ImageError(path, reason, "delete it")
-        return data
+        return f"{digest[:2]}/{digest}"

@@ -168,11 +168,15 @@ def facts_of(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, exif_orien
     Raises:
         ImageError: The header has none of `FORMATS`, states too many pixels, or is damaged.
     """
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     with _opened(io.BytesIO(data), name, max_pixels) as image:
         width, height = image.size
         lying = exif_orientation and image.getexif().get(ExifTags.Base.Orientation) in _LYING
-        return ImageFacts(digest, (height, width) if lying else (width, height))
+        return ImageFacts(digest_of(data), (height, width) if lying else (width, height))
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest of a file's bytes, as in `ImageFacts`."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def image_digest(image: Image.Image) -> str:

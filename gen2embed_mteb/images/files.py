@@ -64,6 +64,15 @@ def read_file(path: str | Path, root: str | Path | None, max_bytes: int, *, foll
     return data
 
 
+def stamp_of(path: Path) -> list[int]:
+    """Return what the system changes when a file is changed or replaced: two times in nanoseconds, inode and size.
+
+    The second time is set by the system alone, but on Windows, where it is that of creation.
+    """
+    found = path.stat()
+    return [found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size]
+
+
 class NotRegularError(OSError):
     """A folder, pipe, socket or device, where a regular file is expected."""
 

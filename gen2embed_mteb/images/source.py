@@ -16,9 +16,10 @@ from typing import IO, Any, Protocol, cast
 
 from PIL import Image
 
-from gen2embed_mteb.images.decoding import MAX_PIXELS, ImageFacts, decode, facts_of
+from gen2embed_mteb.images.decoding import MAX_PIXELS, ImageFacts, decode, digest_of, facts_of
 from gen2embed_mteb.images.errors import ImageError, reason_of
-from gen2embed_mteb.images.files import MAX_FILE_BYTES, open_regular, read_file, refuse_address
+from gen2embed_mteb.images.files import MAX_FILE_BYTES, confined, open_regular, read_file, refuse_address, stamp_of
+from gen2embed_mteb.images.kept_bytes import KeptBytes
 from gen2embed_mteb.images.resizing import ImageOptions, fitted
 
 MAX_DIRECTORY_BYTES = 2**30
@@ -87,12 +88,44 @@ class ImageSource:
         Raises:
             ImageError: Missing, outside of the source, too large, of another format, or damaged.
         """
-        return decode(
-            io.BytesIO(self._bytes(path)), path, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation
-        )
+        digest, data = self._expected.pop(path, ("", None))
+        if data is None:
+            kept = self._kept.get(path)
+            data = self.read(path) if kept is None else kept
+            if digest and digest_of(data) != digest:
+                raise ImageError(path, "was changed while it was in use", "run the same command again")
+        return self.decoded(path, data)
+
+    def expect(self, path: str, digest: str, data: bytes | None = None) -> None:
+        """Say what `open` is to find under a path when it is called for the next time.
+
+        Args:
+            path: As for `open`.
+            digest: The digest of the file's bytes, as in `ImageFacts`; another file is an `ImageError`.
+            data: The bytes, if they were read before; the file is then not read.
+        """
+        self._expected[path] = digest, data
+
+    def decoded(self, path: str, data: bytes) -> Image.Image:
+        """Decode one image whose file was read before.
+
+        Args:
+            path: As for `open`.
+            data: What `read` returned.
+
+        Raises:
+            ImageError: As for `open`.
+        """
+        return decode(io.BytesIO(data), path, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation)
+
+    def kept_bytes(self, path: str) -> bytes | None:
+        """Return the file of an image as `facts` read it, if it is still kept."""
+        return self._kept.get(path)
 
     def facts(self, path: str) -> ImageFacts:
         """Return the digest of a file and the size of its image; the file is read, but its pixels are not decoded.
+
+        The file's bytes are kept for `open`, among the last quarter of a GiB that was read.
 
         Args:
             path: As for `open`.
@@ -100,16 +133,43 @@ class ImageSource:
         Raises:
             ImageError: As for `open`, but for damage behind the header.
         """
-        return facts_of(self._bytes(path), path, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation)
+        data = self.read(path)
+        self._kept.put(path, data)
+        return facts_of(data, path, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation)
 
-    def _bytes(self, path: str) -> bytes:
+    @property
+    def settings(self) -> list[int]:
+        """The settings that decide which facts an image has."""
+        return [self.max_pixels, self.max_file_bytes, int(self.exif_orientation)]
+
+    def stamp(self, path: str) -> list[int]:
+        """Return what changes with an image's file: when it was changed, its inode and size; and of a zip member more.
+
+        Args:
+            path: As for `open`.
+
+        Raises:
+            ImageError: The file is missing, or outside of the source.
+            OSError: The system cannot look at it.
+        """
+        if self.zipped:
+            member = self._member(path)
+            return [*stamp_of(self.path), member.CRC, member.file_size, member.header_offset]
+        return stamp_of(confined(path, self.path, follow_links=self.follow_links))
+
+    def read(self, path: str) -> bytes:
+        """Read the file of one image; arguments and errors are those of `open`."""
         if self.zipped:
             return self._member_bytes(path)
         return read_file(path, self.path, self.max_file_bytes, follow_links=self.follow_links)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave open handles and locks behind, so that a source can be sent to a spawned worker."""
-        return {key: value for key, value in vars(self).items() if key not in ("_archive", "_lock", "_pid")}
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ("_archive", "_lock", "_pid", "_kept", "_expected")
+        }
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Restore a source sent by another process."""
@@ -119,6 +179,8 @@ class ImageSource:
     def _reset(self) -> None:
         self._archive: zipfile.ZipFile | None = None
         self._lock = threading.Lock()
+        self._kept = KeptBytes()
+        self._expected: dict[str, tuple[str, bytes | None]] = {}
         self._pid = os.getpid()
 
     def _open_archive(self) -> zipfile.ZipFile:

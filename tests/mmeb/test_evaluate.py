@@ -433,7 +433,7 @@ def test_mini_benchmark_plugs_in(data: Path, tmp_path: Path) -> None:
     [
         ({"batch_size": 0}, "batch_size is 0"),
         ({"limit": 0}, "limit is 0"),
-        ({"num_workers": 0}, "num_workers is 0"),
+        ({"num_workers": -1}, "num_workers is -1"),
         ({"min_side": -1}, "min_side is -1"),
         ({"max_error_rate": 2}, "max_error_rate is 2"),
         ({"resize": "big"}, "resize is 'big'; known: processor"),

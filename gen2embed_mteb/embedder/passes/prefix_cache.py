@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,8 @@ from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.passes.behind_pooling import finish, require_known_modules
 from gen2embed_mteb.embedder.passes.phrase_pooling import PHRASE_LENGTH, mean_of_last
 from gen2embed_mteb.embedder.passes.shared_beginning import SharedBeginning, laid_out, reuse_possible, taken_by
+from gen2embed_mteb.embedder.preparation.compact_patches import PIXELS, CompactPatches
+from gen2embed_mteb.embedder.preparation.in_workers import FeaturePreparer
 from gen2embed_mteb.embedder.prompts.dataset_prompts import prompts_for
 from gen2embed_mteb.names import Side
 
@@ -61,6 +63,8 @@ class Prepared:
         num_shared: How many tokens of the cached prefix stand before `input_ids`.
         others: All other features that the model takes, by name: those of images, and (n, shared + length) integers
             per token, such as the types of tokens.
+        patches: What brings `others["pixel_values"]` from bytes to the form that the model takes; `None` if they have
+            it.
     """
 
     input_ids: torch.Tensor
@@ -70,6 +74,20 @@ class Prepared:
     num_shared: int
     others: dict[str, torch.Tensor]
     pooled: torch.Tensor | None = None
+    patches: CompactPatches | None = None
+
+
+def pinned(batch: Prepared, device: torch.device) -> Prepared:
+    """Return a batch for a GPU in pinned memory, from which it is copied while the GPU computes; others as they are."""
+    if device.type != "cuda":
+        return batch
+    return replace(
+        batch,
+        input_ids=batch.input_ids.pin_memory(),
+        attention_mask=None if batch.attention_mask is None else batch.attention_mask.pin_memory(),
+        position_ids=batch.position_ids.pin_memory(),
+        others={name: feature.pin_memory() for name, feature in batch.others.items()},
+    )
 
 
 class PrefixEncoder:
@@ -98,6 +116,7 @@ class PrefixEncoder:
         self._reuse_prefix = reuse_prefix and reuse_possible(model[0].model.config)
         self._prefixes: dict[Side, SharedBeginning] = {}
         self._lock = threading.RLock()
+        self._compact: list[CompactPatches | None] = []  # one, found when it is first asked for
 
     @property
     def text_alone(self) -> str:
@@ -124,7 +143,8 @@ class PrefixEncoder:
             return None
         key = tuple(sorted(prompts.items()))
         if key not in self._of_datasets:
-            self._of_datasets[key] = PrefixEncoder(self._model, reuse_prefix=self._reuse_prefix, prompts=prompts)
+            other = PrefixEncoder(self._model, reuse_prefix=self._reuse_prefix, prompts=prompts)
+            other._compact, self._of_datasets[key] = self._compact, other
         return self._of_datasets[key]
 
     @property
@@ -161,8 +181,34 @@ class PrefixEncoder:
             self._prefix(side)  # may find that the prefix cannot be reused
         return self._prepare(side, inputs, reuse=self._reuse_prefix)
 
+    @property
+    def computes_on_cpu(self) -> bool:
+        """Whether the model runs on the CPU, whose cores worker processes would take from it."""
+        return self._model.device.type == "cpu"
+
+    def preparer(self) -> FeaturePreparer:
+        """Return what prepares inputs in a worker process; the same for all datasets."""
+        if not self._compact:
+            self._compact.append(CompactPatches.of(getattr(self._model.processor, "image_processor", None)))
+        return FeaturePreparer(self._model, self._compact[0])
+
+    def arguments(self, side: Side) -> dict[str, Any]:
+        """Return what the preparer is to know of a batch: its side and the prompt."""
+        if self._reuse_prefix:
+            self._prefix(side)
+        return {"side": side, "prompt": self._prompt(side)}
+
+    def completed(self, side: Side, arrays: Mapping[str, npt.NDArray[Any]]) -> Prepared:
+        """Lay out what the preparer returned, as `prepare` does."""
+        features = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        compact = PIXELS in features and features[PIXELS].dtype == torch.uint8
+        batch = self._laid_out(side, features, reuse=self._reuse_prefix)
+        return replace(pinned(batch, self._model.device), patches=self._compact[0] if compact else None)
+
     def _prepare(self, side: Side, inputs: list[dict[str, Any]], *, reuse: bool) -> Prepared:
-        features = self._preprocess(side, inputs)
+        return self._laid_out(side, self._preprocess(side, inputs), reuse=reuse)
+
+    def _laid_out(self, side: Side, features: Mapping[str, Any], *, reuse: bool) -> Prepared:
         rows, pooled = laid_out(features, self._model[0].model), features.get(PHRASE_LENGTH)
         needed = 1 if pooled is None else int(pooled.max())  # states that must be computed, at the end of every row
         shared = self._prefix(side).num_shared(rows.input_ids, int(rows.lengths.min()) - needed) if reuse else 0
@@ -194,13 +240,20 @@ class PrefixEncoder:
         cache = None
         if batch.num_shared:
             cache = self._prefixes[side].repeated(batch.num_shared, len(batch.input_ids))
+        # From memory that is not pinned this waits as ever.
+        later = device.type == "cuda"
+        others = {name: feature.to(device, non_blocking=later) for name, feature in batch.others.items()}
+        if batch.patches is not None:
+            others[PIXELS] = batch.patches.expanded(others[PIXELS])
         output = self._model[0].model(
-            input_ids=batch.input_ids.to(device),
-            attention_mask=None if batch.attention_mask is None else batch.attention_mask.to(device),
-            position_ids=batch.position_ids.to(device),
+            input_ids=batch.input_ids.to(device, non_blocking=later),
+            attention_mask=None
+            if batch.attention_mask is None
+            else batch.attention_mask.to(device, non_blocking=later),
+            position_ids=batch.position_ids.to(device, non_blocking=later),
             past_key_values=cache,
             use_cache=cache is not None,
-            **{name: feature.to(device) for name, feature in batch.others.items()},
+            **others,
         )
         states: torch.Tensor = output.last_hidden_state
         return states

@@ -9,6 +9,7 @@ Anything else (a number, NaN, an array, a tensor, pandas' NA) raises a `TypeErro
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -235,7 +236,7 @@ def _opened(
 ) -> tuple[str, Image.Image]:
     """Return the name of an image, and the image in mode RGB."""
     if isinstance(image, Image.Image):
-        return "<PIL image>", to_rgb(upright(image) if exif_orientation else image)
+        return "<PIL image>", _rgb(upright(image) if exif_orientation else image)
     if isinstance(image, dict):
         data, path = image.get("bytes"), image.get("path")
         if data is not None and not isinstance(data, bytes | bytearray):
@@ -250,6 +251,15 @@ def _opened(
     return name, source.open(name) if source is not None else open_image(
         image, image_root, follow_links=follows_links(), exif_orientation=exif_orientation
     )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Return an image in mode RGB; without a copy where it is as `to_rgb` makes it, as all images that we opened."""
+    plain = type(image) is Image.Image and image.mode == "RGB" and not image.info and not getattr(image, "_exif", None)
+    with contextlib.suppress(ValueError):  # it was closed: `to_rgb` says so
+        if plain and image.load() is not None:
+            return image
+    return to_rgb(image)
 
 
 def _in_marked_order(text: str, images: list[Image.Image]) -> list[Image.Image]:
