@@ -118,7 +118,7 @@ class SahaTrainer(SentenceTransformerTrainer):
             ImageOptions(resize=resize, min_side=min_side, exif_orientation=exif_orientation),
             max_length,
         )
-        self._card_section = card_section
+        self.card_section = card_section
         self._saves_checkpoint = False
         columns = columns_of(train_dataset)
         refuse_colliding(columns)
@@ -396,7 +396,7 @@ class SahaTrainer(SentenceTransformerTrainer):
             if not whole:
                 return
         model.save_pretrained(str(folder))
-        add_to_card(folder / "README.md", self._card_section)
+        add_to_card(folder / "README.md", self.card_section)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: torch.nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:

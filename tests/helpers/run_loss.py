@@ -55,14 +55,23 @@ def loss_of(name: str, model: Any, **options: Any) -> Any:
     """A loss by name, with mini-batches of 2."""
     import trainers
     from trainers.distillation.loss import DistillationLoss
+    from trainers.loss.matryoshka import at_widths
 
     if name == "DistillationLoss":
         teacher = np.random.default_rng(0).normal(size=(13, 12))
         return DistillationLoss(model, teacher, tau=0.2, mini_batch_size=2, **options)
-    return getattr(trainers, name)(model, mini_batch_size=2, **OPTIONS[name], **options)
+    kind = name.removeprefix("Matryoshka")
+    loss = getattr(trainers, kind)(model, mini_batch_size=2, **OPTIONS[name], **options)
+    return loss if kind == name else at_widths(model, loss, WIDTHS, WEIGHTS)
 
 
-OPTIONS: dict[str, dict[str, Any]] = {"SahaLoss": {}, "UnimeLoss": {"beta": 0.15, "num_hard_negatives": 5}}
+WIDTHS, WEIGHTS = (32, 16, 5), (1.0, 0.5, 0.25)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "SahaLoss": {},
+    "UnimeLoss": {"beta": 0.15, "num_hard_negatives": 5},
+    "MatryoshkaSahaLoss": {},
+    "MatryoshkaUnimeLoss": {"beta": 0.15, "num_hard_negatives": 5},
+}
 """The options of contrastive losses; with UniME's, some rows have fewer than five candidates left, and one none."""
 
 
@@ -82,7 +91,11 @@ def main(model_dir: str, output: Path) -> None:
     found = {}
     for name in (*OPTIONS, "DistillationLoss"):
         loss = loss_of(name, model)
-        loss.model = DistributedDataParallel(model, find_unused_parameters=True)
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+        wrapped.get_embedding_dimension = model.get_embedding_dimension  # as sentence-transformers' trainer does
+        for part in (loss, getattr(loss, "loss", None)):
+            if hasattr(part, "model"):
+                part.model = wrapped
         features = [model.preprocess(queries, task="query"), model.preprocess(positives, task="document")]
         value = loss(features, torch.from_numpy(LABELS[share]))
         value.backward()

@@ -1,8 +1,8 @@
-"""Writes the model card's section on data: what was sampled, how, with which model, and from where."""
+"""Writes the model card's sections on data (what was sampled, how, with which model, from where) and on widths."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gen2embed_mteb.evaluation.tables import Table, as_markdown
@@ -48,6 +48,43 @@ def data_section(samplings: Sequence[Sampling], training_set: TrainingSet, base_
         counts = [f"{record['data']['num_rows']:,}", f"{record['counts']['clusters']:,}"]
         table.append([record["subset"], f"`{record['file']}`", *counts, f"`{record['sha256']}`"])
     return "\n".join([*lines, "", as_markdown(table)])
+
+
+def widths_section(dims: Sequence[int], weights: Sequence[float], metrics: Mapping[str, float]) -> str:
+    """Return a section in Markdown that says at which widths the loss was computed, with a figure of each.
+
+    Args:
+        dims: The widths; empty: there is no section.
+        weights: Their weights; empty: 1 for each.
+        metrics: The last evaluation's metrics, which may have figures of these widths (see `evaluator.py`).
+
+    Returns:
+        The section, with its heading; empty without widths.
+    """
+    if not dims:
+        return ""
+    lines = [
+        "### Matryoshka Dimensions",
+        "",
+        "The loss was computed on whole vectors and on their first dimensions, so that these can be used alone:",
+        f"`SentenceTransformer(…, truncate_dim={dims[-1]})`. Cut vectors have lengths below 1; pass",
+        "`normalize_embeddings=True` to `encode` where they are compared by inner products.",
+    ]
+    figures = {name: figure for name, figure in metrics.items() if name.endswith("_overall")}
+    widths = [*dims]
+    found = [
+        next((figure for name, figure in figures.items() if name.endswith(f"_dim_{width}_overall")), None)
+        for width in widths
+    ]
+    whole = next((figure for name, figure in figures.items() if "_dim_" not in name), None)
+    if found[0] is None:
+        found[0] = whole  # the model's own width has no figure of its own
+    has_figures = whole is not None
+    table: Table = [["Dimensions", "Weight", *(["Precision@1, overall"] if has_figures else [])]]
+    for width, weight, figure in zip(widths, weights or [1.0] * len(dims), found, strict=True):
+        shown = "" if figure is None else f"{100 * figure:.1f}"
+        table.append([f"{width:,}", f"{weight:g}", *([shown] if has_figures else [])])
+    return "\n\n" + "\n".join([*lines, "", as_markdown(table)])
 
 
 def add_to_card(path: Path, section: str) -> None:

@@ -30,7 +30,7 @@ HARMLESS = ("*.log", "*.out", "*.err", "runs", "wandb", "emissions.csv", ".*")
 """Files that the folder may also hold: logs, files of TensorBoard, wandb and codecarbon, hidden files; all are kept."""
 COMPARED = ("recipe", "arguments", "sampling")
 """Parts of `train.json` that must be equal for a run to go on."""
-UNSAID = {"loss": "saha"}
+UNSAID = {"loss": "saha", "matryoshka_dims": [], "matryoshka_weights": []}
 """What runs of earlier versions were trained with, whose records do not say it."""
 
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")

@@ -113,7 +113,9 @@ def of_two_processes(tiny_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["SahaLoss", "UnimeLoss", "DistillationLoss"])
+@pytest.mark.parametrize(
+    "kind", ["SahaLoss", "UnimeLoss", "MatryoshkaSahaLoss", "MatryoshkaUnimeLoss", "DistillationLoss"]
+)
 def test_two_processes_equal_one_on_the_joint_batch(model, of_two_processes, kind):
     results = [result[kind] for result in of_two_processes]
     value = loss_of(kind, model)(features_of(model, *fixed_pairs()), torch.from_numpy(LABELS))
