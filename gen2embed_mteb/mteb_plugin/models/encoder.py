@@ -21,6 +21,7 @@ from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.evaluation.truncation import cut
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.mteb_plugin.models.inputs import HeldImages, items_of, side_of
 from gen2embed_mteb.mteb_plugin.names import DATASETS
@@ -39,6 +40,7 @@ def load(
     source: str,
     layout: ImageLayout = "native",
     prompt_mode: str | dict[str, Any] | None = None,
+    embed_dim: int | None = None,
     **options: Any,
 ) -> Gen2EmbedEncoder:
     """Load an encoder; `mteb.get_model` calls this through the model's metadata.
@@ -50,6 +52,7 @@ def load(
         source: The hub id or directory of the weights.
         layout: How images are laid out in the prompt.
         prompt_mode: The name of a strategy, or the fields of a `HierarchicalPrompt`.
+        embed_dim: How many dimensions of a vector are kept, as mteb calls it; None: all.
         options: `adapter`, `max_length`, `resize`, `model_kwargs`, … as for `Gen2Embed`.
 
     Raises:
@@ -61,6 +64,8 @@ def load(
         raise TypeError(
             "mteb can only keep results apart by plain options: pass prompt_mode=dataclasses.asdict(prompt)"
         )
+    if embed_dim is not None:
+        options["truncate_dim"] = embed_dim
     directory = Path(source)
     commit = re.match(r"[0-9a-f]{40}(?=-|$)", revision or "")
     model = Gen2Embed(
@@ -146,7 +151,9 @@ class Gen2EmbedEncoder(AbsEncoder):
                 if fault:
                     where = f"{task_metadata.name}, subset {hf_subset}, split {hf_split}, {side} {row}"
                     raise Gen2EmbedError(f"{where} cannot be encoded: {fault.reason}; text {item.text[:80]!r}")
-            return bulk.vectors(side, items)
+            vectors = bulk.vectors(side, items)
+            # sentence-transformers cuts behind its last module, which leaves rows shorter than 1.
+            return vectors if self.model.truncate_dim is None else cut(vectors, vectors.shape[1])
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Return inner products, which are cosines for unit rows.
