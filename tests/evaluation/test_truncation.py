@@ -33,7 +33,7 @@ def test_equal_vectors_stay_equal_at_any_position() -> None:
 
 def test_more_dimensions_than_the_model_has_are_refused(tiny: Any) -> None:
     require_fitting(tiny("qwen2_vl"), ComparisonOptions(truncate_dim=32))
-    with pytest.raises(Gen2EmbedError, match="truncate_dim is 33, but vectors of .* have 32 dimensions; pass 32 or"):
+    with pytest.raises(Gen2EmbedError, match=r"truncate_dim is 33, but vectors of .* have 32 dimensions; pass 32 or"):
         require_fitting(tiny("qwen2_vl"), ComparisonOptions(truncate_dim=33))
 
 
