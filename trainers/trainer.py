@@ -47,7 +47,7 @@ from trainers.batches.collation import CellReader
 from trainers.batches.columns import columns_of, refuse_colliding, roles_of
 from trainers.batches.image_rows import check_minibatches
 from trainers.batches.sampler import EpochOfSampler
-from trainers.loss.saha_loss import SahaLoss
+from trainers.loss.saha_loss import SahaLoss, reads_facts
 from trainers.output.card import add_to_card
 from trainers.output.checkpoints import WRITER, delete_oldest, make_room, newest_whole, place_of, require_whole
 from trainers.output.figures import FIGURES_FILE, TIMING_FILE, Figures, Timing, without_times
@@ -137,6 +137,8 @@ class SahaTrainer(SentenceTransformerTrainer):
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         model.model_card_data.widget = []
+        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        self._reader.states_facts = all(reads_facts(loss) for loss in losses)
         zero3 = is_deepspeed_zero3_enabled()  # no process holds all weights
         if family_of(model[0].config.model_type).is_generic and takes_images(model.processor) and not zero3:
             check_minibatches(model, self._reader)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -78,7 +79,7 @@ class KnownPositives:
             return self.first[queries]
         return np.array([positive for query in queries.tolist() for positive in self.sets[query]], np.int64)
 
-    def without(self, query: int, candidates: Integers) -> Integers:
+    def without(self, query: int, candidates: Integers) -> npt.NDArray[np.bool_]:
         """Return where candidates are not positives of a query, (n,) bool."""
         if self.sets is None:
             return candidates != self.first[query]
@@ -94,7 +95,7 @@ class KnownPositives:
         """
         if self.sets is None:
             return list(queries[:most])
-        held, taken = set(self.sets[anchor]), []
+        held, taken = set(self.sets[anchor]), list[int]()
         for query in queries:
             if len(taken) < most and held.isdisjoint(self.sets[query]):
                 held |= self.sets[query]

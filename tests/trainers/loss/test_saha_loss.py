@@ -11,6 +11,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from gen2embed_mteb import Gen2Embed
 from trainers import SahaLoss
 from trainers.loss.content_hash import content_digests
+from trainers.loss.no_negatives import Facts
 from trainers.loss.saha_loss import float32_cosine
 
 TAU = 0.02
@@ -187,9 +188,12 @@ def test_without_equal_positives_value_and_gradients_are_the_stock_losses_bit_by
     )
     random = torch.Generator().manual_seed(0)
     columns = [torch.randn(7, 16, generator=random) for _ in range(2 + num_negatives)]
-    digests = torch.arange(7 * (1 + num_negatives)).reshape(1 + num_negatives, 7).T
+    different = torch.arange(4 * 7 * (1 + num_negatives)).reshape(7, 1 + num_negatives, 4)
+    different[..., 1] = different[:, :1, 1]  # the query of the row
+    different[..., 3] = 0  # nothing is a placeholder
+    facts = Facts(different)
     found = {}
-    for loss, labels in ((ours, digests), (ours, None), (stock, None)):
+    for loss, labels in ((ours, facts), (ours, None), (stock, None)):
         reps = [[part.clone().requires_grad_() for part in column.split(size)] for column in columns]
         value = loss.calculate_loss(reps, labels, with_backward=True)
         found[loss, labels is None] = [value, *(part.grad for column in reps for part in column)]

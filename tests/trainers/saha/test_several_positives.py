@@ -134,5 +134,5 @@ def test_what_cannot_be_is_refused_by_index() -> None:
         mine_clusters(queries, candidates, positives, k, m, "official", more_positives=more)
     with pytest.raises(Gen2EmbedError, match=f"more_positives has 1 lists; give one for each of the {len(lists)}"):
         mine_clusters(queries, candidates, positives, k, m, more_positives=[[1]])
-    with pytest.raises(Gen2EmbedError, match=rf"more_positives\[3\] is 999; candidate_embeddings has rows 0 to"):
+    with pytest.raises(Gen2EmbedError, match=r"more_positives\[3\] is 999; candidate_embeddings has rows 0 to"):
         mine_clusters(queries, candidates, positives, k, m, more_positives=[*more[:3], [999], *more[4:]])
