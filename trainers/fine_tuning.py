@@ -126,7 +126,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
             follow_links=config.follow_links,
             exif_orientation=config.exif_orientation,
         )
-        training_set = training_dataset(data, samplings, args.seed)
+        training_set = training_dataset(data, samplings, args.seed, config.explicit_negatives)
         evaluator, evaluated = _evaluator(config, args)
     args.batch_sampler = partial(SahaBatchSampler, sampling=training_set.clusters, mix_subsets=config.mix_subsets)
     if args.ddp_find_unused_parameters is None:

@@ -58,8 +58,8 @@ class Facts:
             if ABSENT in column and bool(column[ABSENT].any()):
                 row = int(column[ABSENT].int().argmax())
                 raise Gen2EmbedError(
-                    f"row {row} of a batch has no {'query' if column is features[0] else 'positive'}, only negatives may "
-                    "be missing; leave the row out of the dataset"
+                    f"row {row} of a batch has no {'query' if column is features[0] else 'positive'}; only negatives "
+                    "may be missing, so leave the row out of the dataset"
                 )
         digests = [_digests(column, by_content) for column in features]
         rows = []

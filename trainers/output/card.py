@@ -10,6 +10,7 @@ from gen2embed_mteb.storage.atomic import write_in_scratch
 from trainers.batches.dataset import TrainingSet
 from trainers.sampling.files import MEANING, Sampling
 
+STATED_COUNTS = ("positives", "explicit_negatives")
 _CARD_SECTION_BEFORE = "\n### Framework Versions"
 
 
@@ -42,6 +43,13 @@ def data_section(samplings: Sequence[Sampling], training_set: TrainingSet, base_
         )
     if training_set.num_drawn:
         lines.append(f"- Negatives drawn at random, for queries with too few of their own: {training_set.num_drawn:,}")
+    stated = {name: sum(one.record["counts"].get(name, 0) for one in samplings) for name in STATED_COUNTS}
+    if stated["positives"]:
+        lines.append(
+            f"- Positives: {stated['positives']:,} in subsets whose queries have several; an epoch takes one per query"
+        )
+    if stated["explicit_negatives"]:
+        lines.append(f"- Explicit negatives in the data: {stated['explicit_negatives']:,}")
     table: Table = [["Subset", "Sampling file", "Rows", "Clusters", "SHA-256 of the file"]]
     for sampling in samplings:
         record = sampling.record
