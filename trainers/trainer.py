@@ -44,7 +44,7 @@ from gen2embed_mteb.storage.atomic import new_token, temporary_of
 from gen2embed_mteb.storage.new_folder import new_folder
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.batches.collation import CellReader
-from trainers.batches.columns import columns_of, refuse_colliding, roles_of
+from trainers.batches.columns import columns_of, refuse_colliding, roles_of, with_missing_texts
 from trainers.batches.image_rows import check_minibatches
 from trainers.batches.sampler import EpochOfSampler
 from trainers.loss.saha_loss import SahaLoss, reads_facts
@@ -112,6 +112,7 @@ class SahaTrainer(SentenceTransformerTrainer):
                 f"{reason} cannot be saved, so that only an adapter can be trained: gen2embed train adds one, as does "
                 "model_folder.adapters.new_adapter"
             )
+        train_dataset = with_missing_texts(train_dataset)
         self._reader = CellReader(
             model,
             images,

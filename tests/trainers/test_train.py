@@ -257,6 +257,33 @@ def test_matryoshka_training_reports_every_width(sampled, model, tmp_path):
     assert "MatryoshkaLoss" in card
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["saha", pytest.param("hn", marks=pytest.mark.exhaustive)])
+def test_several_positives_and_explicit_negatives_are_trained_by_the_same_command(model, tmp_path, method):
+    rows = [
+        {
+            "anchor": f"find number {n}",
+            "positive": [f"number {n}", f"no. {n}"][: 1 + n % 2],
+            "negative": [f"minus {n}"] * (n % 3),
+        }
+        for n in range(16)
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    begin = ["sample", "--data_dir", str(data), "--output_dir", str(tmp_path / "sampled"), "--model_name", str(model)]
+    assert cli.main([*begin, "--method", method, "--num_hard_negatives", "1", "--pool_multiplier", "2"]) == 0
+    more = ["--num_epochs", "2", "--matryoshka_dims", "32", "8", "--explicit_negatives", "1", "--batch_size", "4"]
+    assert cli.main([*words(model, tmp_path / "sampled", tmp_path / "out", *more), "--save_steps", "100"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- Positives: 24 in subsets whose queries have several" in card
+    assert "- Explicit negatives in the data: 10" in card
+    assert ("<code>negative_2</code>" in card) == (method == "hn")  # the second one was mined
+    assert json.loads((tmp_path / "out" / "train.json").read_text())["recipe"]["explicit_negatives"] == 1
+    page = ["inspect", str(tmp_path / "sampled" / "pairs.parquet")]
+    assert cli.main(page) == 0
+    assert "its explicit negative" in (tmp_path / "sampled" / "pairs.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("method", "columns"), [("in-batch", ["query", "positive"]), ("hn", ["negative_1", "negative_2"])]
 )

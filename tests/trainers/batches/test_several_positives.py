@@ -1,4 +1,4 @@
-"""From data with several positives and explicit negatives to batches: `sample`, the dataset, the sampler, the reader."""
+"""From data with several positives and explicit negatives to batches: `sample`, the dataset, sampler and reader."""
 
 import json
 from pathlib import Path
