@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gen2embed_mteb import cli
 from gen2embed_mteb.evaluation.run import installed_versions
 from gen2embed_mteb.mini.benchmark import ensure
 from gen2embed_mteb.storage.developer_files import write_json
@@ -35,8 +35,8 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[192, 64, 16], help="at which the loss is computed")
     parser.add_argument("--widths", type=int, nargs="+", default=[192, 64, 32, 16], help="at which is evaluated")
     parser.add_argument("--subsets", nargs="+", default=["ColorShape", "Scenes_t2i", "Scenes_i2t"])
-    parser.add_argument("--max_steps", type=int, default=24)
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--max_steps", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--eval_limit", type=int, default=100, help="rows per dataset")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -54,7 +54,7 @@ def main() -> None:
             slug = f"{name.replace(' ', '-').lower()}-{seed}"
             words = ["--processed_data_path", str(sampled), "--max_steps", str(config.max_steps), "--seed", str(seed)]
             words += ["--batch_size", str(config.batch_size), "--learning_rate", str(config.learning_rate)]
-            words += ["--warmup_steps", "5", "--lora_dropout", "0", "--sub_batch_size", "32", "--resize", "processor"]
+            words += ["--warmup_steps", "2", "--lora_dropout", "0", "--sub_batch_size", "32", "--resize", "processor"]
             words += ["--save_strategy", "no", "--use_cpu", "--report_to", "none", "--model_name", MODEL, *more]
             if not (config.work_dir / slug / "modules.json").is_file():
                 shutil.rmtree(config.work_dir / slug, ignore_errors=True)
@@ -70,7 +70,9 @@ def main() -> None:
 
 
 def _run(command: str, *words: str, output: Path) -> None:
-    subprocess.run(["gen2embed", command, *words, "--output_dir", str(output)], check=True)
+    status = cli.main([command, *words, "--output_dir", str(output)])
+    if status:
+        raise SystemExit(status)
 
 
 def _evaluated(model: str, slug: str, config: argparse.Namespace) -> dict[str, float]:

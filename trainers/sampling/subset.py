@@ -247,7 +247,7 @@ class SubsetRun:
         beta = config.beta if config.method == "hn-beta" else None
         k, backend = config.num_hard_negatives, config.search_backend
         negatives = [
-            [numbers[item] for item in (firsts.get(bulk.content(one)) for one in row.negatives) if item is not None]
+            [numbers[firsts[content]] for content in map(self._content, row.negatives) if content in firsts]
             for row in rows
         ]
         found = hard_negatives(
@@ -261,6 +261,10 @@ class SubsetRun:
         members = _as_ids(found.candidates, owners[:, 0])
         places = None if more is None else _as_ids(found.candidates, owners[:, 1])
         return SampledClusters(ids, members, first_phase, found.similarities, places), len(numbers)
+
+    def _content(self, item: Item) -> Hashable:
+        """Return the content of an explicit negative, as `BulkEncoder.content` does of an item that was encoded."""
+        return item.text, tuple(self._data.images.facts(path).digest for path in item.images)
 
     def write_official(self) -> None:
         """Write the official code's form of a finished subset."""

@@ -21,7 +21,6 @@ from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.evaluation.truncation import cut
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.mteb_plugin.models.inputs import HeldImages, items_of, side_of
 from gen2embed_mteb.mteb_plugin.names import DATASETS
@@ -151,9 +150,7 @@ class Gen2EmbedEncoder(AbsEncoder):
                 if fault:
                     where = f"{task_metadata.name}, subset {hf_subset}, split {hf_split}, {side} {row}"
                     raise Gen2EmbedError(f"{where} cannot be encoded: {fault.reason}; text {item.text[:80]!r}")
-            vectors = bulk.vectors(side, items)
-            # sentence-transformers cuts behind its last module, which leaves rows shorter than 1.
-            return vectors if self.model.truncate_dim is None else cut(vectors, vectors.shape[1])
+            return bulk.vectors(side, items)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Return inner products, which are cosines for unit rows.

@@ -129,6 +129,19 @@ def test_a_member_of_plain_hard_negatives_names_one_of_a_rows_positives(tmp_path
     assert as_parquet(again.clusters) == sampling.path.with_suffix(".parquet").read_bytes()
 
 
+def test_an_explicit_negative_is_not_mined_once_more_under_another_name(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    (tmp_path / "images" / "copy.png").write_bytes((tmp_path / "images" / "blue.png").read_bytes())
+    lines = [
+        {"anchor": f"find {name}", "positive": {"image": f"images/{name}.png"}} for name in ("red", "blue", "green")
+    ]
+    lines[0]["negative"] = {"image": "images/copy.png"}
+    lines[2]["negative"] = {"image": "images/lost.png"}
+    _, sampling = sampled(write(tmp_path / "pairs.jsonl", lines), "hn", num_hard_negatives=1)
+    assert sampling.clusters.anchors.tolist() == [0, 1]
+    assert sampling.clusters.members.tolist() == [[-1], [0]]  # the first row's only other candidate is its negative
+
+
 def test_a_negative_whose_image_cannot_be_opened_sets_its_row_aside(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     lines = [{"anchor": f"q{n}", "positive": f"p{n}", "negative": {"image": "images/red.png"}} for n in range(3)]
