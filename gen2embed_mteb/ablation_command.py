@@ -74,14 +74,15 @@ def _refuse_single_choices(arguments: argparse.Namespace, benchmark: str) -> Non
     """Refuse flags that choose one of what the ablation tables, and benchmarks that compare otherwise."""
     if benchmark not in BENCHMARKS:
         raise Gen2EmbedError(f"--ablation is for {' and '.join(BENCHMARKS)}; leave it out for --benchmark {benchmark}")
-    names = ("prompt_mode", "readout", "readout_norm", "calibration", "rerank")
+    names = ("prompt_mode", "readout", "readout_norm", "calibration", "truncate_dim", "rerank")
     given = [f"--{name}" for name in names if getattr(arguments, name)]
     given += ["--scoring"] if arguments.scoring != "cosine" else []
     given += ["--pooling"] if arguments.pooling != "last" else []
     if given:
         raise Gen2EmbedError(
             f"{', '.join(given)} cannot be combined with --ablation, which tables prompts, readouts, calibrations and "
-            "scores itself (--ablation_prompts, --ablation_readouts, --ablation_data) and does not rerank; leave "
+            "scores itself (--ablation_prompts, --ablation_readouts, --ablation_data), in full width and without "
+            "reranking; leave "
             f"{'it' if len(given) == 1 else 'them'} out"
         )
 

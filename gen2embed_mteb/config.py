@@ -215,6 +215,12 @@ class ComparisonOptions(FitOptions):
         choices=SCORINGS,
     )
     csls_neighbors: int = option("nearest queries that csls averages over", default=CSLS_NEIGHBORS, least=1)
+    truncate_dim: int | None = option(
+        "compare the first N dimensions alone, brought to length 1 again; a calibration comes before, csls after "
+        "(default: all)",
+        default=None,
+        least=1,
+    )
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -240,9 +246,15 @@ class ComparisonOptions(FitOptions):
             parts.append(OWN if self.calibration == OWN else f"calibrated-{Path(self.calibration).resolve().name}")
             parts += [f"a{self.shrinkage:g}"] if self.shrinkage != SHRINKAGE else []
             parts += [self.means] if self.means != "shared" else []
+        parts += [] if self.truncate_dim is None else [f"dim{self.truncate_dim}"]
         if self.scoring != "cosine":
             parts.append(self.scoring + (f"{self.csls_neighbors}" if self.csls_neighbors != CSLS_NEIGHBORS else ""))
         return "-".join(parts)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether vectors are compared by their cosine without a calibration, in whichever width."""
+        return not self.calibration and self.scoring == "cosine"
 
     @property
     def transductive(self) -> bool:
@@ -258,13 +270,13 @@ class EvaluationConfig(ComparisonOptions, RerankOptions, EncodingConfig, RowLimi
         "folder or hub id of the benchmark's tables; the -mini ones draw their own", needs="a folder"
     )
     output_dir: str = option(
-        "default: results/<benchmark>/<model>/<prompt_mode>, with readout, calibration, scoring and reranking in its "
-        "name",
+        "default: results/<benchmark>/<model>/<prompt_mode>, with readout, calibration, truncation, scoring and "
+        "reranking in its name",
         needs="a folder",
     )
     embedding_dir: str = option(
         "folder for vectors, which runs of one model can share (default: embeddings, in the output folder of the run "
-        "without calibration, scoring and reranking)",
+        "without calibration, truncation, scoring and reranking)",
         default="",
     )
     image_dir: str = option("folder or .zip archive of the images; default: beside the tables", default="")

@@ -149,7 +149,8 @@ def read(data: TrainingData, limit: int | None) -> Inputs:
             if isinstance(row, BadRow):
                 rejected.append(row)
             else:
-                queries[row.query] = documents[row.positive] = None
+                queries[row.query] = None
+                documents |= dict.fromkeys(row.positives)
     return Inputs(list(queries), list(documents), rejected)
 
 

@@ -8,6 +8,7 @@ from gen2embed_mteb.config import FileOptions, ModelName, PromptOptions, Readout
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_number, option
 from gen2embed_mteb.images.options import LinkOption
+from trainers.batches.entries import EXPLICIT
 from trainers.recipe import Recipe
 
 BENCHMARKS = ("", "mmeb-mini", "mmeb")
@@ -28,6 +29,11 @@ class TrainConfig(Recipe, LinkOption, ModelName, PromptOptions, ReadoutOptions, 
         "k: with --loss unime, how many negatives a query has (default: 8); else what the sampling files must have "
         "(default: any)",
         default=None,
+    )
+    explicit_negatives: int = option(
+        "how many explicit negatives of a row are used at most, its first ones; they are added to mined ones",
+        default=EXPLICIT,
+        least=0,
     )
     mix_subsets: bool = option("whether a batch mixes clusters of several subsets", default=True)
     max_length: int = option("longest training input in tokens", default=1024, least=1)

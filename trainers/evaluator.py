@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 from gen2embed_mteb.evaluation.run_folder import WRITER
 from gen2embed_mteb.mmeb.datasets import Benchmark
 from gen2embed_mteb.mmeb.evaluate import evaluate
-from gen2embed_mteb.mmeb.scoring import average
+from gen2embed_mteb.mmeb.scoring import EvaluationResult, average
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 
 if TYPE_CHECKING:
@@ -27,21 +28,25 @@ class MmebEvaluator(BaseEvaluator):
     """Measures Precision@1 on MMEB, MMEB-mini, or a part of either.
 
     Metrics are `overall` (the primary one), `ind`, `ood`, `meta_task_NAME` and `dataset_NAME`, in [0, 1]; a metric is
-    left out if there is nothing to average. sentence-transformers puts `eval_NAME_` before them. The reports of each
-    run are written to `eval/NAME/step-N` in the training's output folder. Vectors are not kept, as the model has others
-    after the next step: every evaluation encodes the whole benchmark again.
+    left out if there is nothing to average. sentence-transformers puts `eval_NAME_` before them. With `widths` there
+    are also `dim_D_overall`, `dim_D_ind`, … of the same vectors, cut to D dimensions. The reports of each run are
+    written to `eval/NAME/step-N` in the training's output folder, and those of cut vectors to `step-N-dimD` beside it.
+    Vectors are not kept, as the model has others after the next step: every evaluation encodes the whole benchmark
+    again.
 
     Args:
         benchmark: MMEB, or another benchmark of its form.
         config: The settings; output folder, prompt and fingerprint are replaced by those of the run and its model.
+        widths: To how many dimensions vectors are also cut; one that is the model's own adds nothing and is left out.
     """
 
-    def __init__(self, benchmark: Benchmark, config: EvaluationConfig) -> None:
+    def __init__(self, benchmark: Benchmark, config: EvaluationConfig, widths: Sequence[int] = ()) -> None:
         super().__init__()
         self.name = benchmark.name
         self.primary_metric = f"{self.name}_overall"
         self._benchmark = benchmark
         self._config = config
+        self._widths = tuple(widths)
 
     def __call__(
         self, model: Gen2Embed, output_path: str | None = None, epoch: float = -1, steps: int = -1
@@ -62,27 +67,29 @@ class MmebEvaluator(BaseEvaluator):
         """
         with tempfile.TemporaryDirectory(prefix="gen2embed-") as temporary:
             folder = Path(temporary if output_path is None else output_path)
-            folder = folder / self.name / ("last" if steps < 0 else f"step-{steps}")
+            name = "last" if steps < 0 else f"step-{steps}"
             was_training = model.training
             model.eval()
             config = replace(
                 self._config,
-                output_dir=str(folder),
                 prompt_mode=model.prompt_mode,
                 fingerprint=fingerprint(model),
                 overwrite=True,
             )
+            narrower = [width for width in self._widths if width != model.get_embedding_dimension()]
+            names: dict[int | None, str] = {None: name, **{width: f"{name}-dim{width}" for width in narrower}}
+            figures: dict[str, float | None] = {}
             try:
-                with OwnedFolder(folder, WRITER).scratch() as vectors:
+                with OwnedFolder(folder / self.name / name, WRITER).scratch() as vectors:
                     # The encoder is made anew every time, as it caches states of the weights it was made with. This
                     # process does all of the encoding, as only the first process calls evaluators.
-                    result = evaluate(PrefixEncoder(model), self._benchmark, config, Share(), vectors)
+                    encoder = PrefixEncoder(model)
+                    for width, place in names.items():
+                        of_width = replace(config, output_dir=str(folder / self.name / place), truncate_dim=width)
+                        result = evaluate(encoder, self._benchmark, of_width, Share(), vectors)
+                        figures |= _figures(result, "" if width is None else f"dim_{width}_")
             finally:
                 model.train(was_training)
-        averages = average(result.scores)
-        figures = {"overall": averages.overall, "ind": averages.ind, "ood": averages.ood}
-        figures |= {f"meta_task_{name}": figure for name, figure in averages.meta_tasks.items()}
-        figures |= {f"dataset_{score.dataset.name}": score.precision_at_1 for score in result.scores}
         known = {name: figure for name, figure in figures.items() if figure is not None}
         metrics: dict[str, float] = self.prefix_name_to_metrics(known, self.name)
         self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
@@ -92,3 +99,13 @@ class MmebEvaluator(BaseEvaluator):
     def description(self) -> str:
         """The evaluator's name in the model card."""
         return f"{self._benchmark.title} Precision@1"
+
+
+def _figures(result: EvaluationResult, prefix: str) -> dict[str, float | None]:
+    """Return the averages, and in full width every dataset's figure, by name."""
+    averages = average(result.scores)
+    figures = {"overall": averages.overall, "ind": averages.ind, "ood": averages.ood}
+    figures |= {f"meta_task_{name}": figure for name, figure in averages.meta_tasks.items()}
+    if not prefix:
+        figures |= {f"dataset_{score.dataset.name}": score.precision_at_1 for score in result.scores}
+    return {prefix + name: figure for name, figure in figures.items()}

@@ -32,7 +32,7 @@ from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.embedder.families import family_of
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.model_folder.adapters import new_adapter
-from gen2embed_mteb.embedder.model_folder.loading import text_alone
+from gen2embed_mteb.embedder.model_folder.loading import text_alone, width_by_files
 from gen2embed_mteb.embedder.short_names import resolve
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import find_images, installed_versions, refuse_images
@@ -47,9 +47,9 @@ from trainers.batches.sampled import data_name, open_sampled_data, read_sampling
 from trainers.batches.sampler import SahaBatchSampler
 from trainers.config import TrainConfig
 from trainers.evaluator import MmebEvaluator
-from trainers.loss.saha_loss import SahaLoss
-from trainers.loss.unime_loss import UnimeLoss
-from trainers.output.card import data_section
+from trainers.loss.chosen import loss_of
+from trainers.loss.matryoshka import check_widths
+from trainers.output.card import data_section, widths_section
 from trainers.output.checkpoints import WRITER
 from trainers.output.figures import without_times
 from trainers.output.folder import RUN_FILE, agreed, check_output, checkpoint_to_go_on, finished
@@ -100,6 +100,10 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         SamplingError: A sampling file is missing or damaged, or was made with other data or another k.
         ValueError: A setting does not fit the data, the model or an earlier run in `output_dir`.
     """
+    if config.matryoshka_dims:
+        name = resolve(config.model_name) or config.model_name
+        width = width_by_files(name, revision=config.revision, gguf_file=config.gguf_file)
+        check_widths(config.matryoshka_dims, config.matryoshka_weights, width)
     agreed(args, lambda: check_output(args.output_dir, _inputs(config)))
     samplings = read_samplings(config.processed_data_path, config.subsets, config.sampled_k)
     record = _record(config, args, samplings)
@@ -122,7 +126,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
             follow_links=config.follow_links,
             exif_orientation=config.exif_orientation,
         )
-        training_set = training_dataset(data, samplings, args.seed)
+        training_set = training_dataset(data, samplings, args.seed, config.explicit_negatives)
         evaluator, evaluated = _evaluator(config, args)
     args.batch_sampler = partial(SahaBatchSampler, sampling=training_set.clusters, mix_subsets=config.mix_subsets)
     if args.ddp_find_unused_parameters is None:
@@ -151,7 +155,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         max_length=config.max_length,
         query_prompt_in_training=config.query_prompt_in_training,
         card_section=data_section(samplings, training_set, config.model_name),
-        loss=_loss(config, model, gather_across_devices=args.world_size > 1),
+        loss=loss_of(config, model, gather_across_devices=args.world_size > 1),
         evaluator=evaluator,
     )
     with output.exclusive() if trainer.is_world_process_zero() else contextlib.nullcontext():
@@ -160,6 +164,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
             output.write_json(RUN_FILE, record)
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
         record |= {"metrics": without_times(outcome.metrics | _last_evaluation(trainer))}
+        trainer.card_section += widths_section(config.matryoshka_dims, config.matryoshka_weights, record["metrics"])
         trainer.save_model()
         if trainer.is_world_process_zero():
             output.write_json(RUN_FILE, record)
@@ -220,23 +225,6 @@ def _load(config: TrainConfig, args: SahaTrainingArguments) -> Gen2Embed:
     return model
 
 
-def _loss(config: TrainConfig, model: Gen2Embed, *, gather_across_devices: bool) -> SahaLoss:
-    settings: dict[str, Any] = {
-        "scale": 1 / config.temperature,
-        "mini_batch_size": config.sub_batch_size,
-        "mask_equal_positives": config.mask_equal_positives and config.loss != "in-batch",
-        "gather_across_devices": gather_across_devices,
-    }
-    if config.loss != "unime":
-        return SahaLoss(model, **settings)
-    own: dict[str, Any] = {
-        "beta": config.beta,
-        "variant": config.unime_variant,
-        "num_hard_negatives": config.num_hard_negatives,
-    }
-    return UnimeLoss(model, **settings, **{name: value for name, value in own.items() if value is not None})
-
-
 def _evaluator(
     config: TrainConfig, args: SahaTrainingArguments
 ) -> tuple[MmebEvaluator | None, Mapping[str, Callable[[], bool]]]:
@@ -271,7 +259,7 @@ def _evaluator(
     # A missing benchmark is reported now, not at the first evaluation.
     tables = open_subsets(data_dir, benchmark.select(settings.subsets, ()).datasets, settings.split)
     find_images(data_dir, image_dir, follow_links=config.follow_links)
-    return MmebEvaluator(benchmark, settings), images_in(tables, settings.limit, settings)
+    return MmebEvaluator(benchmark, settings, config.matryoshka_dims), images_in(tables, settings.limit, settings)
 
 
 def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequence[Sampling]) -> dict[str, Any]:

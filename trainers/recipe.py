@@ -19,6 +19,7 @@ from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.errors import Gen2EmbedError, one_line
 from gen2embed_mteb.flags import check_number, check_options, option
 from gen2embed_mteb.images.resizing import RESIZE_POLICIES, ImageOptions
+from trainers.loss.matryoshka import check_widths
 from trainers.loss.unime_loss import VARIANTS
 
 EFFECTIVE_BATCH = {"saha": 2048, "in-batch": 1024}
@@ -152,6 +153,14 @@ class Recipe(ImageOptions):
         default=None,
         choices=VARIANTS,
     )
+    matryoshka_dims: list[int] = option(
+        "numbers of dimensions, the largest first, at each of which the loss is computed on cut vectors, such as 1536 "
+        "768 256 64 (default: all dimensions alone)",
+        default_factory=list,
+    )
+    matryoshka_weights: list[float] = option(
+        "the weight of each of them in the sum (default: 1 for each)", default_factory=list
+    )
     temperature: float = option("temperature of the loss", default=0.02)
     sub_batch_size: int = option("pairs in memory at a time (16 for 2B, 4 for 7B)", default=16, least=1)
     mask_equal_positives: bool = option(
@@ -175,6 +184,7 @@ class Recipe(ImageOptions):
             raise Gen2EmbedError(f"lora_dropout is {self.lora_dropout}; pass a share from 0 to below 1")
         if not 0 < self.temperature < math.inf:
             raise Gen2EmbedError(f"temperature is {self.temperature}; pass a positive number, such as 0.02")
+        check_widths(self.matryoshka_dims, self.matryoshka_weights)
         for name in ("beta", "unime_variant"):
             value = getattr(self, name)
             if value is not None and self.loss != "unime":

@@ -44,10 +44,10 @@ from gen2embed_mteb.storage.atomic import new_token, temporary_of
 from gen2embed_mteb.storage.new_folder import new_folder
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
 from trainers.batches.collation import CellReader
-from trainers.batches.columns import columns_of, refuse_colliding, roles_of
+from trainers.batches.columns import columns_of, refuse_colliding, roles_of, with_missing_texts
 from trainers.batches.image_rows import check_minibatches
 from trainers.batches.sampler import EpochOfSampler
-from trainers.loss.saha_loss import SahaLoss
+from trainers.loss.saha_loss import SahaLoss, reads_facts
 from trainers.output.card import add_to_card
 from trainers.output.checkpoints import WRITER, delete_oldest, make_room, newest_whole, place_of, require_whole
 from trainers.output.figures import FIGURES_FILE, TIMING_FILE, Figures, Timing, without_times
@@ -112,13 +112,14 @@ class SahaTrainer(SentenceTransformerTrainer):
                 f"{reason} cannot be saved, so that only an adapter can be trained: gen2embed train adds one, as does "
                 "model_folder.adapters.new_adapter"
             )
+        train_dataset = with_missing_texts(train_dataset)
         self._reader = CellReader(
             model,
             images,
             ImageOptions(resize=resize, min_side=min_side, exif_orientation=exif_orientation),
             max_length,
         )
-        self._card_section = card_section
+        self.card_section = card_section
         self._saves_checkpoint = False
         columns = columns_of(train_dataset)
         refuse_colliding(columns)
@@ -137,6 +138,8 @@ class SahaTrainer(SentenceTransformerTrainer):
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         model.model_card_data.widget = []
+        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        self._reader.states_facts = all(reads_facts(loss) for loss in losses)
         zero3 = is_deepspeed_zero3_enabled()  # no process holds all weights
         if family_of(model[0].config.model_type).is_generic and takes_images(model.processor) and not zero3:
             check_minibatches(model, self._reader)
@@ -396,7 +399,7 @@ class SahaTrainer(SentenceTransformerTrainer):
             if not whole:
                 return
         model.save_pretrained(str(folder))
-        add_to_card(folder / "README.md", self._card_section)
+        add_to_card(folder / "README.md", self.card_section)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: torch.nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:

@@ -1,4 +1,4 @@
-"""The calibration that `gen2embed evaluate` applies to stored vectors: which one it is, and whether it fits the model.
+"""What `gen2embed evaluate` applies to stored vectors: a calibration, a truncation; and whether they fit the model.
 
 Two kinds: the map of a calibrated folder (`gen2embed calibrate`), or `own`: for each dataset, a map fitted on the
 dataset's own inputs, queries and candidates, without labels. The second is transductive. Stored vectors are always
@@ -38,6 +38,8 @@ def comparison_settings(config: ComparisonOptions) -> dict[str, Any]:
         # The folder may be written again with another calibration.
         digest = read_calibrated(config.calibration).map.digest
         found = {"calibration": config.calibration, "calibration_digest": digest}
+    if config.truncate_dim is not None:
+        found["truncate_dim"] = config.truncate_dim
     if config.scoring != "cosine":
         found |= {"scoring": config.scoring, "csls_neighbors": config.csls_neighbors}
     return found
@@ -56,7 +58,7 @@ def stored_map(config: ComparisonOptions) -> AffineMap | None:
 
 
 def require_fitting(model: Gen2Embed, config: ComparisonOptions) -> None:
-    """Refuse a calibration that does not fit a model; call it before anything is encoded.
+    """Refuse a calibration or a truncation that does not fit a model; call it before anything is encoded.
 
     That both have the same weights is not checked: a map may be used for a model that was trained further.
 
@@ -65,9 +67,15 @@ def require_fitting(model: Gen2Embed, config: ComparisonOptions) -> None:
         config: The run's settings.
 
     Raises:
-        Gen2EmbedError: The model has a calibration of its own, or another prompt, readout, pooling or width than the
-            vectors that the calibration was fitted on.
+        Gen2EmbedError: The model has fewer dimensions than are to be compared, it has a calibration of its own, or
+            another prompt, readout, pooling or width than the vectors that the calibration was fitted on.
     """
+    width = model.get_embedding_dimension()
+    if config.truncate_dim is not None and width is not None and config.truncate_dim > width:
+        raise Gen2EmbedError(
+            f"truncate_dim is {config.truncate_dim}, but vectors of {model.source} have {width} dimensions; pass "
+            f"{width} or fewer"
+        )
     if not config.calibration:
         return
     if model.calibration is not None:
@@ -96,7 +104,6 @@ def require_fitting(model: Gen2Embed, config: ComparisonOptions) -> None:
             f"{found.folder} was calibrated with pooling=last, as every saved folder, the model has "
             f"pooling={model.pooling}; leave --pooling out, or pass --calibration {OWN}"
         )
-    width = model.get_embedding_dimension()
     if width != found.map.width:
         raise Gen2EmbedError(
             f"{found.folder} maps vectors of {found.map.width} dimensions, the model's have {width}; calibrate the "
@@ -131,7 +138,7 @@ def refuse_comparison(config: ComparisonOptions, benchmark: str) -> None:
     Raises:
         Gen2EmbedError: A calibration, or another score than the cosine, is asked for.
     """
-    if config.calibration or config.scoring != "cosine":
+    if not config.is_plain:
         raise Gen2EmbedError(
             f"{benchmark} compares an image with the captions of its own record, by the cosine: leave --calibration "
             "and --scoring out; a calibrated folder can be evaluated itself, as --model_name"

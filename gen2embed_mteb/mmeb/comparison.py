@@ -1,14 +1,14 @@
-"""The vectors of one dataset as they are compared: calibrated, if that is asked for, and with CSLS's correction.
+"""The vectors of one dataset as they are compared: calibrated, cut and with CSLS's correction, as far as asked for.
 
-Both may use inputs of the dataset itself, without labels; then each distinct input counts once, however many rows have
-it. Two inputs with the same text and images are the same, whatever the names of the files.
+Calibration and CSLS may use inputs of the dataset itself, without labels; then each distinct input counts once, however
+many rows have it. Two inputs with the same text and images are the same, whatever the names of the files.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from gen2embed_mteb.embedder.calibration.affine_map import AffineMap
 from gen2embed_mteb.embedder.calibration.fitting import LEAST_INPUTS, Moments, check_number_of_inputs
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.csls import hubness
+from gen2embed_mteb.evaluation.truncation import cut
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
 from gen2embed_mteb.mmeb.readers import EvalRow, read_eval_rows
 from gen2embed_mteb.mmeb.tables import SubsetTable
@@ -41,6 +42,10 @@ class Comparison:
     vectors: Mapping[Side, Vectors]
     hubs: npt.NDArray[np.float64] | None = None
     num_unlabelled: int = 0
+
+    def cut(self, width: int | None) -> Comparison:
+        """Return the comparison by the first dimensions alone, before CSLS is added; see `truncation.cut`."""
+        return replace(self, vectors={side: cut(rows, width) for side, rows in self.vectors.items()})
 
 
 def calibrated(

@@ -155,7 +155,7 @@ class Found:
             config: The run's settings.
             stored: The map of the calibrated folder, if the settings name one.
         """
-        found = self.calibrated(config, stored)
+        found = self.calibrated(config, stored).cut(config.truncate_dim)
         return found if config.scoring == "cosine" else self.with_csls(found, config)
 
     def calibrated(self, config: EvaluationConfig, stored: AffineMap | None) -> Comparison:

@@ -46,19 +46,28 @@ class EvalRow:
 
 @dataclass(frozen=True)
 class TrainRow:
-    """One training pair, with the negative that some subsets contain.
+    """One training pair, with the negative that some subsets contain; data of one's own may have more of both.
 
     Attributes:
         index: The row's number in its split, from 0.
         query: The query.
         positive: Its positive candidate.
-        negative: A hard negative, or None.
+        negative: A hard negative of MMEB-train, or None.
+        more_positives: Its further positives.
+        negatives: Its explicit negatives; none of them is one of its positives.
     """
 
     index: int
     query: Item
     positive: Item
     negative: Item | None
+    more_positives: tuple[Item, ...] = ()
+    negatives: tuple[Item, ...] = ()
+
+    @property
+    def positives(self) -> tuple[Item, ...]:
+        """All positives."""
+        return (self.positive, *self.more_positives)
 
 
 def eval_columns(dataset: DatasetInfo, available: tuple[str, ...]) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def sugarcrepe_part(name: str, config: EvaluationConfig) -> EvaluationConfig | N
         return None
     if named:
         refuse_comparison(config, SUGARCREPE_BENCHMARK.title)
-    elif config.comparison:
+    elif not config.is_plain:
         return None
     for one in SUGARCREPE_BENCHMARK.sets:
         set_file(folder, SUGARCREPE_BENCHMARK, one)
@@ -77,7 +77,7 @@ def is_named(config: EvaluationConfig) -> bool:
 
 def why_left_out(name: str, config: EvaluationConfig) -> str:
     """Return a sentence for the report where SugarCrepe is there and is not run; else empty."""
-    if name != DIVERSE or config.subsets or not config.comparison:
+    if name != DIVERSE or config.subsets or config.is_plain:
         return ""
     root = Path(config.data_dir).expanduser()
     if not any((root / one).is_dir() for one in FOLDERS):

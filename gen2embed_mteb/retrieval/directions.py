@@ -95,6 +95,7 @@ def _compared(
     distinct = {side: first_of_each([bulk.content(item) for item in of_side]) for side, of_side in items.items()}
     if config.calibration:
         found = calibrated(name, found.vectors, distinct=distinct, config=config, stored=stored)
+    found = found.cut(config.truncate_dim)
     if config.scoring == "csls":
         found = with_csls(found, distinct["query"], "document", config.csls_neighbors)
     return found

@@ -31,6 +31,7 @@ from gen2embed_mteb.evaluation.run import (
     refuse_images,
 )
 from gen2embed_mteb.evaluation.run_folder import RESULTS, begin_reports, check_reports
+from gen2embed_mteb.evaluation.truncation import cut
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.sugarcrepe.report import markdown, results_json, text_table
@@ -277,7 +278,8 @@ def _evaluate_set(
         if fault:
             rejected.append(RowError(name, index, fault.file or str(path), fault.reason))
             continue
-        outcomes = score_record(bulk.vectors("document", [image])[0], bulk.vectors("query", captions))
+        of_image, of_captions = (bulk.vectors(*what) for what in (("document", [image]), ("query", captions)))
+        outcomes = score_record(cut(of_image, config.truncate_dim)[0], cut(of_captions, config.truncate_dim))
         for task, (hit, tie) in zip(benchmark.tasks, outcomes, strict=True):
             hits[task].append(hit)
             ties[task].append(tie)

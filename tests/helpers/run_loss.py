@@ -55,14 +55,35 @@ def loss_of(name: str, model: Any, **options: Any) -> Any:
     """A loss by name, with mini-batches of 2."""
     import trainers
     from trainers.distillation.loss import DistillationLoss
+    from trainers.loss.matryoshka import at_widths
 
     if name == "DistillationLoss":
         teacher = np.random.default_rng(0).normal(size=(13, 12))
         return DistillationLoss(model, teacher, tau=0.2, mini_batch_size=2, **options)
-    return getattr(trainers, name)(model, mini_batch_size=2, **OPTIONS[name], **options)
+    kind = name.removeprefix("Matryoshka").removeprefix("Stated")
+    loss = getattr(trainers, kind)(model, mini_batch_size=2, **OPTIONS[name], **options)
+    return loss if kind == name else at_widths(model, loss, WIDTHS, WEIGHTS)
 
 
-OPTIONS: dict[str, dict[str, Any]] = {"SahaLoss": {}, "UnimeLoss": {"beta": 0.15, "num_hard_negatives": 5}}
+def state_facts(features: list[dict[str, Any]], share: slice) -> None:
+    """State what a data set may: candidate 7 is a further positive of queries 0 and 6."""
+    import torch
+
+    known = torch.full((8, 2), -2)
+    known[:, 0] = torch.arange(8)
+    known[[0, 6], 1] = 7
+    features[0]["known_positives"] = known[share]
+    features[1]["candidate_number"] = torch.arange(8)[share]
+
+
+WIDTHS, WEIGHTS = (32, 16, 5), (1.0, 0.5, 0.25)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "SahaLoss": {},
+    "UnimeLoss": {"beta": 0.15, "num_hard_negatives": 5},
+    "MatryoshkaSahaLoss": {},
+    "StatedSahaLoss": {"mask_equal_positives": False},
+    "MatryoshkaUnimeLoss": {"beta": 0.15, "num_hard_negatives": 5},
+}
 """The options of contrastive losses; with UniME's, some rows have fewer than five candidates left, and one none."""
 
 
@@ -82,8 +103,14 @@ def main(model_dir: str, output: Path) -> None:
     found = {}
     for name in (*OPTIONS, "DistillationLoss"):
         loss = loss_of(name, model)
-        loss.model = DistributedDataParallel(model, find_unused_parameters=True)
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+        wrapped.get_embedding_dimension = model.get_embedding_dimension  # as sentence-transformers' trainer does
+        for part in (loss, getattr(loss, "loss", None)):
+            if hasattr(part, "model"):
+                part.model = wrapped
         features = [model.preprocess(queries, task="query"), model.preprocess(positives, task="document")]
+        if name.startswith("Stated"):
+            state_facts(features, share)
         value = loss(features, torch.from_numpy(LABELS[share]))
         value.backward()
         gradients = {key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None}

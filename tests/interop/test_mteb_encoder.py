@@ -210,6 +210,19 @@ def test_results_of_objects_are_kept_apart_by_what_decides_their_vectors() -> No
     assert set(one.mteb_model_meta.modalities) == {"text", "image"}
 
 
+def test_cut_vectors_have_length_1_as_their_inner_products_are_cosines(encoder: Any) -> None:
+    # What mteb asks of a model whose vectors may be cut:
+    meta = mteb.get_model_meta("gen2embed-mini").model_copy(update={"embed_dim": [192, 64]})
+    loaded = meta.load_model(device="cpu", embed_dim=64)
+    task = MOCKS["MockRetrievalTask"]
+    where: dict[str, Any] = {"task_metadata": task.metadata, "hf_split": "test", "hf_subset": "default"}
+    vectors = [one.encode([{"text": SENTENCES}], prompt_type=PromptType.document, **where) for one in (loaded, encoder)]
+    assert vectors[0].shape == (2, 64)
+    expected = vectors[1][:, :64] / np.linalg.norm(vectors[1][:, :64], axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors[0], expected, atol=1e-6)
+    assert loaded.mteb_model_meta.embed_dim == 64
+
+
 def test_other_models_are_wrapped_by_mteb_as_before(tmp_path: Any) -> None:
     stock = SentenceTransformer(modules=[BoW(["a", "red", "fox"])])
     wrapped = mteb.SentenceTransformerEncoderWrapper(stock)

@@ -80,6 +80,9 @@ def slow(data: Path, config: EvaluationConfig, result: EvaluationResult) -> list
     }
     if config.calibration == "own":
         vectors = own_map(vectors, config.shrinkage, config.means)
+    if config.truncate_dim:
+        vectors = {side: rows[:, : config.truncate_dim] for side, rows in vectors.items()}
+        vectors = {side: rows / np.linalg.norm(rows, axis=1, keepdims=True) for side, rows in vectors.items()}
     cosines = vectors["query"] @ vectors["document"].T
     scores = cosines
     if config.scoring == "csls":
@@ -100,6 +103,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "own": {"calibration": "own"},
     "own, side means": {"calibration": "own", "means": "side", "shrinkage": 0.5},
     "own, csls": {"calibration": "own", "scoring": "csls"},
+    "cut": {"truncate_dim": 5},
+    "own, cut, csls": {"calibration": "own", "truncate_dim": 5, "scoring": "csls"},
 }
 
 
@@ -121,7 +126,7 @@ def test_runs_share_one_encoding_and_say_how_they_were_made(data: Path, tmp_path
         assert not (tmp_path / name / "embeddings").exists()
         written[name] = json.loads((tmp_path / name / "results.json").read_text())
         page = (tmp_path / name / "results.md").read_text()
-        assert ("Transductive: " in page) == (name != "cosine")
+        assert ("Transductive: " in page) == (name not in ("cosine", "cut"))
     plain, csls, own = (written[name] for name in ("cosine", "csls", "own"))
     assert plain["method"] == {
         "backbone": "model",
@@ -142,7 +147,10 @@ def test_runs_share_one_encoding_and_say_how_they_were_made(data: Path, tmp_path
     assert own["settings"]["calibration"] == "own"
     assert (own["settings"]["shrinkage"], own["settings"]["means"]) == (0.9, "shared")
     assert (csls["settings"]["scoring"], csls["settings"]["csls_neighbors"]) == ("csls", 10)
-    assert not {"calibration", "scoring", "shrinkage"} & plain["settings"].keys()
+    assert not {"calibration", "scoring", "shrinkage", "truncate_dim"} & plain["settings"].keys()
+    assert written["cut"]["method"] == plain["method"]
+    assert written["cut"]["settings"] == {**plain["settings"], "truncate_dim": 5}
+    assert "compared by `dim5`" in (tmp_path / "cut" / "results.md").read_text()
 
 
 def rows_of(data: Path, name: str) -> list[dict[str, Any]]:
@@ -229,6 +237,7 @@ def test_too_few_inputs_with_a_vector_are_refused(data: Path, tmp_path: Path) ->
         ({"calibration": "own", "means": "modality"}, "means is 'modality'"),
         ({"means": "side"}, "nothing is fitted"),
         ({"calibration": "folder", "shrinkage": 0.5}, "nothing is fitted"),
+        ({"truncate_dim": 0}, "truncate_dim is 0; pass 1 or more"),
     ],
 )
 def test_settings_are_checked_at_once(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -254,6 +263,7 @@ def test_a_folder_that_is_not_calibrated_is_refused_before_anything_is_encoded(d
         ({"calibration": "some/where"}, "calibrated-where"),
         ({"scoring": "csls"}, "csls"),
         ({"calibration": "own", "scoring": "csls", "csls_neighbors": 5}, "own-csls5"),
+        ({"calibration": "own", "truncate_dim": 64, "scoring": "csls"}, "own-dim64-csls"),
     ],
 )
 def test_names_of_folders(tmp_path: Path, change: dict[str, Any], name: str) -> None:

@@ -29,6 +29,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "own": {"calibration": "own"},
     "own, a mean per side": {"calibration": "own", "means": "side", "shrinkage": 0.5},
     "own, csls": {"calibration": "own", "scoring": "csls"},
+    "own, cut, csls": {"calibration": "own", "truncate_dim": 5, "scoring": "csls"},
 }
 
 
@@ -92,6 +93,9 @@ def slow(direction: str, config: EvaluationConfig) -> dict[str, float]:
     vectors = {side: found for side, (_, found) in sides.items()}
     if config.calibration:
         vectors = own_map(vectors, config.shrinkage, config.means)
+    if config.truncate_dim:
+        vectors = {side: found[:, : config.truncate_dim] for side, found in vectors.items()}
+        vectors = {side: found / np.linalg.norm(found, axis=1, keepdims=True) for side, found in vectors.items()}
     cosines = vectors["query"] @ vectors["document"].T
     if config.scoring == "csls":
         nearest = -np.sort(-cosines, axis=0)[: config.csls_neighbors]

@@ -225,6 +225,65 @@ def test_the_card_names_data_files_and_figures(trained, sampled, data):
         assert expected in card
 
 
+def test_more_matryoshka_dimensions_than_the_model_has(sampled, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trainers.fine_tuning._load", None)  # nothing is loaded
+    more = ["--matryoshka_dims", "64", "8"]
+    line = mistake(capsys, *words(model, sampled, tmp_path / "out", *more))
+    assert "matryoshka_dims has 64, but vectors of the model have 32 dimensions; pass 32 or fewer" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_matryoshka_training_reports_every_width(sampled, model, tmp_path):
+    output = tmp_path / "out"
+    more = ["--matryoshka_dims", "32", "8", "--matryoshka_weights", "1", "0.5", "--max_steps", "1"]
+    evaluation = ["--eval_benchmark", "mmeb-mini", "--eval_subsets", *SUBSETS]
+    assert cli.main(words(model, sampled, output, *more, *evaluation)) == 0
+    metrics = json.loads((output / "train.json").read_text())["metrics"]
+    evaluate = ["evaluate", "--benchmark", "mmeb-mini", "--model_name", str(output), "--subsets", *SUBSETS]
+    for width, key, name in ((None, "overall", "step-1"), (8, "dim_8_overall", "step-1-dim8")):
+        again = ["--truncate_dim", str(width)] if width else []
+        assert cli.main([*evaluate, *again, "--output_dir", str(tmp_path / name)]) == 0
+        alone = json.loads((tmp_path / name / "results.json").read_text())
+        assert alone["overall"] == metrics[f"eval_mmeb-mini_{key}"]
+        reported = json.loads((output / "eval" / "mmeb-mini" / name / "results.json").read_text())
+        assert reported["datasets"] == alone["datasets"]
+    assert "eval_mmeb-mini_dim_32_overall" not in metrics  # it is that of whole vectors
+    card = (output / "README.md").read_text()
+    section = card[card.index("### Matryoshka Dimensions") : card.index("### Framework Versions")]
+    figures = [f"{100 * metrics[f'eval_mmeb-mini_{key}']:.1f}" for key in ("overall", "dim_8_overall")]
+    rows = [line.replace(" ", "") for line in section.splitlines() if line.startswith("|")][2:]
+    assert rows == [f"|32|1|{figures[0]}|", f"|8|0.5|{figures[1]}|"]
+    assert "MatryoshkaLoss" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["saha", pytest.param("hn", marks=pytest.mark.exhaustive)])
+def test_several_positives_and_explicit_negatives_are_trained_by_the_same_command(model, tmp_path, method):
+    rows = [
+        {
+            "anchor": f"find number {n}",
+            "positive": [f"number {n}", f"no. {n}"][: 1 + n % 2],
+            "negative": [f"minus {n}"] * (n % 3),
+        }
+        for n in range(16)
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    begin = ["sample", "--data_dir", str(data), "--output_dir", str(tmp_path / "sampled"), "--model_name", str(model)]
+    assert cli.main([*begin, "--method", method, "--num_hard_negatives", "1", "--pool_multiplier", "2"]) == 0
+    more = ["--num_epochs", "2", "--matryoshka_dims", "32", "8", "--explicit_negatives", "1", "--batch_size", "4"]
+    assert cli.main([*words(model, tmp_path / "sampled", tmp_path / "out", *more), "--save_steps", "100"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- Positives: 24 in subsets whose queries have several" in card
+    assert "- Explicit negatives in the data: 10" in card
+    assert ("<code>negative_2</code>" in card) == (method == "hn")  # the second one was mined
+    assert json.loads((tmp_path / "out" / "train.json").read_text())["recipe"]["explicit_negatives"] == 1
+    page = ["inspect", str(tmp_path / "sampled" / "pairs.parquet")]
+    assert cli.main(page) == 0
+    assert "its explicit negative" in (tmp_path / "sampled" / "pairs.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("method", "columns"), [("in-batch", ["query", "positive"]), ("hn", ["negative_1", "negative_2"])]
 )
@@ -342,6 +401,8 @@ def test_sampling_files_of_another_k(sampled, data, tmp_path, capsys):
         (["--subsets", "Digit"], "subset 'Digit' was not sampled, only Digits, Scenes_t2i; see --subsets"),
         (["--resize", "448"], "resize is '448'; known: processor, official, square-448"),
         (["--lora_rank", "0"], "lora_rank is 0; pass 1 or more"),
+        (["--matryoshka_dims", "32", "8", "8"], "matryoshka_dims is 32 8 8: 8 comes after 8; pass each once"),
+        (["--matryoshka_weights", "1"], "matryoshka_weights without matryoshka_dims would have no effect"),
         (["--loss", "infonce"], "loss is 'infonce'; known: saha, in-batch, unime"),
         (["--beta", "0.1"], "beta is 0.1, but loss is saha; pass --loss unime, or leave it out"),
         (["--loss", "unime", "--beta", "nan"], "beta is nan; pass a finite number"),

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from datasets import Dataset
+
 from gen2embed_mteb.embedder.prompts.strategies import HierarchicalPrompt
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.names import Side
@@ -65,3 +67,27 @@ def refuse_colliding(columns: Sequence[str]) -> None:
                     f"columns {column!r} and {other!r} would be mixed up, as one begins with the other and '_'; "
                     "rename one (dataset.rename_column)"
                 )
+
+
+def with_missing_texts(dataset: Any) -> Any:
+    """Return a dataset in which a text that a row lacks is a cell of its own kind, `{"text": None}`.
+
+    The stock model card tokenizes the first cells of a column of strings, and cannot take nulls among them.
+
+    Args:
+        dataset: A dataset; one without columns of strings and nulls, or with a transform, is returned as it is.
+    """
+    if not isinstance(dataset, Dataset) or dataset.format["type"] is not None:
+        return dataset
+    table = dataset.data
+    strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", "") == "string"]
+    missing = {name for name in strings if table.column(name).null_count}
+    if not missing:
+        return dataset
+
+    def as_cells(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {
+            name: [{"text": text} for text in column] if name in missing else column for name, column in batch.items()
+        }
+
+    return dataset.with_transform(as_cells)

@@ -8,6 +8,11 @@
 Plain hard negatives are extra candidates of one query, not pairs, hence columns. A column's name must not be the
 beginning of another's (sentence-transformers collects features by prefix), so none is called plain `negative`.
 
+Explicit negatives of the data are columns of every method: `negative_1, …, negative_n`, before mined ones, which they
+do not replace; n is that of the row with the most, up to a limit. A row with fewer has empty cells. A query with
+several positives has a row for each of them, one behind the other; clusters name the first, and the sampler takes one
+of them per epoch. What a loss must know of the others is in the cells (`stated_facts.py`).
+
 A cell is `{"text": str, "image": [path, …]}`: no image is opened before a row is used. `SahaTrainer` opens the cells of
 a batch when the batch is made. For other trainers `OpenInputs` opens them, and leaves out the keys that a row does not
 have, as the stock collator needs it.
@@ -18,9 +23,8 @@ dataset takes one pass over the rows of each subset, and keeps the texts and pat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,16 +33,14 @@ import numpy.typing as npt
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.images.resizing import MIN_SIDE, ImageOptions
 from gen2embed_mteb.images.source import ImageSource, open_input
-from gen2embed_mteb.mmeb.readers import BadRow
+from trainers.batches.entries import EXPLICIT, PAIRS, Part, as_rows, candidates_of, row_ids
+from trainers.batches.stated_facts import CANDIDATE_NUMBER, KNOWN_POSITIVES, UNNUMBERED, without_facts
 from trainers.data.cells import read_cell
-from trainers.data.training_data import TrainingData, TrainingSubset
-from trainers.sampling.files import RowsDigest, Sampling, SamplingError
+from trainers.data.training_data import TrainingData
+from trainers.sampling.files import Sampling, SamplingError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-PAIRS = ("saha", "in-batch")
-"""The methods whose clusters are made of pairs; the others have their negatives as extra candidates."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,6 +53,8 @@ class DatasetClusters:
         subsets: (C,) int64, the index of each cluster's subset in `names`.
         num_rows: The number of rows of the dataset.
         positives: (num_rows,) int64, equal where positives are equal; None if it is not known which are equal.
+        sizes: (num_rows,) int64, at the first row of each query the number of its rows, one per positive, and 0 at the
+            others; None where every query has one row. `rows` are first rows.
     """
 
     names: tuple[str, ...]
@@ -58,6 +62,7 @@ class DatasetClusters:
     subsets: npt.NDArray[np.int64]
     num_rows: int
     positives: npt.NDArray[np.int64] | None = None
+    sizes: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, sampling: Sampling | Sequence[Sampling]) -> DatasetClusters:
@@ -76,13 +81,31 @@ class DatasetClusters:
                 "columns; build the dataset with trainers.training_dataset"
             )
         offsets = np.cumsum([0, *(one.record["data"]["num_rows"] for one in samplings)])
-        rows = [_row_ids(one) for one in samplings]
+        rows = [row_ids(one) for one in samplings]
         return cls(
             tuple(one.record["subset"] for one in samplings),
             np.concatenate([np.where(ids < 0, -1, ids + start) for ids, start in zip(rows, offsets, strict=False)]),
             np.repeat(np.arange(len(rows)), [len(ids) for ids in rows]),
             int(offsets[-1]),
         )
+
+    def of_epoch(self, seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+        """Return which row of each query an epoch takes: (num_rows,) int64, what is added to its first row.
+
+        Each query begins at a positive of its own, drawn by the seed, and goes on to the next one in each epoch. So in
+        as many epochs as it has positives each comes once.
+
+        Args:
+            seed: The seed of the run.
+            epoch: The epoch, from 0.
+
+        Returns:
+            The numbers; None where every query has one row.
+        """
+        if self.sizes is None:
+            return None
+        starts = np.random.default_rng((seed, 0, 1)).integers(0, 2**31, self.num_rows)
+        return (starts + epoch) % np.maximum(self.sizes, 1)
 
     @property
     def width(self) -> int:
@@ -152,17 +175,20 @@ class OpenInputs:
             ImageError: An image cannot be opened.
             TypeError: The cell has another key.
         """
-        text, paths = read_cell(cell)
+        text, paths = read_cell(without_facts(cell))
         return open_input(self._images, text or "", paths, self._options)
 
 
-def training_dataset(data: TrainingData, sampling: Sampling | Sequence[Sampling], seed: int = 0) -> TrainingSet:
+def training_dataset(
+    data: TrainingData, sampling: Sampling | Sequence[Sampling], seed: int = 0, explicit_negatives: int = EXPLICIT
+) -> TrainingSet:
     """Build the dataset of one or several sampled subsets.
 
     Args:
         data: The opened training data; subsets without a sampling file are left out.
         sampling: What `read_sampling` returned, once or several times; all of one method and one k.
         seed: The seed for negatives that are drawn at random from the subset, where a query has fewer than k.
+        explicit_negatives: How many of a row's explicit negatives are taken at most, the first ones.
 
     Returns:
         The dataset, its clusters, and how many negatives were drawn.
@@ -184,110 +210,46 @@ def training_dataset(data: TrainingData, sampling: Sampling | Sequence[Sampling]
                 f"{one.path}: subset {name!r} is not in the training data, which has {', '.join(by_name)}; "
                 "pass the data that was sampled"
             )
-        parts.append(_Part(by_name[name], one, np.random.default_rng((seed, number))))
-    columns = {name: [cell for part in parts for cell in part.columns[name]] for name in parts[0].columns}
-    cell = {"text": datasets.Value("string"), "image": datasets.List(datasets.Value("string"))}
-    features = datasets.Features(dict.fromkeys(columns, cell))
-    dataset = datasets.Dataset.from_dict(
-        {name: [{"text": item.text, "image": list(item.images)} for item in items] for name, items in columns.items()},
-        features=features,
-    )
-    offsets = np.cumsum([0, *(part.num_rows for part in parts)])
+        parts.append(Part(by_name[name], one, np.random.default_rng((seed, number))))
+    entries = [entry for part in parts for entry in part.entries]
+    several = any(len(entry.positives) > 1 for entry in entries)
+    rows = as_rows(entries, explicit_negatives)
     numbers: dict[Item, int] = {}
-    positives = [numbers.setdefault(item, len(numbers)) for item in columns["positive"]]
+    positives = [numbers.setdefault(row.positive, len(numbers)) for row in rows]
+    cell: dict[str, Any] = {"text": datasets.Value("string"), "image": datasets.List(datasets.Value("string"))}
+    stated: dict[str, Any] = {KNOWN_POSITIVES: datasets.List(datasets.Value("int64"))}
+    features = {"query": {**cell, **stated} if several else cell}
+    columns: dict[str, list[dict[str, Any]]] = {"query": []}
+    for row in rows:
+        known = {KNOWN_POSITIVES: [numbers[item] for item in row.positives]} if several else {}
+        columns["query"].append({**_cell(row.query), **known})
+    stated = {CANDIDATE_NUMBER: datasets.Value("int64")} if several else {}
+    for name, items in candidates_of(rows).items():
+        features[name] = {**cell, **stated}
+        columns[name] = [_cell(item) for item in items]
+        if several:  # a candidate that is nobody's positive needs no number
+            for made, item in zip(columns[name], items, strict=True):
+                made[CANDIDATE_NUMBER] = UNNUMBERED if item is None else numbers.get(item, UNNUMBERED)
+    starts = np.cumsum([0, *(len(entry.positives) for entry in entries)])
+    sizes = np.zeros(starts[-1], dtype=np.int64)
+    sizes[starts[:-1]] = np.diff(starts)
+    offsets = np.cumsum([0, *(len(part.entries) for part in parts)])
+    in_entries = [np.where(part.rows < 0, -1, part.rows + at) for part, at in zip(parts, offsets, strict=False)]
+    of_entries = np.concatenate(in_entries)
     clusters = DatasetClusters(
         tuple(one.record["subset"] for one in samplings),
-        np.concatenate([np.where(part.rows < 0, -1, part.rows + at) for part, at in zip(parts, offsets, strict=False)]),
+        np.where(of_entries < 0, -1, starts[of_entries]),
         np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts]),
-        int(offsets[-1]),
+        len(rows),
         np.array(positives, dtype=np.int64),
+        sizes if several else None,
     )
+    dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     return TrainingSet(dataset, clusters, sum(part.num_drawn for part in parts))
 
 
-class _Part:
-    """One subset as columns, and its clusters in rows of them.
-
-    Attributes:
-        columns: The items of each column.
-        rows: (C, width) int64 rows of these columns, -1 where a cluster is short.
-        num_drawn: As in `TrainingSet`.
-    """
-
-    def __init__(self, subset: TrainingSubset, sampling: Sampling, rng: np.random.Generator) -> None:
-        ids = _row_ids(sampling)
-        used = np.unique(ids[ids >= 0])
-        pairs = _read(subset, sampling, used)
-        self.num_drawn = 0
-        if sampling.record["method"] in PAIRS:
-            # Short clusters have -1 in `ids`, which stays -1.
-            self.rows = np.where(ids < 0, -1, np.searchsorted(used, ids))
-            kept = used.tolist()
-            self.columns = {"query": [pairs[row][0] for row in kept], "positive": [pairs[row][1] for row in kept]}
-            return
-        self.rows = np.arange(len(ids), dtype=np.int64)[:, None]
-        anchors = ids[:, 0].tolist()
-        self.columns = {"query": [pairs[row][0] for row in anchors], "positive": [pairs[row][1] for row in anchors]}
-        k = ids.shape[1] - 1
-        deck = list(dict.fromkeys(pairs[row][1] for row in used.tolist()))
-        order = rng.permutation(len(deck)).tolist()
-        lists = []
-        for number, members in enumerate(ids[:, 1:].tolist()):
-            own = [pairs[row][1] for row in members if row >= 0]
-            positive = self.columns["positive"][number]
-            self.num_drawn += k - len(own)
-            lists.append(_topped_up(own, positive, k, (deck[card] for card in _from(order, number))))
-            if len(lists[-1]) < k:
-                raise SamplingError(f"{sampling.path}: all rows have one candidate, so there are no negatives")
-        self.columns |= {f"negative_{place + 1}": [chosen[place] for chosen in lists] for place in range(k)}
-
-    @property
-    def num_rows(self) -> int:
-        """The number of rows of this part."""
-        return len(self.columns["query"])
-
-
-def _read(subset: TrainingSubset, sampling: Sampling, used: npt.NDArray[np.int64]) -> dict[int, tuple[Item, Item]]:
-    """Return query and positive of the rows that are used, by row id."""
-    wanted = set(used.tolist())
-    digest = RowsDigest()
-    pairs: dict[int, tuple[Item, Item]] = {}
-    for row in subset.rows():
-        digest.add(row)
-        if not isinstance(row, BadRow) and row.index in wanted:
-            pairs[row.index] = (row.query, row.positive)
-    sampling.require_data(digest.hexdigest())
-    return pairs
-
-
-def _from(order: list[int], start: int) -> Iterable[int]:
-    """Yield a shuffled order from `start` on, and then from its beginning: each row begins at another place."""
-    cut = start % len(order)
-    yield from order[cut:]
-    yield from order[:cut]
-
-
-def _topped_up(own: list[Item], positive: Item, k: int, deck: Iterable[Item]) -> list[Item]:
-    """Return a row's own negatives, and others from the shuffled candidates up to k; too few of them are repeated."""
-    chosen = list(own)
-    for card in deck:
-        if len(chosen) == k:
-            return chosen
-        if card != positive and card not in chosen:
-            chosen.append(card)
-    if chosen:
-        again = cycle(tuple(chosen))
-        chosen += [next(again) for _ in range(k - len(chosen))]
-    return chosen
-
-
-def _row_ids(sampling: Sampling) -> npt.NDArray[np.int64]:
-    """Return row ids, (C, k + 1) even if all clusters are short: the anchor first, -1 where a member is missing."""
-    clusters = sampling.clusters
-    ids = np.full((len(clusters.anchors), sampling.record["settings"]["num_hard_negatives"] + 1), -1, dtype=np.int64)
-    ids[:, 0] = clusters.anchors
-    ids[:, 1 : 1 + clusters.members.shape[1]] = clusters.members
-    return ids
+def _cell(item: Item | None) -> dict[str, Any]:
+    return {"text": None, "image": []} if item is None else {"text": item.text, "image": list(item.images)}
 
 
 def _alike(sampling: Sampling | Sequence[Sampling]) -> list[Sampling]:

@@ -83,7 +83,7 @@ def open_sampled_data(
         SamplingError: The files are of different data.
     """
     first = samplings[0].record["data"]
-    keys = ("data_dir", "image_dir", "split", "columns", "image_columns", "limit", "row_limits")
+    keys = ("data_dir", "image_dir", "split", "columns", "image_columns", "limit", "row_limits", "pairs_only")
     settings = {key: first.get(key) for key in keys}
     for sampling in samplings:
         for key, value in settings.items():

@@ -15,6 +15,8 @@ An epoch is planned in steps; a step is one batch for each process, since negati
 4. Clusters that sampling left short are filled up with further pairs of their subset ("fillers"), preferably with pairs
    that share neither row nor positive with the step.
 
+5. Of a query with several positives, one pair is taken (`DatasetClusters.of_epoch`), in each epoch the next.
+
 Everything follows from the seed and the epoch, in every process alike.
 
 Cost: the sampler reads no data, only indices. An epoch's plan takes memory for one number per cluster. Every missing
@@ -139,9 +141,11 @@ class SahaBatchSampler(DefaultBatchSampler):
         rng = self._rng()
         plan = self._plan(rng)
         fillers = _Fillers(self.clusters, [rng.permutation(rows) for rows in self._usable])
+        taken = self.clusters.of_epoch(self.seed, self.epoch)
         for step in map(self._neighbourly, plan):
             rows = self.clusters.rows[step]
             fillers.fill(rows, self.clusters.subsets[step])
+            rows = rows if taken is None else rows + taken[rows]
             for batch in rows.reshape(self.num_processes, self.batch_size):
                 yield batch.tolist()
 

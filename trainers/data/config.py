@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.options import LinkOption, OrientationOption
 
+_NUMBERED = re.compile(r"negative_[1-9][0-9]{0,5}")
 PAIR_COLUMNS = (("anchor", "positive"), ("query", "positive"))
 """Names of columns that are taken for a query's and its positive's, if none are named."""
 
@@ -34,6 +36,11 @@ class DataConfig(RowLimits, LinkOption, OrientationOption):
     )
     image_columns: tuple[str, ...] = option("which of the two columns hold paths of images", default=())
     limit: int | None = option("rows per subset, from the first (default: all)", default=None, least=1)
+    pairs_only: bool = option(
+        "in data of two columns: no lists of positives, and no explicit negatives (columns negative, negative_1, …), "
+        "as before version 0.1",
+        default=False,
+    )
 
     known_columns: ClassVar[str] = "anchor (or query) and positive"
     name_columns: ClassVar[str] = "Name two of them with --columns"
@@ -52,6 +59,12 @@ class DataConfig(RowLimits, LinkOption, OrientationOption):
         """Return the query's column and its positive's, of the columns that a table has; None if they are not there."""
         wanted = ((self.columns[0], self.columns[1]),) if self.columns else PAIR_COLUMNS
         return next((pair for pair in wanted if set(pair) <= set(present)), None)
+
+    def negative_columns(self, present: Sequence[str]) -> tuple[str, ...]:
+        """Return the columns of explicit negatives among those that a table has: `negative`, then by their number."""
+        numbered = {name: int(name.removeprefix("negative_")) for name in present if _NUMBERED.fullmatch(name)}
+        found = [*(["negative"] if "negative" in present else []), *sorted(numbered, key=numbered.__getitem__)]
+        return () if self.pairs_only else tuple(name for name in found if name not in self.columns)
 
     @classmethod
     def of_records(
@@ -84,5 +97,6 @@ class DataConfig(RowLimits, LinkOption, OrientationOption):
             columns=tuple(data["columns"]),
             image_columns=tuple(data["image_columns"]),
             limit=data["limit"],
+            pairs_only=data.get("pairs_only", True),  # earlier versions read nothing else
             **(data.get("row_limits") or {}),
         )

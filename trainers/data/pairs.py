@@ -1,4 +1,9 @@
-"""A query and its positive in two columns of a table, read row by row."""
+"""A query and its positive in two columns of a table, read row by row; and explicit negatives in further columns.
+
+A cell of positives may be a list: then the query has several. A cell of negatives may be a list, too, or empty (null),
+where a row has fewer than others. Two equal entries count once. A row with no positive, or with a positive that is also
+a negative, cannot be used.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +51,18 @@ class _Content(NamedTuple):
     images: tuple[str | bytes, ...]
 
 
+class _Row(NamedTuple):
+    """A checked row."""
+
+    query: _Content
+    positives: tuple[_Content, ...]
+    negatives: tuple[_Content, ...]
+
+    @property
+    def cells(self) -> tuple[_Content, ...]:
+        return (self.query, *self.positives, *self.negatives)
+
+
 @dataclass(frozen=True)
 class PairSubset:
     """A subset whose table has the queries in one column and their positives in another.
@@ -58,6 +75,8 @@ class PairSubset:
         image_columns: The columns whose strings are paths of images.
         limit: The number of rows to read; None: all.
         limits: How large a row may be.
+        negatives: The columns of explicit negatives; their strings are texts or paths, as in the positives' column.
+        several: Whether a cell of positives may be a list.
     """
 
     name: str
@@ -67,6 +86,8 @@ class PairSubset:
     image_columns: tuple[str, ...] = ()
     limit: int | None = None
     limits: RowLimits = field(default_factory=RowLimits)
+    negatives: tuple[str, ...] = ()
+    several: bool = False
 
     @property
     def source(self) -> str:
@@ -81,7 +102,13 @@ class PairSubset:
             ForeignFileError: An image in the cache is damaged.
         """
         for index, row in enumerate(self._contents(self.limit)):
-            yield row if isinstance(row, BadRow) else TrainRow(index, self._kept(row[0]), self._kept(row[1]), None)
+            if isinstance(row, BadRow):
+                yield row
+                continue
+            positive, *more = map(self._kept, row.positives)
+            yield TrainRow(
+                index, self._kept(row.query), positive, None, tuple(more), tuple(map(self._kept, row.negatives))
+            )
 
     def has_images(self) -> bool:
         """Read the first rows, and return whether one of them has an image; none is written to the cache.
@@ -90,7 +117,7 @@ class PairSubset:
             DataError: The file is damaged.
         """
         rows = self._contents(min(self.limit or ROWS_SEARCHED, ROWS_SEARCHED))
-        return any(content.images for row in rows if not isinstance(row, BadRow) for content in row)
+        return any(content.images for row in rows if not isinstance(row, BadRow) for content in row.cells)
 
     def require_usable(self) -> None:
         """Check that the table has a row that can be used, so that a wrong table is refused before hours of work.
@@ -107,15 +134,42 @@ class PairSubset:
         if first:
             raise DataError(f"{self.source}: none of the first {count} rows can be used: {first.reason}")
 
-    def _contents(self, limit: int | None) -> Iterator[tuple[_Content, _Content] | BadRow]:
-        def make(_: int, row: Mapping[str, Any]) -> tuple[_Content, _Content]:
-            query, positive = (self._content(row[column], column) for column in self.columns)
-            return query, positive
+    def _contents(self, limit: int | None) -> Iterator[_Row | BadRow]:
+        _, of_positives = self.columns
 
-        yield from guarded(self.table.rows(self.columns, limit, self.limits), self.table.file_of, make)
+        def make(_: int, row: Mapping[str, Any]) -> _Row:
+            query = self._content(row[self.columns[0]], self.columns[0])
+            positives = self._listed(row[of_positives], of_positives) if self.several else None
+            if positives is None:
+                positives = {self._content(row[of_positives], of_positives): of_positives}
+            if not positives:
+                raise RowFault(f"{of_positives} is an empty list; a query needs a positive")
+            negatives: dict[_Content, str] = {}
+            for column in self.negatives:
+                if not _is_missing(row[column]):
+                    listed = self._listed(row[column], column)
+                    negatives |= {self._content(row[column], column): column} if listed is None else listed
+            for content in positives:
+                if content in negatives:
+                    raise RowFault(f"{negatives[content]} is also a positive of the row ({positives[content]})")
+            return _Row(query, tuple(positives), tuple(negatives))
+
+        columns = dict.fromkeys((*self.columns, *self.negatives))
+        yield from guarded(self.table.rows(tuple(columns), limit, self.limits), self.table.file_of, make)
+
+    def _listed(self, cell: Any, column: str) -> dict[_Content, str] | None:
+        """Return the entries of a list, each once, with their names for messages; `None` if the cell is no list."""
+        if not isinstance(cell, list):
+            return None
+        if len(cell) > self.limits.max_candidates:
+            raise RowFault(f"{column} has {len(cell)} entries, more than max_candidates {self.limits.max_candidates}")
+        found: dict[_Content, str] = {}
+        for number, entry in enumerate(cell):
+            found.setdefault(self._content(entry, f"{column}[{number}]"), f"{column}[{number}]")
+        return found
 
     def _content(self, cell: Any, column: str) -> _Content:
-        if isinstance(cell, str) and column not in self.image_columns:
+        if isinstance(cell, str) and not self._holds_paths(column):
             content = _Content(checked_text(cell, column, self.limits), ())
         elif isinstance(cell, dict):
             try:
@@ -134,6 +188,11 @@ class PairSubset:
             raise RowFault(f"{column} has neither text nor image")
         return content
 
+    def _holds_paths(self, column: str) -> bool:
+        """Whether strings of a column, or of a list in it, are paths of images."""
+        query, positive = self.columns
+        return (query if column == query else positive) in self.image_columns
+
     def _image(self, image: Any, column: str) -> str | bytes:
         found = stored_image(image) if isinstance(image, dict) else image
         if isinstance(found, bytes):
@@ -149,3 +208,10 @@ class PairSubset:
             return Item(content.text)
         paths = (self.images.keep(image) if isinstance(image, bytes) else image for image in content.images)
         return Item(content.text, tuple(paths))
+
+
+def _is_missing(cell: Any) -> bool:
+    """Say whether a row has no negative in a column: null or empty, as tables fill up what a row lacks."""
+    if isinstance(cell, dict):
+        return all(_is_missing(value) for value in cell.values())
+    return cell is None or (isinstance(cell, str | list) and not cell)

@@ -9,7 +9,8 @@
     a folder of `datasets.save_to_disk`          one subset
     any other Hub id                             a subset is a configuration
 
-All but the first three hold a query and its positive in two columns, as sentence-transformers has it. A cell is a text,
+All but the first three hold a query and its positive in two columns, as sentence-transformers has it; a list is several
+positives, and explicit negatives are in columns `negative`, `negative_1`, … A cell is a text,
 an image as `datasets` stores it (`{"bytes", "path"}`), both (`{"text", "image"}`), or, in the columns that
 `image_columns` names, the path of an image. Text that looks like a path stays text.
 
@@ -266,8 +267,12 @@ def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cac
         follow_links=found is not None and found.follow_links,
         exif_orientation=config.exif_orientation,
     )
+    how: dict[str, Any] = {"image_columns": config.image_columns, "limit": config.limit, "limits": config}
+    how["several"] = not config.pairs_only
     subsets = [
-        PairSubset(name, table, _two_columns(table, config), images, config.image_columns, config.limit, config)
+        PairSubset(
+            name, table, _two_columns(table, config), images, negatives=config.negative_columns(table.columns), **how
+        )
         for name, table in tables.items()
     ]
     for subset in subsets:

@@ -61,6 +61,8 @@ class DistillationLoss(SahaLoss):
         Gen2EmbedError: `tau` is not positive, or the direction is unknown.
     """
 
+    compares_candidates = False
+
     def __init__(
         self,
         model: SentenceTransformer,

@@ -45,6 +45,7 @@ class TextConfig(DataConfig):
     image_columns: tuple[str, ...] = option("not used here", default=(), flag=None)
     follow_links: bool = option("not used here", default=False, flag=None)
     exif_orientation: bool = option("not used here", default=False, flag=None)
+    pairs_only: bool = option("not used here", default=True, flag=None)
     max_error_rate: float = option("share of rejected rows above which nothing is trained", default=0.001)
 
     known_columns = "anchor (or query) and positive, nor text (or sentence)"

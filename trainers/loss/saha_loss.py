@@ -1,11 +1,9 @@
-"""`SahaLoss`: sentence-transformers' cached InfoNCE at the paper's temperature, equal positives masked.
+"""`SahaLoss`: sentence-transformers' cached InfoNCE at the paper's temperature, known positives masked.
 
 Negatives of a query are all other candidates of the batch, on all devices. Clusters hold no positive twice, but two
 clusters of a batch may: with labels ("dog", "dog") that is the rule, and each such pair would be pushed apart. Here a
-candidate that equals a query's own positive is not its negative. The stock losses cannot do this: they know vectors
-only.
-
-Whether candidates are equal is read from the features (`content_hash.py`).
+candidate that equals a query's own positive is not its negative, nor is the positive of an equal query, nor what the
+data states to be a further positive (`no_negatives.py`). The stock losses cannot do this: they know vectors only.
 
 The two passes of the cached loss share what a frozen vision tower computes (`image_reuse.py`); the rows of a
 mini-batch may share the tokens that they begin with (`prefix_sharing.py`).
@@ -26,8 +24,9 @@ from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim
 from torch import Tensor
 
 from trainers.batches.image_rows import NUM_ROWS, minibatch
-from trainers.loss.content_hash import content_digests
+from trainers.batches.stated_facts import STATED
 from trainers.loss.image_reuse import has_frozen_vision, reusing_image_features
+from trainers.loss.no_negatives import Facts
 from trainers.loss.prefix_sharing import can_share_prefix, gains_from_sharing, sharing_prefix
 
 TEMPERATURE = 0.02
@@ -53,7 +52,10 @@ def float32_cosine(queries: Tensor, candidates: Tensor) -> Tensor:
 class SahaLoss(CachedMultipleNegativesRankingLoss):
     """InfoNCE over whole batches with cached gradients (paper, Eq. 2 in Sec. III-C).
 
-    Takes (query, positive) and (query, positive, negative_1, …, negative_k).
+    Takes (query, positive) and (query, positive, negative_1, …, negative_k); every negative is one of all queries of
+    the batch. With `SahaTrainer` a row may have fewer negatives than others: its cell is then None or has no text and
+    no image, and counts for nothing. Another trainer's collator can say so by a feature `absent` of the column, (B,)
+    bool.
 
     Args:
         model: The model that is trained.
@@ -61,13 +63,17 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         mini_batch_size: Inputs whose activations are kept at a time.
         mini_batch_num_tokens: If set, mini-batches are packed by tokens instead.
         gather_across_devices: Whether candidates of all processes are negatives; without effect on one.
-        mask_equal_positives: Whether candidates that equal a query's positive are left out of its negatives.
+        mask_equal_positives: Whether candidates that equal a query's positive, or are the positive of an equal query,
+            are left out of its negatives.
         reuse_image_features: Whether the second pass takes image tokens from the first, where the vision tower is
             frozen. They grow with the batch: for Qwen2-VL-2B in bfloat16 by a sixth of the pixels that it holds.
         share_prefix: Whether tokens that all rows of a mini-batch begin with are run once, where the model allows it;
             None: on a CPU, without dropout.
         show_progress_bar: Show one a step.
     """
+
+    compares_candidates = True
+    """Whether what is no negative is left out; distillation has no negatives."""
 
     def __init__(
         self,
@@ -110,15 +116,18 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
         Returns:
             A scalar; its backward pass runs the model again, mini-batch by mini-batch.
         """
-        features = self.columns_of(sentence_features)
+        given = list(sentence_features)
+        facts: Any = Facts.of(given, by_content=self.mask_equal_positives)
         # sentence-transformers 6.2 (`CachedLossMixin.forward_cached`) hands its second argument, which InfoNCE has no
         # use of, to `calculate_loss` as it is: the one way in which something of a batch reaches both of its calls.
-        return super().forward(features, self.digests_of(features))
+        return super().forward(self.columns_of(given), facts)
 
     def columns_of(self, sentence_features: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the columns of a batch, each with what its mini-batches need to save work."""
         inner = getattr(extract_model_from_parallel(self.model)[0], "model", None)
-        features = list(sentence_features)
+        features = [
+            {name: value for name, value in column.items() if name not in STATED} for column in sentence_features
+        ]
         if inner is not None:
             savings = {
                 "frozen_vision": self.reuse_image_features and has_frozen_vision(inner),
@@ -127,43 +136,33 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
             features = [_Column(column, inner, **savings) for column in features]
         return features
 
-    def digests_of(self, features: list[dict[str, Any]]) -> Tensor | None:
-        """Return the digests of a batch's candidates, (B, columns without the query); None if nothing is masked."""
-        if not self.mask_equal_positives:
-            return None
-        return torch.stack([content_digests(column) for column in features[1:]], dim=1)
-
-    def calculate_loss(
-        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
-    ) -> Tensor:
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
         """Return InfoNCE of a batch (Eq. 2), computed `mini_batch_size` queries at a time; the base class calls it.
 
-        The operations are those of the base class in their order, so that without equal positives the bits are too.
+        The operations are those of the base class in their order, so that where nothing is left out the bits are too.
 
         Args:
             reps: For each column its embeddings, mini-batch by mini-batch.
-            labels: (B, columns without the query) digests of this process's candidates; None masks nothing.
+            labels: What is known of this process's inputs, `Facts`; None masks nothing.
             with_backward: Whether gradients are propagated to `reps`.
 
         Returns:
             A scalar.
         """
         queries, columns = torch.cat(reps[0]), [torch.cat(column) for column in reps[1:]]
-        first, digests = 0, labels
+        first, facts = 0, labels
+        gathered = None if facts is None else facts.candidates
         if self.gather_across_devices:
             columns = [all_gather_with_grad(column) for column in columns]
-            digests = None if labels is None else all_gather(labels)
+            gathered = None if gathered is None else all_gather(gathered)
             first = get_rank() * len(queries)
         candidates = torch.cat(columns)  # all positives, then all first negatives, …
-        numbers = None if digests is None else digests.T.flatten()
         losses: list[Tensor] = []
         for rows in torch.arange(len(queries), device=queries.device).split(self.mini_batch_size):
             own = rows + first
             cosines = self.similarity_fct(queries[rows], candidates)
-            if numbers is not None:
-                equal = numbers[own, None] == numbers
-                equal[torch.arange(len(rows), device=rows.device), own] = False
-                cosines = cosines.masked_fill(equal, -torch.inf)
+            if facts is not None:
+                cosines = cosines.masked_fill(facts.left_out(gathered, rows, own), -torch.inf)
             part = self.per_query(cosines, own).mean() * len(rows) / len(queries)
             if with_backward:
                 part.backward()
@@ -216,6 +215,16 @@ class SahaLoss(CachedMultipleNegativesRankingLoss):
     def get_config_dict(self) -> dict[str, Any]:
         """Return the settings, for model cards."""
         return {**super().get_config_dict(), "mask_equal_positives": self.mask_equal_positives}
+
+
+def reads_facts(loss: Any) -> bool:
+    """Say whether a loss, or the one that it is around, knows the features of `stated_facts.py`.
+
+    Args:
+        loss: Any loss.
+    """
+    inner = getattr(loss, "loss", None)
+    return any(isinstance(one, SahaLoss) and one.compares_candidates for one in (loss, inner))
 
 
 class _Column(dict[str, Any]):

@@ -20,6 +20,7 @@ from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.storage.atomic import ForeignFileError
 from gen2embed_mteb.storage.new_folder import damage
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
+from trainers.batches.entries import EXPLICIT
 from trainers.output.checkpoints import WRITER, checkpoints, newest_whole, require_whole
 from trainers.recipe import SahaTrainingArguments
 
@@ -30,7 +31,7 @@ HARMLESS = ("*.log", "*.out", "*.err", "runs", "wandb", "emissions.csv", ".*")
 """Files that the folder may also hold: logs, files of TensorBoard, wandb and codecarbon, hidden files; all are kept."""
 COMPARED = ("recipe", "arguments", "sampling")
 """Parts of `train.json` that must be equal for a run to go on."""
-UNSAID = {"loss": "saha"}
+UNSAID = {"loss": "saha", "matryoshka_dims": [], "matryoshka_weights": [], "explicit_negatives": EXPLICIT}
 """What runs of earlier versions were trained with, whose records do not say it."""
 
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")

@@ -44,6 +44,7 @@ import torch
 from gen2embed_mteb.errors import Gen2EmbedError
 from trainers.saha.fillers import place_fillers
 from trainers.saha.owner_scores import Crowd, LookAhead
+from trainers.saha.positives import KnownPositives
 from trainers.saha.scores import (
     SLICE,
     TILE,
@@ -97,11 +98,12 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
     variant: Variant = "paper",
     labelled: bool = False,
     *,
+    more_positives: Sequence[Sequence[int]] | None = None,
     backend: Backend = "auto",
     devices: Sequence[str] | None = None,
     tile: int = TILE,
 ) -> Clusters:
-    """Mine clusters of hard negatives; the result depends on the first seven arguments alone.
+    """Mine clusters of hard negatives; the result depends on the first seven arguments and `more_positives` alone.
 
     Two candidates, or two owners, are compared by their inner products with the anchor (`canonical_scores`: exact,
     rounded to float32); of two with equal products, the one with the smaller index comes first.
@@ -124,6 +126,8 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
         labelled: Whether the candidates are class labels (method: ImageNet_1K and its like). With variant `official`,
             step 4 then keeps the order of retrieval: the members are the owners of the k candidates most similar to q.
             Variant `paper` treats all data alike.
+        more_positives: Further positives of each query, N lists; `positives.py` says what the steps do with them. With
+            variant `official`, which knows one positive per query, there are none.
         backend: See `ExactSearch`; changes the speed only.
         devices: See `ExactSearch`; changes the speed only.
         tile: See `ExactSearch`; changes the speed and the memory only.
@@ -147,7 +151,7 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
             f"query_embeddings are {queries.shape[1]} wide and candidate_embeddings {search.candidates.shape[1]}; "
             "embed both with one model"
         )
-    owned = _checked_positives(positives, len(queries), len(search.candidates))
+    owned = KnownPositives(positives, more_positives, len(queries), len(search.candidates), several=variant == "paper")
     with full_precision():
         miner = _Miner(
             queries,
@@ -165,22 +169,6 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
         return miner.result()
 
 
-def _checked_positives(
-    positives: npt.NDArray[np.integer] | torch.Tensor | Sequence[int], queries: int, candidates: int
-) -> Integers:
-    array = positives.cpu().numpy() if isinstance(positives, torch.Tensor) else np.asarray(positives)
-    if array.shape != (queries,):
-        raise Gen2EmbedError(f"positives has shape {array.shape}; give one candidate for each of the {queries} queries")
-    if array.dtype.kind not in "iu":
-        raise Gen2EmbedError(f"positives holds {array.dtype}; give the candidates' row numbers as integers")
-    wrong = np.flatnonzero((array < 0) | (array >= candidates))
-    if len(wrong):
-        raise Gen2EmbedError(
-            f"positives[{wrong[0]}] is {array[wrong[0]]}; candidate_embeddings has rows 0 to {candidates - 1} only"
-        )
-    return array.astype(np.int64)
-
-
 class _Miner:
     """The state of the greedy pass over the queries.
 
@@ -192,7 +180,7 @@ class _Miner:
         self,
         queries: torch.Tensor,
         search: ExactSearch,
-        positives: Integers,
+        known: KnownPositives,
         *,
         k: int,
         multiplier: int,
@@ -201,19 +189,20 @@ class _Miner:
     ) -> None:
         self.queries = queries
         self.search = search
-        self.positives = positives
+        self.known = known
+        self.positives = known.first
         self.k = k
         self.official = official
         self.labelled = labelled and self.official
         self.pool = multiplier * k
-        self.owners = np.bincount(positives, minlength=len(search.candidates))
+        self.owners = np.bincount(known.candidates, minlength=len(search.candidates))
         self.one_to_one = bool(self.owners.max() == 1)
         self.starts = np.cumsum(self.owners) - self.owners
-        self.by_positive = np.argsort(positives, kind="stable")
+        self.by_positive = known.by_positive
         self.places = np.argsort(self.by_positive)
         # To gather a row costs about as much as to multiply twelve; an anchor gathers the owners of `pool` candidates.
         self.popular = self.owners > max(_POPULAR, len(queries) // (12 * self.pool))
-        self.crowd = Crowd(queries, positives, self.by_positive, self.popular, search.devices[0])
+        self.crowd = Crowd(queries, known.candidates, self.by_positive, self.popular, search.devices[0])
         self.error = error_bound(sliced_terms(queries.shape[1]))
         # One buffer for all anchors: new memory for each anchor would double the cost of gathering.
         self.gathered = np.empty((2 * self.pool + 1, queries.shape[1]), np.float32)
@@ -251,7 +240,8 @@ class _Miner:
         vectors = torch.from_numpy(take(self.queries, block))
         if block[0] not in self.pools:
             own = None if self.official else self.positives[block]
-            size = 2 * self.pool if self.official else self.pool
+            # Positives beyond the first are dropped after the search.
+            size = 2 * self.pool if self.official else self.pool + self.known.most - 1
             found = zip(*self.search.pools(vectors, size, own), strict=True)
             self.pools.update(zip(block.tolist(), found, strict=True))
         self.crowd.score(vectors, ~self.taken if self.official else None)
@@ -259,6 +249,10 @@ class _Miner:
     def _form(self, anchor: int, row: int, phase: int) -> None:
         """Do steps 2 to 5 for one query."""
         candidates, scores = self.pools[anchor]
+        if self.known.sets is not None:
+            others = self.known.without(anchor, candidates)
+            candidates = self._first(anchor, candidates[others], scores[others], self.pool)
+            scores = scores[: len(candidates)]  # not used further on
         free = self.any_free[candidates]
         # Variant `paper` drops a taken owner after step 2, so a candidate with several owners must be looked at.
         able = free if self.official else free | (self.owners[candidates] > 1)
@@ -273,9 +267,11 @@ class _Miner:
         if not self.official:
             keep = ~self.taken[members]
             members, similarities = members[keep], similarities[keep]
-            if not len(members):
-                return
-        if not self.labelled:
+        if self.known.sets is not None:
+            members = self._disjoint(anchor, members)
+        if not len(members):
+            return
+        if self.known.sets is None and not self.labelled:
             members = self._least_similar(anchor, members, similarities)
         del self.pools[anchor]
         self.anchors.append(anchor)
@@ -284,7 +280,7 @@ class _Miner:
         cluster = np.concatenate((members, (anchor,)))
         self.used[cluster] = self.taken[cluster] = True
         # No two queries of a cluster share a positive, so no index is repeated here.
-        positives = self.positives[cluster]
+        positives = self.known.of(cluster)
         self.free[positives] -= 1
         self.any_free[positives] = self.free[positives] > 0
         if self.official:
@@ -367,12 +363,19 @@ class _Miner:
         near = members[scores <= ascending[: self.k][-1] + 2 * self.error]
         return near[first_in_order(-self._exact(anchor, near), near, self.k)]
 
+    def _disjoint(self, anchor: int, members: Integers) -> Integers:
+        """Do step 4 where queries have several positives; see `KnownPositives.disjoint`."""
+        members = np.unique(members)
+        order = first_in_order(-self._exact(anchor, members), members, len(members))
+        return np.array(self.known.disjoint(anchor, members[order].tolist(), self.k), np.int64)
+
     def fill(self) -> None:
         """Give every query that is still unused a place; see `place_fillers`."""
         place_fillers(
             np.flatnonzero(~self.used).tolist(),
             self.positives,
             self.k,
+            sets=self.known.sets,
             anchors=self.anchors,
             members=self.members,
             phases=self.phases,

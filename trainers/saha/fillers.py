@@ -9,11 +9,20 @@ per positive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trainers.saha.scores import Integers
 
 
 def place_fillers(
-    fillers: list[int], positives: Integers, k: int, *, anchors: list[int], members: list[list[int]], phases: list[int]
+    fillers: list[int],
+    positives: Integers,
+    k: int,
+    *,
+    anchors: list[int],
+    members: list[list[int]],
+    phases: list[int],
+    sets: Sequence[frozenset[int]] | None = None,
 ) -> None:
     """Give every filler a place: in the first cluster it fits in, or in one of its own.
 
@@ -24,17 +33,22 @@ def place_fillers(
         anchors: The anchor of each cluster; a cluster that a filler begins is appended, here and below.
         members: The members of each cluster; a filler that joins a cluster is appended to its members.
         phases: The phase of each cluster; 2 for the clusters that fillers begin.
+        sets: All positives of every query, where some have several; a filler then shares none with its cluster.
     """
     following = list(range(len(anchors) + 1))
     for cluster, queries in enumerate(members):
         if len(queries) == k:
             following[cluster] = cluster + 1
     # A cluster that is full, or holds a positive, stays so: no query need look at it again for that positive.
-    begin: dict[int, int] = {}
+    begin: dict[int | frozenset[int], int] = {}
+
+    def share(one: int, other: int) -> bool:
+        return bool(positives[one] == positives[other]) if sets is None else not sets[one].isdisjoint(sets[other])
+
     for query in fillers:
-        positive = int(positives[query])
+        positive = int(positives[query]) if sets is None else sets[query]
         cluster = _open_from(following, begin.get(positive, 0))
-        while cluster < len(anchors) and _holds(positives, positive, anchors[cluster], members[cluster]):
+        while cluster < len(anchors) and any(share(query, one) for one in (anchors[cluster], *members[cluster])):
             cluster = _open_from(following, cluster + 1)
         begin[positive] = cluster + 1
         if cluster == len(anchors):
@@ -46,10 +60,6 @@ def place_fillers(
         members[cluster].append(query)
         if len(members[cluster]) == k:
             following[cluster] = cluster + 1
-
-
-def _holds(positives: Integers, positive: int, anchor: int, members: list[int]) -> bool:
-    return any(positives[query] == positive for query in (anchor, *members))
 
 
 def _open_from(following: list[int], cluster: int) -> int:

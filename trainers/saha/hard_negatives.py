@@ -11,12 +11,14 @@ Memory above the vectors and the result: that of the search, and 50 MB for the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from trainers.saha.positives import KnownPositives
 from trainers.saha.scores import as_tensor, pair_scores
 from trainers.saha.search import Backend, ExactSearch
 
@@ -44,6 +46,8 @@ def hard_negatives(
     num_hard_negatives: int = 7,
     beta: float | None = None,
     *,
+    more_positives: Sequence[Sequence[int]] | None = None,
+    known_negatives: Sequence[Sequence[int]] | None = None,
     backend: Backend = "auto",
 ) -> Negatives:
     """Find the k hard negatives of every query among all candidates, exactly.
@@ -54,6 +58,9 @@ def hard_negatives(
         positives: (N,) int64, the positive of each query, as a row of `candidate_embeddings`.
         num_hard_negatives: k.
         beta: The margin of `hn-beta`; None for `hn`.
+        more_positives: Further positives of each query, N lists: none of them is its negative. With `beta` the least
+            similar of all its positives counts, so that the margin holds for whichever of them is trained.
+        known_negatives: Negatives that each query has already, N lists: they are not found again.
         backend: See `ExactSearch`; changes the speed only.
 
     Returns:
@@ -68,26 +75,27 @@ def hard_negatives(
         raise Gen2EmbedError(f"positives has shape {positives.shape}; expected ({len(query_embeddings)},)")
     search = ExactSearch(candidate_embeddings, backend=backend)
     num_candidates = len(candidate_embeddings)
-    outside = np.flatnonzero((positives < 0) | (positives >= num_candidates))
-    if len(outside):
-        raise Gen2EmbedError(
-            f"positives[{outside[0]}] is {positives[outside[0]]}; there are {num_candidates} candidates"
-        )
+    known = KnownPositives(positives, more_positives, len(query_embeddings), num_candidates)
     candidates = np.full((len(positives), num_hard_negatives), -1, dtype=np.int64)
     similarities = np.full(candidates.shape, np.nan, dtype=np.float32)
     limits = np.full(len(positives), np.inf, dtype=np.float32)
     if beta is not None:
-        own = pair_scores(as_tensor(query_embeddings), np.arange(len(positives)), search.candidates, positives)
-        limits = own + np.float32(beta)
+        own = pair_scores(as_tensor(query_embeddings), known.by_positive, search.candidates, known.candidates)
+        np.minimum.at(limits, known.by_positive, own)
+        limits += np.float32(beta)
+    left_out = _left_out(known, known_negatives)
     waiting = np.arange(len(positives))
-    depth = min(num_hard_negatives + 1, num_candidates)
+    depth = min(num_hard_negatives + known.most, num_candidates)
     while len(waiting):
         unfinished = []
         block = max(1, RESULTS_AT_ONCE // depth)
         for start in range(0, len(waiting), block):
             numbers = waiting[start : start + block]
             found, scores = search.top_k(query_embeddings[numbers], depth)
-            allowed = (found != positives[numbers, None]) & (scores <= limits[numbers, None])
+            allowed = (found != known.first[numbers, None]) & (scores <= limits[numbers, None])
+            if left_out is not None:
+                for row, number in enumerate(numbers.tolist()):
+                    allowed[row] &= ~np.isin(found[row], left_out[number])
             done = (allowed.sum(axis=1) >= num_hard_negatives) | (depth == num_candidates)
             # A stable sort puts the allowed candidates first and keeps their order.
             order = np.argsort(~allowed, axis=1, kind="stable")[:, :num_hard_negatives]
@@ -100,3 +108,14 @@ def hard_negatives(
         # Only few queries have many candidates above the margin; they are searched again, four times as deep.
         depth = min(4 * depth, num_candidates)
     return Negatives(candidates, similarities)
+
+
+def _left_out(
+    known: KnownPositives, known_negatives: Sequence[Sequence[int]] | None
+) -> list[npt.NDArray[np.int64]] | None:
+    """Return what is no negative of each query beside its first positive; `None` if there is nothing."""
+    if known.sets is None and not any(known_negatives or ()):
+        return None
+    sets = known.sets or [frozenset()] * len(known.first)
+    more = known_negatives or [()] * len(known.first)
+    return [np.array([*positives, *negatives], np.int64) for positives, negatives in zip(sets, more, strict=True)]

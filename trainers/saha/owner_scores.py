@@ -35,7 +35,7 @@ class Crowd:
     def __init__(
         self,
         queries: torch.Tensor,
-        positives: Integers,
+        candidates: Integers,
         by_positive: Integers,
         popular: npt.NDArray[np.bool_],
         device: torch.device,
@@ -43,7 +43,7 @@ class Crowd:
         self.queries = queries
         self.device = device
         self.by_positive = by_positive
-        self.candidates = positives[by_positive]
+        self.candidates = candidates
         self.places = np.flatnonzero(popular[self.candidates])
         self.count = len(self.places)
         self.error = error_bound(sliced_terms(queries.shape[1]))

@@ -9,6 +9,9 @@
 | `phase`        | int8          | 1 or 2 (Algorithm 1); 1 for the other methods                                     |
 | `similarities` | list<float32> | one per member: between the anchor's query and what `MEANING` names               |
 
+Where queries have several positives, files of `hn` and `hn-beta` also have `places`, list<int64>: which of a member's
+positives is meant, counted from 0.
+
 A row id is the number of a row in the split of the training data, from 0. The files hold no texts or images; training
 reads the rows from the training data itself.
 
@@ -22,7 +25,6 @@ with its members' rows under `neg_samples`, or, for plain hard negatives, with l
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,11 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
+from trainers.sampling.cluster_table import SampledClusters, as_parquet, check, from_parquet
 from trainers.sampling.records import (
     AGAIN,
     ANEW,
@@ -78,23 +80,6 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class SampledClusters:
-    """Clusters in row ids of the training data.
-
-    Attributes:
-        anchors: (C,) int64.
-        members: (C, k) int64, -1 where a cluster is short; k is 0 for `in-batch`.
-        phase: (C,) int64, 1 or 2.
-        similarities: (C, k) float32, NaN where a member is -1 or its similarity is not known.
-    """
-
-    anchors: npt.NDArray[np.int64]
-    members: npt.NDArray[np.int64]
-    phase: npt.NDArray[np.int64]
-    similarities: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
 class Sampling:
     """A subset's clusters, and the record of how they were made.
 
@@ -134,7 +119,10 @@ class RowsDigest:
 
     def add(self, row: TrainRow | BadRow) -> None:
         """Add the next row."""
-        content = [row.index, row.query, row.positive] if isinstance(row, TrainRow) else [row.index]
+        content: list[Any] = [row.index]
+        if isinstance(row, TrainRow):
+            content += [row.query, row.positive]
+            content += [row.more_positives, row.negatives] if row.more_positives or row.negatives else []
         self._digest.update(json.dumps(content).encode() + b"\n")
 
     def hexdigest(self) -> str:
@@ -164,7 +152,7 @@ def write_sampling(directory: Path, record: Mapping[str, Any], clusters: Sampled
             changed since; nothing was written then.
         ValueError: A field of the record is missing or out of its range.
     """
-    data = _as_parquet(clusters)
+    data = as_parquet(clusters)
     clusters_file, record_file, official_file = subset_files(record["subset"])
     head = {"format": FORMAT, "subset": record["subset"], "method": record["method"]}
     head |= {"meaning": MEANING[record["method"]], "file": clusters_file, "sha256": hashlib.sha256(data).hexdigest()}
@@ -178,25 +166,6 @@ def write_sampling(directory: Path, record: Mapping[str, Any], clusters: Sampled
         folder.remove(official_file)  # it holds the old clusters
     folder.write(clusters_file, data)
     folder.write_json(record_file, whole)
-
-
-def _as_parquet(clusters: SampledClusters) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    real = clusters.members >= 0
-    offsets = np.concatenate([[0], np.cumsum(real.sum(axis=1))]).astype(np.int32)
-    table = pa.table(
-        {
-            "anchor": pa.array(clusters.anchors, pa.int64()),
-            "members": pa.ListArray.from_arrays(offsets, pa.array(clusters.members[real], pa.int64())),
-            "phase": pa.array(clusters.phase.astype(np.int8), pa.int8()),
-            "similarities": pa.ListArray.from_arrays(offsets, pa.array(clusters.similarities[real], pa.float32())),
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 def read_sampling(path: str | Path, methods: Sequence[str] = METHODS) -> Sampling:
@@ -229,73 +198,9 @@ def read_sampling(path: str | Path, methods: Sequence[str] = METHODS) -> Samplin
         raise SamplingError(
             f"{parquet}: damaged, its checksum differs from {record_path}; move both away, then {AGAIN}"
         )
-    clusters = _from_parquet(parquet, data, record)
-    _check(parquet, clusters, record["data"]["num_rows"])
+    clusters = from_parquet(parquet, data, record)
+    check(parquet, clusters, record["data"]["num_rows"])
     return Sampling(record_path, record, clusters)
-
-
-def _from_parquet(path: Path, data: bytes, record: Mapping[str, Any]) -> SampledClusters:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # Not `read_table`: its read-ahead threads may release `data` only when the interpreter has ended, and abort.
-        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-        table = file.read(["anchor", "members", "phase", "similarities"], use_threads=False)
-        anchors = _numbers(table["anchor"], np.int64)
-        phase = _numbers(table["phase"], np.int64)
-        lists = {name: table[name].combine_chunks() for name in ("members", "similarities")}
-        lengths = {name: np.diff(np.asarray(column.offsets)) for name, column in lists.items()}
-        if any(column.null_count for column in lists.values()):
-            raise Gen2EmbedError("a list is null")
-        members_in = _numbers(lists["members"].flatten(), np.int64)
-        similarities_in = _numbers(lists["similarities"].flatten(), np.float32)
-    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SamplingError(f"{path}: not a file of clusters ({error}); {ANEW}") from error
-    width = record["settings"]["num_hard_negatives"]
-    if not np.array_equal(lengths["members"], lengths["similarities"]) or lengths["members"].max(initial=0) > width:
-        raise SamplingError(f"{path}: members and similarities do not match; {ANEW}")
-    # This is compared before the table is made: a wrong k in the record could make the table too wide for memory.
-    found = {"clusters": len(anchors), "short": int((lengths["members"] < width).sum())}
-    for name, count in found.items():
-        if record["counts"][name] != count:
-            raise SamplingError(
-                f"{path}: {count:,} {name} with k = {width}, but its record says {record['counts'][name]:,}; "
-                f"move both away, then {AGAIN}"
-            )
-    width = width if len(members_in) else 0
-    real = np.arange(width) < lengths["members"][:, None]
-    members = np.full(real.shape, -1, dtype=np.int64)
-    similarities = np.full(real.shape, np.nan, dtype=np.float32)
-    members[real], similarities[real] = members_in, similarities_in
-    return SampledClusters(anchors, members, phase, similarities)
-
-
-def _numbers(column: Any, dtype: Any) -> npt.NDArray[Any]:
-    """Return a column's values as numbers; a null or a text among them raises an error."""
-    if column.null_count:
-        raise Gen2EmbedError("a value is null")
-    values = column.to_numpy(zero_copy_only=False) if not hasattr(column, "chunks") else column.to_numpy()
-    if values.dtype.kind not in ("iu" if np.issubdtype(dtype, np.integer) else "f"):
-        raise Gen2EmbedError(f"{values.dtype} where {np.dtype(dtype)} is expected")
-    return np.asarray(values.astype(dtype))
-
-
-def _check(path: Path, clusters: SampledClusters, num_rows: int) -> None:
-    rows = np.column_stack([clusters.anchors, clusters.members])
-    real = np.column_stack([np.ones(len(rows), dtype=bool), clusters.members != -1])
-    wrong = real & ((rows < 0) | (rows >= num_rows))
-    if wrong.any():
-        cluster, place = np.argwhere(wrong)[0]
-        raise SamplingError(
-            f"{path}: cluster {cluster} names row {rows[cluster, place]}, but the data has {num_rows} rows; {AGAIN}"
-        )
-    ordered = np.sort(rows, axis=1)
-    twice = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
-    if twice.any():
-        raise SamplingError(f"{path}: cluster {np.flatnonzero(twice)[0]} names a row twice; {AGAIN}")
-    if not np.isin(clusters.phase, (1, 2)).all():
-        raise SamplingError(f"{path}: a phase is neither 1 nor 2; {AGAIN}")
 
 
 def write_official(path: Path, clusters: SampledClusters, rows: Iterable[Mapping[str, Any]], method: str) -> None:

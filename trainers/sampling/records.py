@@ -103,6 +103,7 @@ OPTIONAL: Mapping[str, _Rule] = {
     "settings.exif_orientation": _FLAG,
     "model.readout": _TEXT,
     "counts.collapsed": _COUNT,
+    "data.pairs_only": _FLAG,
     "data.row_limits": _Rule(
         f"an object of whole numbers above 0 by {', '.join(ROW_LIMITS)}",
         lambda value: (

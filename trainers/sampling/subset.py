@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.types import Encoder, Fault, Item
 from gen2embed_mteb.evaluation.run import RowError, installed_versions, open_bulk_encoder
+from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
 from trainers.data.training_data import MmebSubset, TrainingData, TrainingSubset
 from trainers.saha.clusters import mine_clusters
@@ -110,9 +111,11 @@ class SubsetRun:
         if encoder is not None and self._config.method != "in-batch":
             bulk = self._encode(encoder, read.rows)
             for row in read.rows:
-                fault = bulk.fault("query", row.query) or bulk.fault("document", row.positive)
+                found = (bulk.fault("document", positive) for positive in row.positives)
+                fault = bulk.fault("query", row.query) or next(filter(None, found), None)
                 if fault:
                     faults[row.index] = fault
+        faults |= self._faults_of_negatives(row for row in read.rows if row.index not in faults)
         rows = [row for row in read.rows if row.index not in faults]
         encoded = time.monotonic()
         clusters, num_candidates = self._mine(bulk, rows)
@@ -132,6 +135,10 @@ class SubsetRun:
             "errors": len(rejected),
             **_counts(clusters, self._config.method),
         }
+        if any(row.more_positives for row in rows):
+            counts["positives"] = sum(len(row.positives) for row in rows)
+        if negatives := sum(len(row.negatives) for row in rows):
+            counts["explicit_negatives"] = negatives
         return self._record(read, counts, seconds), clusters, rejected
 
     def _read(self) -> _Read:
@@ -150,6 +157,25 @@ class SubsetRun:
             kept = list({row.query: row for row in rows}.values())
         return _Read(kept, rejected, len(rows) + len(rejected), len(rows) - len(kept), digest.hexdigest())
 
+    def _faults_of_negatives(self, rows: Iterable[TrainRow]) -> dict[int, Fault]:
+        """Return the faults of rows with an explicit negative whose image cannot be opened; it is never encoded here.
+
+        Training would find out only when the row's turn comes.
+        """
+        known: dict[str, Fault | None] = {}
+        faults: dict[int, Fault] = {}
+        for row in rows:
+            for path in (path for negative in row.negatives for path in negative.images):
+                if path not in known:
+                    try:
+                        self._data.images.open(path)
+                        known[path] = None
+                    except ImageError as error:
+                        known[path] = Fault(path, str(error))
+                if fault := known[path]:
+                    faults[row.index] = fault
+        return faults
+
     def _record(self, read: _Read, counts: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
         config = self._config
         return {
@@ -165,6 +191,7 @@ class SubsetRun:
                 "image_columns": list(config.image_columns),
                 "limit": config.limit,
                 "row_limits": config.row_limits(),
+                **({} if isinstance(self.subset, MmebSubset) else {"pairs_only": config.pairs_only}),
                 "num_rows": read.num_rows,
                 "digest": read.digest,
             },
@@ -180,7 +207,7 @@ class SubsetRun:
         bulk = open_bulk_encoder(encoder, config, self._data.images, folder=folder, fingerprint=self._model.fingerprint)
         bulk = bulk.for_dataset(name)
         bulk.add("query", [row.query for row in rows], f"{name} queries")
-        bulk.add("document", [row.positive for row in rows], f"{name} candidates")
+        bulk.add("document", [positive for row in rows for positive in row.positives], f"{name} candidates")
         return bulk
 
     def _mine(self, bulk: BulkEncoder | None, rows: list[TrainRow]) -> tuple[SampledClusters, int]:
@@ -190,8 +217,12 @@ class SubsetRun:
         firsts: dict[Hashable, Item] = {}
         # Copies of one picture under several names are one candidate; otherwise, a copy of a query's positive could
         # become its negative.
-        kept = [firsts.setdefault(bulk.content(row.positive) if bulk else row.positive, row.positive) for row in rows]
-        positives = np.array([numbers.setdefault(item, len(numbers)) for item in kept], dtype=np.int64)
+        own = [
+            [firsts.setdefault(bulk.content(item) if bulk else item, item) for item in row.positives] for row in rows
+        ]
+        known = [[numbers.setdefault(item, len(numbers)) for item in kept] for kept in own]
+        positives = np.array([first for first, *_ in known], dtype=np.int64)
+        more = [others for _, *others in known] if any(row.more_positives for row in rows) else None
         ids = np.array([row.index for row in rows], dtype=np.int64)
         first_phase = np.ones(len(rows), dtype=np.int64)
         if bulk is None or not rows:
@@ -208,17 +239,32 @@ class SubsetRun:
                 pool_multiplier=config.pool_multiplier,
                 variant=config.variant,
                 labelled=config.decisive(self.subset.name)["labelled"],
+                more_positives=more,
                 backend=config.search_backend,
             )
             members = _as_ids(mined.members, ids)
             return SampledClusters(ids[mined.anchors], members, mined.phase, mined.similarities), len(numbers)
         beta = config.beta if config.method == "hn-beta" else None
         k, backend = config.num_hard_negatives, config.search_backend
-        found = hard_negatives(queries, candidates, positives, k, beta, backend=backend)
-        # A candidate is represented by the first row whose positive it is.
-        owners = np.zeros(len(numbers), dtype=np.int64)
-        owners[positives[::-1]] = ids[::-1]
-        return SampledClusters(ids, _as_ids(found.candidates, owners), first_phase, found.similarities), len(numbers)
+        negatives = [
+            [numbers[firsts[content]] for content in map(self._content, row.negatives) if content in firsts]
+            for row in rows
+        ]
+        found = hard_negatives(
+            queries, candidates, positives, k, beta, more_positives=more, known_negatives=negatives, backend=backend
+        )
+        # A candidate is represented by the first row that has it among its positives, and its place there.
+        owners = np.zeros((len(numbers), 2), dtype=np.int64)
+        for row, of_row in zip(reversed(rows), reversed(known), strict=True):
+            for place, number in reversed(list(enumerate(of_row))):
+                owners[number] = row.index, place
+        members = _as_ids(found.candidates, owners[:, 0])
+        places = None if more is None else _as_ids(found.candidates, owners[:, 1])
+        return SampledClusters(ids, members, first_phase, found.similarities, places), len(numbers)
+
+    def _content(self, item: Item) -> Hashable:
+        """Return the content of an explicit negative, as `BulkEncoder.content` does of an item that was encoded."""
+        return item.text, tuple(self._data.images.facts(path).digest for path in item.images)
 
     def write_official(self) -> None:
         """Write the official code's form of a finished subset."""

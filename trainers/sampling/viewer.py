@@ -180,15 +180,17 @@ def _cluster(
     number: int, clusters: SampledClusters, rows: Mapping[int, TrainRow], images: ImageSource, method: str
 ) -> str:
     anchor = int(clusters.anchors[number])
+    of_members = clusters.members[number].tolist()
+    places = [0] * len(of_members) if clusters.places is None else clusters.places[number].tolist()
     members = [
-        _member(rows[member], similarity, images, method)
-        for member, similarity in zip(
-            clusters.members[number].tolist(), clusters.similarities[number].tolist(), strict=True
-        )
+        _member(rows[member], place, similarity, images, method)
+        for member, place, similarity in zip(of_members, places, clusters.similarities[number].tolist(), strict=True)
         if member >= 0
     ]
     row = rows[anchor]
-    pair = _side("anchor", row.query, images) + _side("its positive", row.positive, images)
+    shown = [("anchor", row.query), *(("its positive", item) for item in row.positives)]
+    shown += [("its explicit negative", item) for item in row.negatives]
+    pair = "".join(_side(name, item, images) for name, item in shown)
     return (
         f"<section class='cluster'><h2>Cluster {number + 1:,} "
         f"<span>· phase {clusters.phase[number]} · anchor is row {anchor:,}</span></h2>"
@@ -197,11 +199,12 @@ def _cluster(
     )
 
 
-def _member(row: TrainRow, similarity: float, images: ImageSource, method: str) -> str:
+def _member(row: TrainRow, place: int, similarity: float, images: ImageSource, method: str) -> str:
     if method == "saha":
-        shown = _side(f"query, row {row.index:,}", row.query, images) + _side("its positive", row.positive, images)
+        shown = _side(f"query, row {row.index:,}", row.query, images)
+        shown += "".join(_side("its positive", item, images) for item in row.positives)
     else:
-        shown = _side("hard negative", row.positive, images)
+        shown = _side("hard negative", row.positives[place], images)
     bar = ""
     if not math.isnan(similarity):
         width = 100 * min(1.0, max(0.0, similarity))

@@ -173,6 +173,38 @@ def text_alone(name_or_path: str | Path, *, revision: str | None = None, gguf_fi
     return f"{name} takes text alone (it has no image processor)"
 
 
+def width_by_files(
+    name_or_path: str | Path, *, revision: str | None = None, gguf_file: str | None = None
+) -> int | None:
+    """Return the number of dimensions of a model's vectors, judged by its files; `None` if they do not say.
+
+    No weights are read.
+
+    Args:
+        name_or_path: Hub id or directory of a base model, an export or an adapter.
+        revision: Branch, tag or commit on the hub.
+        gguf_file: The GGUF file of the folder that is to be loaded.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ModelFolderError: The files do not say which base model an adapter is for.
+    """
+    from gen2embed_mteb.embedder.model_folder.checked_loading import load_config
+
+    name = model_folder.as_given(name_or_path)
+    hub: dict[str, Any] = {"token": None, "cache_dir": None, "local_files_only": Path(name).is_dir()}
+    source = model_folder.find(name, **hub, revision=revision)
+    source = model_folder.find_base(source, **hub) or source
+    if gguf_file is not None or any(source.folder.glob("*_Dense")) or any(source.folder.glob("*_Router")):
+        return None
+    try:
+        config = load_config(source, {**hub, "revision": source.revision, "trust_remote_code": False})
+    except Gen2EmbedError:
+        return None  # loading it says what is wrong
+    width = getattr(config.get_text_config(), "hidden_size", None)
+    return width if isinstance(width, int) else None
+
+
 def _has_images(folder: Path) -> bool:
     return any((folder / name).is_file() for name in IMAGE_FILES)
 

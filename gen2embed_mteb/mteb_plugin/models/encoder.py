@@ -39,6 +39,7 @@ def load(
     source: str,
     layout: ImageLayout = "native",
     prompt_mode: str | dict[str, Any] | None = None,
+    embed_dim: int | None = None,
     **options: Any,
 ) -> Gen2EmbedEncoder:
     """Load an encoder; `mteb.get_model` calls this through the model's metadata.
@@ -50,6 +51,7 @@ def load(
         source: The hub id or directory of the weights.
         layout: How images are laid out in the prompt.
         prompt_mode: The name of a strategy, or the fields of a `HierarchicalPrompt`.
+        embed_dim: How many dimensions of a vector are kept, as mteb calls it; None: all.
         options: `adapter`, `max_length`, `resize`, `model_kwargs`, … as for `Gen2Embed`.
 
     Raises:
@@ -61,6 +63,8 @@ def load(
         raise TypeError(
             "mteb can only keep results apart by plain options: pass prompt_mode=dataclasses.asdict(prompt)"
         )
+    if embed_dim is not None:
+        options["truncate_dim"] = embed_dim
     directory = Path(source)
     commit = re.match(r"[0-9a-f]{40}(?=-|$)", revision or "")
     model = Gen2Embed(

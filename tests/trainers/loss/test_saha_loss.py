@@ -5,12 +5,13 @@ import pytest
 import torch
 from gradients import assert_same, gradients
 from PIL import Image
-from run_loss import LABELS, fixed_pairs, loss_of, run_two_processes
+from run_loss import LABELS, fixed_pairs, loss_of, run_two_processes, state_facts
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from gen2embed_mteb import Gen2Embed
 from trainers import SahaLoss
 from trainers.loss.content_hash import content_digests
+from trainers.loss.no_negatives import Facts
 from trainers.loss.saha_loss import float32_cosine
 
 TAU = 0.02
@@ -90,6 +91,41 @@ def test_further_negatives_that_equal_a_positive_are_masked_too(model):
     assert_same(gradients(model, found), gradients(model, expected))
 
 
+def test_the_positive_of_an_equal_query_is_no_negative(model):
+    """As where a query has several positives, each in a row of its own; its explicit negatives stay negatives."""
+    queries = ["find it", "find her", "find it"]
+    positives, negatives = ["a dog", "a cat on a mat", "a cow"], ["an owl", "a bee", "an ant, and others"]
+    features = features_of(model, queries, positives, negatives)
+    found = SahaLoss(model, mini_batch_size=2)(features)
+    expected = reference(model, features[0], features[1:], lambda i, j: {i, j} == {0, 2})
+    torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-5, atol=1e-6)
+    assert_same(gradients(model, found), gradients(model, expected))
+
+
+@pytest.mark.parametrize("by_content", [True, False])
+def test_rows_with_fewer_negatives_and_stated_positives_against_a_reference(model, by_content):
+    """Columns as sentence-transformers has them, anchor, positive, negative_1, negative_2; three negatives lack."""
+    queries = ["first query", "second query", "third"]
+    positives, more = ["a dog", "a cat on a mat", "a cow"], [["an owl", "", "a bee"], ["", "", "a cat on a mat"]]
+    features = features_of(model, queries, positives, *more)
+    words = [*positives, *more[0], *more[1]]
+    for column, own in zip(features[1:], [positives, *more], strict=True):
+        column["absent"] = torch.tensor([word == "" for word in own])
+        column["candidate_number"] = torch.tensor([words.index(word) if word else -1 for word in own])
+    # The owl is a negative of the first query, and a further positive of the third.
+    features[0]["known_positives"] = torch.tensor([[0, -2], [1, -2], [2, words.index("an owl")]])
+    left_out = {(i, j) for i in range(3) for j in range(9) if words[j] == ""}
+    left_out |= {(2, words.index("an owl")), (1, 8)}  # the last is the second query's own positive once more
+    found = SahaLoss(model, mini_batch_size=2, mask_equal_positives=by_content)(features)
+    plain = [
+        {name: value for name, value in column.items() if name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        for column in features
+    ]
+    expected = reference(model, plain[0], plain[1:], lambda i, j: (i, j) in left_out)
+    torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-5, atol=1e-6)
+    assert_same(gradients(model, found), gradients(model, expected))
+
+
 def test_without_equal_positives_it_is_the_stock_loss(model):
     queries, positives = texts()
     features = features_of(model, queries[:4], ["dog", *positives[3:]])
@@ -113,10 +149,15 @@ def of_two_processes(tiny_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["SahaLoss", "UnimeLoss", "DistillationLoss"])
+@pytest.mark.parametrize(
+    "kind", ["SahaLoss", "UnimeLoss", "MatryoshkaSahaLoss", "MatryoshkaUnimeLoss", "StatedSahaLoss", "DistillationLoss"]
+)
 def test_two_processes_equal_one_on_the_joint_batch(model, of_two_processes, kind):
     results = [result[kind] for result in of_two_processes]
-    value = loss_of(kind, model)(features_of(model, *fixed_pairs()), torch.from_numpy(LABELS))
+    features = features_of(model, *fixed_pairs())
+    if kind.startswith("Stated"):
+        state_facts(features, slice(None))
+    value = loss_of(kind, model)(features, torch.from_numpy(LABELS))
     expected = gradients(model, value)
     torch.testing.assert_close((results[0]["loss"] + results[1]["loss"]) / 2, value.detach(), rtol=1e-5, atol=1e-6)
     for result in results:
@@ -185,9 +226,12 @@ def test_without_equal_positives_value_and_gradients_are_the_stock_losses_bit_by
     )
     random = torch.Generator().manual_seed(0)
     columns = [torch.randn(7, 16, generator=random) for _ in range(2 + num_negatives)]
-    digests = torch.arange(7 * (1 + num_negatives)).reshape(1 + num_negatives, 7).T
+    different = torch.arange(4 * 7 * (1 + num_negatives)).reshape(7, 1 + num_negatives, 4)
+    different[..., 1] = different[:, :1, 1]  # the query of the row
+    different[..., 3] = 0  # nothing is a placeholder
+    facts = Facts(different)
     found = {}
-    for loss, labels in ((ours, digests), (ours, None), (stock, None)):
+    for loss, labels in ((ours, facts), (ours, None), (stock, None)):
         reps = [[part.clone().requires_grad_() for part in column.split(size)] for column in columns]
         value = loss.calculate_loss(reps, labels, with_backward=True)
         found[loss, labels is None] = [value, *(part.grad for column in reps for part in column)]

@@ -63,7 +63,7 @@ def test_a_loop_over_all_pairs_finds_the_same(beta, monkeypatch):
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match=r"positives\[1\] is 3; there are 3 candidates"):
+    with pytest.raises(ValueError, match=r"positives\[1\] is 3; candidate_embeddings has rows 0 to 2 only"):
         hard_negatives(units(0, 1), units(0, 1, 2), np.array([0, 3]))
     with pytest.raises(ValueError, match="num_hard_negatives is 0"):
         hard_negatives(units(0), units(0), np.array([0]), 0)
