@@ -15,6 +15,7 @@ from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.config import EncodingConfig, EvaluationConfig
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.hub.addresses import EVERYTHING, local_place
 from gen2embed_mteb.images.files import follows_links
 from gen2embed_mteb.images.source import ImageSource
 
@@ -90,7 +91,7 @@ def find_images(
 
     Args:
         data_dir: The folder of the tables.
-        image_dir: The folder or .zip archive of the images, if given.
+        image_dir: The folder or .zip archive of the images, if given; an address of the hub is downloaded.
         follow_links: Whether links in the folder may lead out of it; GEN2EMBED_FOLLOW_LINKS=1 has the same effect.
         exif_orientation: Whether images are turned as their EXIF data says.
 
@@ -103,7 +104,7 @@ def find_images(
     """
     options = {"follow_links": follow_links or follows_links(), "exif_orientation": exif_orientation}
     if image_dir:
-        return ImageSource(Path(image_dir).expanduser(), **options)
+        return ImageSource(local_place(image_dir, EVERYTHING), **options)
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{data_dir} is no local folder; pass the images as --image_dir")

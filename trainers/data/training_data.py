@@ -9,6 +9,9 @@
     a folder of `datasets.save_to_disk`          one subset
     any other Hub id                             a subset is a configuration
 
+An address of the Hub, `hf://datasets/OWNER/NAME@REVISION/FOLDER`, is downloaded and read as a local folder; a Hub id may
+be pinned as `OWNER/NAME@REVISION`.
+
 All but the first three hold a query and its positive in two columns, as sentence-transformers has it. A cell is a text,
 an image as `datasets` stores it (`{"bytes", "path"}`), both (`{"text", "image"}`), or, in the columns that
 `image_columns` names, the path of an image. Text that looks like a path stays text.
@@ -45,6 +48,7 @@ from gen2embed_mteb.data_files.shards import (
 )
 from gen2embed_mteb.errors import one_line
 from gen2embed_mteb.evaluation.run import ROWS_SEARCHED, find_images
+from gen2embed_mteb.hub.addresses import HUB_ID, local_place, split_revision
 from gen2embed_mteb.images.cached_images import EMBEDDED, CachedImages
 from gen2embed_mteb.mini.places import TRAIN_TABLES
 from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
@@ -71,8 +75,6 @@ logger = logging.getLogger(__name__)
 
 MINI = "mmeb-mini"
 SPLITS = ("original", "diverse_instruction")
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class TrainingSubset(Protocol):
@@ -180,12 +182,12 @@ def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
         return _open_mmeb(config, root, cache, _training_sets(MMEB_MINI, config.subsets, ()))
     if config.data_dir == docstrings.NAME:
         return _open_docstrings(config, cache)
-    path = Path(config.data_dir).expanduser()
+    path = local_place(config.data_dir)
     if path.is_dir():
         found = _mmeb_folders(path, config.split or SPLITS[0])
         if found:
             return _open_mmeb(config, path, cache, _training_sets(_benchmark_of(found), config.subsets, found))
-    if not path.exists() and not _HUB_ID.fullmatch(config.data_dir):
+    if not path.exists() and not HUB_ID.fullmatch(config.data_dir):
         raise DataError(f"{config.data_dir}: no such folder or file; pass an existing --data_dir, or OWNER/NAME")
     if path.exists():
         files, split = _local_tables(path, config.split)
@@ -239,7 +241,8 @@ def _hub_names(hub_id: str) -> list[str]:
     import datasets
 
     try:
-        return list(datasets.get_dataset_config_names(hub_id))
+        name, revision = split_revision(hub_id)
+        return list(datasets.get_dataset_config_names(name, revision=revision))
     except Exception as error:  # the Hub's client raises a dozen kinds, most without a common base
         raise DataError(f"{hub_id}: cannot be looked up ({error}); pass a local folder, or check the name") from error
 
@@ -365,9 +368,10 @@ def _hub_tables(config: DataConfig, names: Sequence[str], split: str) -> dict[st
     import datasets
 
     tables: dict[str, Table] = {}
+    hub_id, revision = split_revision(config.data_dir)
     for name in _chosen(config.subsets, names):
         try:
-            loaded = datasets.load_dataset(config.data_dir, name, split=split)
+            loaded = datasets.load_dataset(hub_id, name, split=split, revision=revision)
         except (ValueError, OSError) as error:
             raise DataError(f"{config.data_dir}: cannot load {name}, split {split!r} ({error}); see --split") from error
         tables[name] = _loaded(loaded, f"{config.data_dir}/{name}")
