@@ -93,7 +93,10 @@ def _fit_inputs(data_dir: str, config: EvaluationConfig, folder: Path) -> Any:
     from trainers.data.training_data import open_training_data
 
     wanted = CalibrateConfig(
-        data_dir=data_dir, follow_links=config.follow_links, exif_orientation=config.exif_orientation
+        data_dir=data_dir,
+        follow_links=config.follow_links,
+        remote_images=config.remote_images,
+        exif_orientation=config.exif_orientation,
     )
     data = open_training_data(wanted, folder / "images")
     found = read(data, wanted.limit)

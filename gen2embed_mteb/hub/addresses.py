@@ -1,7 +1,7 @@
 """Reading files of the hub by address: `hf://datasets/OWNER/NAME@REVISION/FOLDER`, in the grammar of huggingface_hub.
 
-The files are downloaded into the hub's cache, all of one commit, and read there as any local folder; a second call finds
-them there. The network is used only for such an address, and not at all where `HF_HUB_OFFLINE` is set.
+The files are downloaded into the hub's cache, all of one commit, and read there as any local folder; a second call
+finds them there. The network is used only for such an address, and not at all where `HF_HUB_OFFLINE` is set.
 
 A hub id may be pinned in the same way where `datasets` loads it: `OWNER/NAME@REVISION`.
 """

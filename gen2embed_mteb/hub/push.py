@@ -2,12 +2,12 @@
 
 1. The repository and its branch are looked up, and made if they are missing; private, unless the user says otherwise.
 2. What the hub lists is compared with the plan. If every file is there as it should be, nothing is sent.
-3. The files are uploaded and committed at once, so that readers see all of them or none. Large files that arrived before
-   an interruption are not sent again. If somebody else committed meanwhile, the hub refuses the commit.
+3. The files are uploaded and committed at once, so that readers see all of them or none. Large files that arrived
+   before an interruption are not sent again. If somebody else committed meanwhile, the hub refuses the commit.
 4. What the commit lists is compared with the plan, size and digest of every file.
 
-A file of another content on the hub is replaced only with `overwrite`; the hub keeps the old one in its history. No file
-is deleted. The token is the one that huggingface_hub finds; it is neither printed nor written.
+A file of another content on the hub is replaced only with `overwrite`; the hub keeps the old one in its history. No
+file is deleted. The token is the one that huggingface_hub finds; it is neither printed nor written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gen2embed_mteb.hub.errors import HubError, hub_errors, require_online, status_of
+from gen2embed_mteb.hub.errors import HubError, hub_errors, require_online
 from gen2embed_mteb.hub.plans import Plan, PlannedFile
 from gen2embed_mteb.version import __version__
 
@@ -110,9 +110,7 @@ def _prepared(api: Any, plan: Plan, target: Target) -> str:
     where = {"repo_id": target.repo_id, "repo_type": plan.kind}
     try:
         found = api.repo_info(**where)
-    except RepositoryNotFoundError as error:
-        if status_of(error) == 401 and "credentials" in str(error):
-            raise
+    except RepositoryNotFoundError:
         api.create_repo(**where, private=target.private, exist_ok=True)
         found = api.repo_info(**where)
     if target.private and not found.private:
@@ -152,13 +150,13 @@ def _require_free(plan: Plan, target: Target, listed: dict[str, Any], changed: l
     replaced = [file.name for file in changed if file.name in listed]
     if replaced and not target.overwrite:
         raise HubError(
-            f"{target.repo_id} holds {', '.join(replaced[:_SHOWN])} with another content ({len(replaced)} in all); pass "
-            "--overwrite to replace them (the hub keeps the old ones in its history), or another name or --revision"
+            f"{target.repo_id} holds {', '.join(replaced[:_SHOWN])} with another content ({len(replaced)} in all); "
+            "pass --overwrite to replace them (the hub's history keeps the old ones), or another name or --revision"
         )
     ours = {file.name for file in plan.files}
     mixed = sorted(path for path in listed if path not in ours and plan.decisive.fullmatch(path))
     if mixed:
         raise HubError(
-            f"{target.repo_id} holds {', '.join(mixed[:_SHOWN])}, which is not of this folder and would be read together "
-            "with it; delete it on the hub, or pass another name or --revision"
+            f"{target.repo_id} holds {', '.join(mixed[:_SHOWN])}, which is not of this folder and would be read "
+            "together with it; delete it on the hub, or pass another name or --revision"
         )

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 TOKEN = "hf_" + "t" * 20
+BAD_TOKEN = "Invalid credentials in Authorization header"
 LARGE = (".safetensors", ".parquet", ".zip")
 _API = re.compile(r"/api/(models|datasets)/([\w.-]+/[\w.-]+)(?:/(revision|tree|preupload|commit|branch)/([^/]+)(.*))?")
 _BATCH = re.compile(r"/(datasets/)?([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch")
@@ -79,6 +80,7 @@ class Hub(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -88,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_PUT = do_GET
 
-    def _answer(self) -> None:
+    def _answer(self) -> None:  # noqa: PLR0911
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         path, faults = unquote(url.path), self.server.faults
@@ -118,9 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None or (repo.private and said != TOKEN):
             return self._send(404, {"error": "Repository not found"}, code="RepoNotFound")
         revision = unquote(found[4] or "main")
-        return self._of_repo(repo, found[2], found[3] or "revision", revision, body, parse_qs(url.query))
+        return self._of_repo(repo, found[2], found[3] or "revision", revision, body)
 
-    def _of_repo(self, repo: Repo, repo_id: str, what: str, revision: str, body: bytes, query: Any) -> None:
+    def _of_repo(self, repo: Repo, repo_id: str, what: str, revision: str, body: bytes) -> None:
         if what == "branch":
             repo.branches.setdefault(revision, repo.branches["main"])
             return self._send(200, {})
@@ -232,9 +234,14 @@ def _blob(data: bytes) -> str:
 
 @contextlib.contextmanager
 def running_hub(patch: pytest.MonkeyPatch, cache: Any) -> Iterator[Hub]:
-    """Start a hub, and let huggingface_hub's client speak to it, with a token, a cache of its own, and over plain HTTP."""
+    """Start a hub, and let huggingface_hub's client speak to it, with a token and a cache of its own."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        close_session,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     from gen2embed_mteb.hub import addresses
 
@@ -247,11 +254,14 @@ def running_hub(patch: pytest.MonkeyPatch, cache: Any) -> Iterator[Hub]:
     patch.setattr(constants, "HF_HUB_CACHE", str(cache))
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setenv("HF_TOKEN", TOKEN)
-    patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     addresses._downloaded.cache_clear()
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         yield hub
     finally:
+        if shown:
+            enable_progress_bars()
         close_session()
         hub.shutdown()
         hub.server_close()

@@ -77,6 +77,7 @@ def open_sampled_data(
     *,
     follow_links: bool = False,
     exif_orientation: bool = False,
+    remote_images: Sequence[str] = (),
 ) -> TrainingData:
     """Open the training data that was sampled.
 
@@ -86,6 +87,7 @@ def open_sampled_data(
         image_dir: Its images, if they are not where the files say.
         follow_links: Whether links in the image folder may lead out of it.
         exif_orientation: Whether images are turned as their EXIF data says.
+        remote_images: Which images may be read from other machines.
 
     Raises:
         DataError: The data is not there.
@@ -105,7 +107,12 @@ def open_sampled_data(
                 )
     records = [sampling.record for sampling in samplings]
     config = DataConfig.of_records(
-        records, data_dir, image_dir, follow_links=follow_links, exif_orientation=exif_orientation
+        records,
+        data_dir,
+        image_dir,
+        follow_links=follow_links,
+        exif_orientation=exif_orientation,
+        remote_images=remote_images,
     )
     place = samplings[0].path.parent
     return open_training_data(config, (user_cache() if in_hub_cache(place) else place) / "images-cache")

@@ -9,8 +9,8 @@
     a folder of `datasets.save_to_disk`          one subset
     any other Hub id                             a subset is a configuration
 
-An address of the Hub, `hf://datasets/OWNER/NAME@REVISION/FOLDER`, is downloaded and read as a local folder; a Hub id may
-be pinned as `OWNER/NAME@REVISION`.
+An address of the Hub, `hf://datasets/OWNER/NAME@REVISION/FOLDER`, is downloaded and read as a local folder; a Hub id
+may be pinned as `OWNER/NAME@REVISION`.
 
 All but the first three hold a query and its positive in two columns, as sentence-transformers has it. A cell is a text,
 an image as `datasets` stores it (`{"bytes", "path"}`), both (`{"text", "image"}`), or, in the columns that
@@ -50,6 +50,7 @@ from gen2embed_mteb.errors import one_line
 from gen2embed_mteb.evaluation.run import ROWS_SEARCHED, find_images
 from gen2embed_mteb.hub.addresses import HUB_ID, local_place, split_revision
 from gen2embed_mteb.images.cached_images import EMBEDDED, CachedImages
+from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mini.places import TRAIN_TABLES
 from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.datasets import lookup
@@ -252,8 +253,7 @@ def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: li
     tables = open_subsets(data_dir, chosen, split)
     for _, table in tables:
         table.require(TRAIN_COLUMNS)
-    found = find_images(str(data_dir), config.image_dir, follow_links=config.follow_links)
-    images = CachedImages(found.path, cache, follow_links=found.follow_links, exif_orientation=config.exif_orientation)
+    images = _images(config, find_images(str(data_dir), config.image_dir, follow_links=config.follow_links), cache)
     subsets = [MmebSubset(dataset.folders[-1], table, config.limit, config) for dataset, table in tables]
     return TrainingData(tuple(subsets), images, split)
 
@@ -262,13 +262,7 @@ def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cac
     root = path.parent if path.is_file() else path
     named = config.image_dir or root.is_dir()
     found = find_images(str(root), config.image_dir, follow_links=config.follow_links) if named else None
-    root_of_images = None if found is None else found.path
-    images = CachedImages(
-        root_of_images,
-        cache,
-        follow_links=found is not None and found.follow_links,
-        exif_orientation=config.exif_orientation,
-    )
+    images = _images(config, found, cache)
     subsets = [
         PairSubset(name, table, _two_columns(table, config), images, config.image_columns, config.limit, config)
         for name, table in tables.items()
@@ -278,6 +272,16 @@ def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cac
             raise DataError(f"{subset.source}: image_columns {config.image_columns} are not among {subset.columns}")
         subset.require_usable()
     return TrainingData(tuple(subsets), images, split)
+
+
+def _images(config: DataConfig, found: ImageSource | None, cache: Path) -> CachedImages:
+    return CachedImages(
+        None if found is None else found.path,
+        cache,
+        follow_links=found is not None and found.follow_links,
+        exif_orientation=config.exif_orientation,
+        remote_images=config.remote_images,
+    )
 
 
 def _two_columns(table: Table, config: DataConfig) -> tuple[str, str]:

@@ -223,7 +223,7 @@ def _load(config: DistillConfig, *, dtype: str, qlora: bool = False) -> Gen2Embe
 
 def _record(config: DistillConfig, args: DistillArguments, texts: Texts) -> dict[str, Any]:
     """Return the record of what is run; with equal `recipe`, `arguments` and `sampling` a run can be resumed."""
-    places = {"data_dir", "image_dir", "follow_links", "teacher_vectors", "teacher_dir"}
+    places = {"data_dir", "image_dir", "follow_links", "remote_images", "teacher_vectors", "teacher_dir"}
     settings = dataclasses.asdict(config)
     arguments = args.to_dict()
     file = config.teacher_vectors
