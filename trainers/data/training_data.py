@@ -48,7 +48,7 @@ from gen2embed_mteb.data_files.shards import (
 )
 from gen2embed_mteb.errors import one_line
 from gen2embed_mteb.evaluation.run import ROWS_SEARCHED, find_images
-from gen2embed_mteb.hub.addresses import HUB_ID, local_place, split_revision
+from gen2embed_mteb.hub.addresses import HUB_ID, is_address, local_place, split_revision
 from gen2embed_mteb.images.cached_images import EMBEDDED, CachedImages
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mini.places import TRAIN_TABLES
@@ -255,6 +255,12 @@ def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: li
         table.require(TRAIN_COLUMNS)
     images = _images(config, find_images(str(data_dir), config.image_dir, follow_links=config.follow_links), cache)
     subsets = [MmebSubset(dataset.folders[-1], table, config.limit, config) for dataset, table in tables]
+    elsewhere = config.image_dir or config.remote_images
+    if is_address(config.data_dir) and not elsewhere and any(subset.has_images() for subset in subsets):
+        raise DataError(
+            f"{config.data_dir}: of an address the tables alone are downloaded, and they name images; pass "
+            "--image_dir, a folder, an archive, or an address of one"
+        )
     return TrainingData(tuple(subsets), images, split)
 
 
