@@ -38,6 +38,7 @@ _REASONS = (
         r"train\.json|timing\.json|distill\.json|trainer_state\.json|figures\.json",
         "a record; it names folders of this machine",
     ),
+    (r"adapter/", "the adapter alone; push this folder by itself"),
     (r"eval/|embeddings/|images-cache/", "results or vectors, not the model; the card has figures"),
     (r"\..*", "hidden"),
     (r".*\.py", "code is never sent"),

@@ -48,7 +48,7 @@ from gen2embed_mteb.data_files.shards import (
 )
 from gen2embed_mteb.errors import one_line
 from gen2embed_mteb.evaluation.run import ROWS_SEARCHED, find_images
-from gen2embed_mteb.hub.addresses import HUB_ID, is_address, local_place, split_revision
+from gen2embed_mteb.hub.addresses import HUB_ID, is_address, local_place
 from gen2embed_mteb.images.cached_images import EMBEDDED, CachedImages
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mini.places import TRAIN_TABLES
@@ -58,6 +58,7 @@ from gen2embed_mteb.mmeb.readers import NEGATIVE_COLUMNS, TRAIN_COLUMNS, BadRow,
 from gen2embed_mteb.mmeb.tables import DataError, SubsetTable, open_files, open_subsets
 from trainers.data import docstrings
 from trainers.data.config import DataConfig
+from trainers.data.hub_tables import hub_names, hub_tables, loaded_table
 from trainers.data.pairs import PairSubset, Table
 
 __all__ = [
@@ -195,11 +196,11 @@ def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
         chosen = _chosen(config.subsets, list(files))
         tables = {name: _open_table(name, files[name], whole=not path.is_file()) for name in chosen}
         return _open_pairs(config, tables, path, cache, split)
-    names = _hub_names(config.data_dir)
+    names = hub_names(config.data_dir)
     if {folder for dataset in MMEB.datasets for folder in dataset.folders} & set(names):
         return _open_mmeb(config, config.data_dir, cache, _training_sets(MMEB, config.subsets, ()))
     split = config.split or "train"
-    return _open_pairs(config, _hub_tables(config, names, split), path, cache, split)
+    return _open_pairs(config, hub_tables(config.data_dir, _chosen(config.subsets, names), split), path, cache, split)
 
 
 def _open_docstrings(config: DataConfig, cache: Path) -> TrainingData:
@@ -236,16 +237,6 @@ def _mmeb_folders(root: Path, split: str) -> list[str]:
     inside = [path for parent in (root, root / "data") if parent.is_dir() for path in parent.iterdir()]
     names = {path.name for path in inside if path != root / "data" and is_utf8(path.name) and split_files(path, split)}
     return sorted(names)
-
-
-def _hub_names(hub_id: str) -> list[str]:
-    import datasets
-
-    try:
-        name, revision = split_revision(hub_id)
-        return list(datasets.get_dataset_config_names(name, revision=revision))
-    except Exception as error:  # the Hub's client raises a dozen kinds, most without a common base
-        raise DataError(f"{hub_id}: cannot be looked up ({error}); pass a local folder, or check the name") from error
 
 
 def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: list[DatasetInfo]) -> TrainingData:
@@ -363,7 +354,7 @@ def _open_table(name: str, files: Sequence[Path], *, whole: bool) -> Table:
         except (ValueError, LookupError, TypeError, AttributeError) as error:  # no shards at all raise an IndexError
             what = f"no rows, or no folder of datasets.save_to_disk ({type(error).__name__}: {one_line(error)})"
             raise DataError(f"{files[0]}: the table has {what}; save it again") from error
-        return _loaded(loaded, str(files[0]))
+        return loaded_table(loaded, str(files[0]))
     ordered = whole_table(files) if whole else tuple(files)
     if ordered[0].suffix == ".parquet":
         return open_files(ordered)
@@ -374,33 +365,7 @@ def _open_table(name: str, files: Sequence[Path], *, whole: bool) -> Table:
     return table
 
 
-def _hub_tables(config: DataConfig, names: Sequence[str], split: str) -> dict[str, Table]:
-    import datasets
-
-    tables: dict[str, Table] = {}
-    hub_id, revision = split_revision(config.data_dir)
-    for name in _chosen(config.subsets, names):
-        try:
-            loaded = datasets.load_dataset(hub_id, name, split=split, revision=revision)
-        except (ValueError, OSError) as error:
-            raise DataError(f"{config.data_dir}: cannot load {name}, split {split!r} ({error}); see --split") from error
-        tables[name] = _loaded(loaded, f"{config.data_dir}/{name}")
-    return tables
-
-
 def _chosen(subsets: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the names that were asked for, or all names, in the order of `names`."""
     chosen = {lookup(name, {known: known for known in names}, "subset", names) for name in subsets}
     return [name for name in names if not subsets or name in chosen]
-
-
-def _loaded(dataset: Any, source: str) -> SubsetTable:
-    import datasets
-
-    for name, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            # Images are opened later and by `ImageSource`, which limits what is decoded.
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    if not len(dataset):
-        raise DataError(f"{source}: the table has no rows; check --data_dir and --split")
-    return SubsetTable(source, tuple(dataset.column_names), len(dataset), loaded=dataset)

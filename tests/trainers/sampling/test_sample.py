@@ -429,7 +429,7 @@ def test_the_hub_in_either_form(data: Path, tmp_path: Path, monkeypatch: pytest.
         ).cast_column("positive", datasets.Image()),
     }
     names = ["VOC2007", "MSCOCO_t2i"]
-    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda _: names)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda _, revision: names)
     monkeypatch.setattr(datasets, "load_dataset", lambda hub_id, name, split, revision=None: loaded[name])
     with pytest.raises(FileNotFoundError, match="--image_dir"):
         run(settings("owner/name", tmp_path / "hub", subsets=("VOC2007",)))
