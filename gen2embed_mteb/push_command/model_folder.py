@@ -29,6 +29,8 @@ SENT = re.compile(rf"{_WEIGHTS}|{_SETTINGS}|{_TEXTS}")
 DECISIVE = re.compile(rf"(.*/)?({_WEIGHTS}|{_SETTINGS})")
 _MODULE = re.compile(r"\d+_[A-Z]\w*/|\w+_\d+_[A-Z]\w*/|additional_chat_templates/")
 _TEMPLATE = re.compile(r"[\w.-]+\.jinja")
+_HOMES = r"/home/|/root/|/Users/|[A-Za-z]:\\+Users\\+"
+_MOST_SEARCHED = 1 << 20
 _MARKS = ("config.json", "adapter_config.json", "modules.json")
 _REASONS = (
     (r"checkpoint-\d+.*/", "a checkpoint: optimizer states, not a model to load"),
@@ -81,7 +83,20 @@ def model_plan(folder: str | Path, results: Sequence[str] = ()) -> Plan:
             f"{root}: no weights in safetensors, and pickles are not sent; write it again with gen2embed export"
         )
     _require_shards(root, names)
-    return Plan(root, "model", tuple(files), tuple(left_out), (), DECISIVE)
+    return Plan(root, "model", tuple(files), tuple(left_out), _notes(root, files), DECISIVE)
+
+
+def _notes(root: Path, files: Sequence[PlannedFile]) -> tuple[str, ...]:
+    """Return a note for every small file that names a folder of this machine."""
+    own = re.compile(rf"({_HOMES}|{re.escape(str(root.resolve()))})[^\s\"'`)\]]*")
+    notes = []
+    for file in files:
+        if Path(file.name).suffix not in (".json", ".md", ".txt") or file.size > _MOST_SEARCHED:
+            continue
+        data = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+        if found := own.search(data.decode("utf-8", "replace")):
+            notes.append(f"{file.name} names a place of this machine, {found[0]}, which all readers will see")
+    return tuple(notes)
 
 
 def _take_module(root: Path, name: str, files: list[PlannedFile], left_out: list[LeftOut]) -> None:

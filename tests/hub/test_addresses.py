@@ -121,6 +121,26 @@ def test_hub_ids_may_be_pinned():
     assert HUB_ID.fullmatch("a/b@refs/convert/parquet") and not HUB_ID.fullmatch("a/b/c")
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_datasets_loads_a_pinned_id_and_what_was_pushed(hub, tmp_path, monkeypatch):
+    """The real client of the hub's data sets: our card's configurations are its names."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    sha = hub.add("me/pairs", {"pairs.jsonl": PAIRS})
+    hub.add("me/pairs", {"pairs.jsonl": PAIRS.replace(b"q", b"changed ")})
+    assert queries(open_training_data(DataConfig(data_dir=f"me/pairs@{sha}"), tmp_path / "cache")) == ["q0", "q1", "q2"]
+
+    words = ["sample", "--method", "in-batch", "--data_dir", f"me/pairs@{sha}", "--output_dir", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    assert cli.main(["push", str(tmp_path / "out"), "me/negatives"]) == 0
+    (name,) = datasets.get_dataset_config_names("me/negatives")
+    assert datasets.load_dataset("me/negatives", name, split="train")["anchor"] == [0, 1, 2]
+
+
 def test_a_path_stays_a_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(addresses, "_downloaded", None)

@@ -204,6 +204,7 @@ def test_known_protocols_are_accepted():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_evaluation_of_remote_pictures_equals_one_of_local_files(tmp_path, memory, server):
     """The same vectors and figures; a picture that is not there is set aside alone."""
     import json

@@ -236,6 +236,15 @@ def test_a_link_a_missing_shard_and_a_pickle_are_not_sent(model, tmp_path):
         model_plan(model)
 
 
+def test_a_file_that_names_a_folder_of_this_machine_is_noted(model, capsys):
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/me/secret-project/base"}')
+    assert push(model, "--dry_run") == 0
+    assert (
+        "note: adapter_config.json names a place of this machine, /home/me/secret-project/base,"
+        in capsys.readouterr().out
+    )
+
+
 def test_a_damaged_sampling_file_is_not_sent(sampled):
     table = sampled / "Shapes.parquet"
     table.write_bytes(table.read_bytes()[:-4])
