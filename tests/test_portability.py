@@ -70,6 +70,7 @@ import fcntl  # posix
 os.open(p, os.O_NOFOLLOW)  # posix
 os.unlink(p, dir_fd=3)  # posix
 p.symlink_to(q)  # posix
+tempfile.TemporaryDirectory()  # posix
 q = "/dev/shm"  # posix
 d.strftime("%-d")  # posix
 signal.signal(signal.SIGHUP, f)  # posix
@@ -103,6 +104,7 @@ multiprocessing.set_start_method("fork")  # start
         '"""/dev/null and os.fork() in a docstring."""\n'
         'getattr(os, "O_NOFOLLOW", 0); torch.cuda.is_available(); open(p, "rb"); p.open("rb"); Image.open(p)\n'
         'p.read_text("utf-8"); p.write_text(t, encoding="utf-8"); open(p, encoding="utf-8"); p.replace(q)\n'
+        "tempfile.TemporaryDirectory(ignore_cleanup_errors=True)\n"
         "frame.rename(columns=names); np.float64(1); p.relative_to(q).as_posix(); archive.open(member)\n",
         encoding="utf-8",
     )

@@ -177,8 +177,8 @@ def read_remote(address: str, allowed: Sequence[str], max_bytes: int, seconds: f
 def _require_allowed(address: str, allowed: Sequence[str]) -> None:
     protocol = protocol_of(address)
     named = any(address.startswith(one) if "://" in one else protocol == one.lower() for one in allowed)
-    parts = urlsplit(address).path.split("/")
-    if "::" in address or protocol in _NEVER or ".." in parts or "%2e" in address.lower():
+    path = urlsplit(address).path
+    if "::" in address or protocol in _NEVER or ".." in path.split("/") or "%2e" in path.lower():
         raise ImageError(shown(address), "such an address is never read", "correct it in the data")
     if not named:
         raise ImageError(
@@ -225,7 +225,11 @@ def _http_bytes(address: str, allowed: Sequence[str], most: int, seconds: float)
     plain = parts._replace(path=quote(parts.path, safe="/%:@!$&'()*+,;=~"), fragment="").geturl()
     request = Request(plain, headers={"User-Agent": "gen2embed", "Accept": "image/*"})  # noqa: S310
     with opener.open(request, timeout=seconds) as answer:
-        return bytes(answer.read(most))
+        data = bytes(answer.read(most))
+        stated = answer.headers.get("Content-Length", "")
+    if stated.isdigit() and len(data) < min(int(stated), most):
+        raise ConnectionError(f"cut short, {len(data)} of {stated} bytes")
+    return data
 
 
 class _Redirects(HTTPRedirectHandler):

@@ -50,7 +50,8 @@ class Hub(ThreadingHTTPServer):
 
     Faults, by name: `refuse` (401 to every request), `commit` (500 to a commit), `upload` (507 from that large file on,
     counted from 0), `cut` (a file of this name loses its last byte when it arrives, and when it is read), `digest` (a
-    file of this name is listed with another digest), `race` (somebody commits before each commit).
+    file of this name is listed with another digest), `race` (somebody commits before each commit), `unseen` (the next look-up of a
+    repository does not find it, so that its creation answers 409).
     """
 
     daemon_threads = True
@@ -117,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not found:
             return self._send(404, {"error": path})
         repo = self.server.repos.get((found[1], found[2]))
-        if repo is None or (repo.private and said != TOKEN):
+        if repo is None or (repo.private and said != TOKEN) or faults.pop("unseen", False):
             return self._send(404, {"error": "Repository not found"}, code="RepoNotFound")
         revision = unquote(found[4] or "main")
         return self._of_repo(repo, found[2], found[3] or "revision", revision, body)

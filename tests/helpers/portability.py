@@ -104,6 +104,8 @@ def _call(node: ast.Call) -> Iterator[tuple[str, str]]:
     method = function.attr if isinstance(function, ast.Attribute) else ""
     name = _dotted(function)
     given = {one.arg for one in node.keywords}
+    if method == "TemporaryDirectory" and "ignore_cleanup_errors" not in given:
+        yield "posix", "TemporaryDirectory"  # Windows deletes no file that is mapped into memory
     if "dir_fd" in given or "src_dir_fd" in given:
         yield "posix", "dir_fd"
     if method in POSIX_METHODS:

@@ -77,7 +77,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", path.removeprefix("/to/").replace("_", "/"))
             self.end_headers()
             return None
-        if path not in ("/red.png", "/slow", "/pictures/red.png"):
+        if path == "/cut" and self.server.asked.count("/cut") < 2:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(png())))
+            self.end_headers()
+            self.wfile.write(png()[:-9])
+            return None
+        if path not in ("/cut", "/red.png", "/slow", "/pictures/red.png"):
             return self.send_error(404)
         self.send_response(200)
         self.end_headers()
@@ -179,6 +185,11 @@ def test_a_failing_server_is_asked_again_and_a_missing_file_is_not(server, memor
     assert len(server.asked) == 4
     with pytest.raises(ImageError, match="not found"):
         read_remote("memory://pictures/nothing.png", ("memory",), 10**6)
+
+
+def test_an_answer_that_is_cut_short_is_asked_for_again(server):
+    assert read_remote(f"{server.address}/cut", ("http",), 10**6) == png()
+    assert server.asked == ["/cut", "/cut"]
 
 
 def test_a_slow_answer_is_given_up(server):

@@ -183,6 +183,13 @@ def test_files_of_others_are_not_replaced(hub, model, capsys):
     assert "model-00001-of-00002.safetensors, which is not of this folder" in capsys.readouterr().err
 
 
+def test_a_repository_that_somebody_made_meanwhile_is_used(hub, model):
+    hub.add("me/it", {}, kind="models", private=True)
+    hub.faults = {"unseen": True}
+    assert push(model) == 0
+    assert hub.asked("POST", "/repos/create") and set(hub.repos["models", "me/it"].files("main")) == MODEL
+
+
 def test_a_public_repository_is_not_filled_by_accident(hub, model, capsys):
     hub.add("me/it", {}, kind="models")
     assert push(model) == 2

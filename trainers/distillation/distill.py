@@ -72,7 +72,10 @@ def distill(config: DistillConfig, args: DistillArguments) -> dict[str, Any]:
         raise Gen2EmbedError("qlora needs bitsandbytes, which is not installed: pip install 'gen2embed[qlora]'")
     agreed(args, lambda: check_output(args.output_dir, _inputs(config, args)))
     output = OwnedFolder(args.output_dir, WRITER)
-    with args.main_process_first(local=False, desc="reading the texts"), tempfile.TemporaryDirectory() as folder:
+    with (
+        args.main_process_first(local=False, desc="reading the texts"),
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+    ):
         data = open_training_data(config, Path(folder) / "images")
         texts = read_texts(data, config)
     num_rows = args.train_batch_size * args.world_size
