@@ -50,8 +50,8 @@ class Hub(ThreadingHTTPServer):
 
     Faults, by name: `refuse` (401 to every request), `commit` (500 to a commit), `upload` (507 from that large file on,
     counted from 0), `cut` (a file of this name loses its last byte when it arrives, and when it is read), `digest` (a
-    file of this name is listed with another digest), `race` (somebody commits before each commit), `unseen` (the next look-up of a
-    repository does not find it, so that its creation answers 409).
+    file of this name is listed with another digest), `race` (somebody commits before each commit), `unseen` (the next
+    look-up of a repository does not find it, so that its creation answers 409).
     """
 
     daemon_threads = True
