@@ -65,7 +65,7 @@ def plan_of(options: PushOptions) -> Plan:
         if options.results:
             raise Gen2EmbedError("--results is for a model; leave it out for sampling files")
         return sampling_plan(folder, options.repo_id)
-    return model_plan(folder, options.results)
+    return model_plan(folder, options.repo_id, options.results)
 
 
 def shown(plan: Plan) -> str:

@@ -31,6 +31,20 @@ _MODULE = re.compile(r"\d+_[A-Z]\w*/|\w+_\d+_[A-Z]\w*/|additional_chat_templates
 _TEMPLATE = re.compile(r"[\w.-]+\.jinja")
 _HOMES = r"/home/|/root/|/Users/|[A-Za-z]:\\+Users\\+"
 _MOST_SEARCHED = 1 << 20
+_PLACEHOLDER = "sentence_transformers_model_id"
+_USAGE = """## Queries and documents
+
+Queries have another prompt than documents. Plain `encode` encodes everything as documents.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{repo_id}")
+queries = model.encode_query(["a red circle"])
+documents = model.encode_document(["a red disc", "a blue square"])
+print(model.similarity(queries, documents))
+```
+"""
 _MARKS = ("config.json", "adapter_config.json", "modules.json")
 _REASONS = (
     (r"checkpoint-\d+.*/", "a checkpoint: optimizer states, not a model to load"),
@@ -47,11 +61,12 @@ _REASONS = (
 )
 
 
-def model_plan(folder: str | Path, results: Sequence[str] = ()) -> Plan:
+def model_plan(folder: str | Path, repo_id: str, results: Sequence[str] = ()) -> Plan:
     """Say what of a model's folder is sent.
 
     Args:
         folder: What `export`, `train`, `calibrate` or `save_pretrained` wrote.
+        repo_id: The repository, which the card names.
         results: Output folders of `gen2embed evaluate` on this model, whose tables the card gets.
 
     Raises:
@@ -71,8 +86,9 @@ def model_plan(folder: str | Path, results: Sequence[str] = ()) -> Plan:
             left_out.append(LeftOut(name, _reason(name)))
         elif reason := fault_of(root / name):
             left_out.append(LeftOut(name, reason))
-        elif name == CARD and results:
-            files.append(planned(CARD, with_figures((root / CARD).read_text("utf-8"), root, results).encode()))
+        elif name == CARD:
+            card = with_usage((root / CARD).read_text("utf-8", "replace"), repo_id)
+            files.append(planned(CARD, with_figures(card, root, results).encode()))
         else:
             files.append(planned(name, root / name))
     names = {file.name for file in files}
@@ -132,6 +148,24 @@ def _require_shards(root: Path, names: set[str]) -> None:
         raise Gen2EmbedError(f"{root}: {missing[0]} is missing, which {index} names; write the model again")
 
 
+def with_usage(card: str, repo_id: str) -> str:
+    """Return a card that names its repository, and says that there are two sides.
+
+    The card that sentence-transformers writes has a placeholder for the repository, and shows plain `encode` alone.
+    A card without the placeholder is returned as it is.
+
+    Args:
+        card: The card.
+        repo_id: The repository.
+    """
+    if _PLACEHOLDER not in card:
+        return card
+    card = card.replace(_PLACEHOLDER, repo_id)
+    before, heading, after = card.partition("\n## Model Details\n")
+    usage = _USAGE.format(repo_id=repo_id)
+    return f"{before.rstrip()}\n\n{usage}{heading}{after}" if heading else f"{card.rstrip()}\n\n{usage}"
+
+
 def with_figures(card: str, model: Path, results: Sequence[str]) -> str:
     """Return a card with the tables of evaluations behind it.
 
@@ -143,6 +177,8 @@ def with_figures(card: str, model: Path, results: Sequence[str]) -> str:
     Raises:
         Gen2EmbedError: A folder has no results, or they are of another model.
     """
+    if not results:
+        return card
     sections = [card.rstrip(), "", "## Evaluation"]
     for place in results:
         folder = Path(place).expanduser()

@@ -134,11 +134,25 @@ class _Handler(BaseHTTPRequestHandler):
             sha = repo.branches.get(revision, revision)
             return self._send(200, {"id": repo_id, "sha": sha, "private": repo.private, "siblings": []})
         if what == "tree":
-            return self._send(200, [self._entry(name, data) for name, data in sorted(files.items())])
+            return self._tree(files)
         if what == "preupload":
             asked = json.loads(body)["files"]
             return self._send(200, {"files": [self._mode(one, files.get(one["path"])) for one in asked]})
         return self._commit(repo, repo_id, revision, files, [json.loads(line) for line in body.splitlines()])
+
+    def _tree(self, files: dict[str, bytes]) -> None:
+        url = urlsplit(self.path)
+        folder = unquote(url.path.partition("/tree/")[2]).partition("/")[2]
+        below = {name: data for name, data in sorted(files.items()) if not folder or name.startswith(f"{folder}/")}
+        if folder and not below:
+            return self._send(404, {"error": "Not found"}, code="EntryNotFound")
+        if "recursive=true" in url.query.lower():
+            return self._send(200, [self._entry(name, data) for name, data in below.items()])
+        parts = {name: name.removeprefix(f"{folder}/").split("/") for name in below}
+        inner = sorted({f"{folder}/{first}".lstrip("/") for first, *rest in parts.values() if rest})
+        entries = [{"type": "directory", "path": path, "oid": "0" * 40} for path in inner]
+        entries += [self._entry(name, data) for name, data in below.items() if len(parts[name]) == 1]
+        return self._send(200, entries)
 
     def _create(self, asked: dict[str, Any]) -> None:
         repo_id = f"{asked['organization']}/{asked['name']}"

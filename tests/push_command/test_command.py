@@ -219,28 +219,28 @@ def test_the_card_gets_the_figures_of_this_model_alone(model, tmp_path):
     record = {"model": str(model), "prompt_mode": "hierarchical", "fingerprint": "abc"}
     (results / "results.json").write_text(json.dumps(record))
     (results / "results.md").write_text("# MMEB\n\n| | P@1 |\n| --- | ---: |\n| ours | 43.3 |\n")
-    card = model_plan(model, [str(results)]).card
+    card = model_plan(model, "me/it", [str(results)]).card
     assert card.startswith("---\ntags:") and "## Evaluation\n\n### MMEB\n\n| | P@1 |" in card
     assert "prompt `hierarchical`, fingerprint `abc`" in card
     assert (model / "README.md").read_text() == "---\ntags:\n- a\n---\n# Mine\n", "the local card stays as it was"
     (results / "results.json").write_text(json.dumps(record | {"model": "Qwen/Qwen2-VL-2B-Instruct"}))
     with pytest.raises(ValueError, match="is of Qwen/Qwen2-VL-2B-Instruct, not of"):
-        model_plan(model, [str(results)])
+        model_plan(model, "me/it", [str(results)])
 
 
 def test_a_link_a_missing_shard_and_a_pickle_are_not_sent(model, tmp_path):
     (tmp_path / "secret.json").write_text("{}")
     (model / "tokenizer.json").symlink_to(tmp_path / "secret.json")
-    assert ("tokenizer.json", "a link, or no regular file") in model_plan(model).left_out
+    assert ("tokenizer.json", "a link, or no regular file") in model_plan(model, "me/it").left_out
     index = model / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}}))
     with pytest.raises(ValueError, match=r"model-00001-of-00001\.safetensors is missing"):
-        model_plan(model)
+        model_plan(model, "me/it")
     index.unlink()
     for name in ("model.safetensors", "adapter_model.safetensors"):
         (model / name).unlink()
     with pytest.raises(ValueError, match="no weights in safetensors, and pickles are not sent"):
-        model_plan(model)
+        model_plan(model, "me/it")
 
 
 def test_a_file_that_names_a_folder_of_this_machine_is_noted(model, capsys):
@@ -271,7 +271,26 @@ def test_every_file_of_an_export_is_sent(tiny, tmp_path):
     from gen2embed_mteb.storage.owned_folder import LEDGER, LOCK
 
     tiny("qwen2_vl").save_pretrained(str(tmp_path / "out"))
-    plan = model_plan(tmp_path / "out")
+    plan = model_plan(tmp_path / "out", "me/it")
     there = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {file.name for file in plan.files} == there - {LEDGER, LOCK}
+    card = plan.card
+    assert 'model = SentenceTransformer("me/it")\nqueries = model.encode_query(' in card
+    assert "sentence_transformers_model_id" not in card and card.count("## Queries and documents") == 1
+    assert card.index("## Queries and documents") < card.index("## Model Details")
     assert SENT.fullmatch("model-00001-of-00002.safetensors") and not SENT.fullmatch("model.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_pushed_model_loads_from_the_hub_with_the_same_vectors(hub, tiny, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    from gen2embed_mteb import Gen2Embed
+
+    model = tiny("qwen2_vl")
+    model.save_pretrained(str(tmp_path / "out"))
+    assert push(tmp_path / "out") == 0
+    want = model.encode_query(["a red circle"])
+    for loaded in (SentenceTransformer("me/it", device="cpu"), Gen2Embed("me/it", device="cpu")):
+        assert np.abs(loaded.encode_query(["a red circle"]) - want).max() < 1e-6
