@@ -52,7 +52,7 @@ def run_ablation(arguments: argparse.Namespace, options: AblationOptions) -> tup
     benchmark.select(checked.subsets, checked.meta_tasks)
     # Settings, inputs to fit on and the output folder are checked before a model is loaded, which can take minutes.
     check_ablation_reports(checked, options, benchmark.name)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         inputs = _fit_inputs(options.ablation_data, checked, Path(folder)) if options.ablation_data else None
         from gen2embed_mteb.embedder.fingerprint import fingerprint
         from gen2embed_mteb.embedder.model import Gen2Embed
@@ -94,7 +94,10 @@ def _fit_inputs(data_dir: str, config: EvaluationConfig, folder: Path) -> Any:
     from trainers.data.training_data import open_training_data
 
     wanted = CalibrateConfig(
-        data_dir=data_dir, follow_links=config.follow_links, exif_orientation=config.exif_orientation
+        data_dir=data_dir,
+        follow_links=config.follow_links,
+        remote_images=config.remote_images,
+        exif_orientation=config.exif_orientation,
     )
     data = open_training_data(wanted, folder / "images")
     found = read(data, wanted.limit)

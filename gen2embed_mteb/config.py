@@ -19,7 +19,7 @@ from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.embedder.reranking.config import RerankOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
-from gen2embed_mteb.images.options import LinkOption
+from gen2embed_mteb.images.options import LinkOption, RemoteOption
 from gen2embed_mteb.images.resizing import ImageOptions
 from gen2embed_mteb.names import DEFAULT, POOLINGS
 
@@ -263,7 +263,7 @@ class ComparisonOptions(FitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(ComparisonOptions, RerankOptions, EncodingConfig, RowLimits, LinkOption):
+class EvaluationConfig(ComparisonOptions, RerankOptions, EncodingConfig, RowLimits, LinkOption, RemoteOption):
     """The settings of one evaluation run."""
 
     data_dir: str = option(
@@ -315,6 +315,7 @@ class EvaluationConfig(ComparisonOptions, RerankOptions, EncodingConfig, RowLimi
         """
         EncodingConfig.__post_init__(self)
         ComparisonOptions.__post_init__(self)
+        self.check_remote()
         self.check_rerank()
         if not self.fingerprint:
             # Without it the vectors of one model could be taken for those of another.

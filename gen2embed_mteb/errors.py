@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import signal
@@ -181,6 +182,9 @@ def run_command(name: str, run: Callable[[], Any], *, show_tracebacks: bool = Fa
     Returns:
         The return value of `run`; 2 after a `Gen2EmbedError` or an error of the file system, 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows may lack characters of our tables
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _repeated_interrupts():
             return int(run() or 0)

@@ -100,7 +100,7 @@ def calibrate(model: Gen2Embed, output_dir: str | Path, config: CalibrateConfig)
             f"the model truncates vectors to {model.truncate_dim} dimensions; calibrate it in full width: load it "
             "without truncate_dim"
         )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         data = open_training_data(config, Path(folder) / "images")
         inputs = read(data, config.limit)
         if not model.text_alone and not any(item.images for item in (*inputs.queries, *inputs.documents)):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from gen2embed_mteb.config import FileOptions, ModelName, PromptOptions, ReadoutOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_number, option
-from gen2embed_mteb.images.options import LinkOption
+from gen2embed_mteb.images.options import REMOTE_HELP, LinkOption
+from gen2embed_mteb.images.remote import require_allowed_names
 from trainers.batches.entries import EXPLICIT
 from trainers.recipe import Recipe
 
@@ -24,6 +25,7 @@ class TrainConfig(Recipe, LinkOption, ModelName, PromptOptions, ReadoutOptions, 
     )
     data_dir: str = option("the training pairs; default: where they were sampled", default="")
     image_dir: str = option("folder or .zip of their images; default: where they were sampled", default="")
+    remote_images: list[str] = option(REMOTE_HELP, default_factory=list)
     subsets: list[str] = option("subsets to train on; default: all that were sampled", default_factory=list)
     num_hard_negatives: int | None = option(
         "k: with --loss unime, how many negatives a query has (default: 8); else what the sampling files must have "
@@ -53,6 +55,7 @@ class TrainConfig(Recipe, LinkOption, ModelName, PromptOptions, ReadoutOptions, 
             ValueError: A value is out of its range; the message names it and the remedy.
         """
         super().__post_init__()
+        require_allowed_names(self.remote_images)
         if self.eval_benchmark == "mmeb" and not self.eval_data_dir:
             raise Gen2EmbedError("eval_data_dir is needed for eval_benchmark mmeb; pass a folder or hub id")
         if self.loss == "unime" and self.num_hard_negatives is not None:

@@ -65,7 +65,7 @@ class MmebEvaluator(BaseEvaluator):
         Raises:
             DataError: A dataset or a column is missing, or a file is damaged.
         """
-        with tempfile.TemporaryDirectory(prefix="gen2embed-") as temporary:
+        with tempfile.TemporaryDirectory(prefix="gen2embed-", ignore_cleanup_errors=True) as temporary:
             folder = Path(temporary if output_path is None else output_path)
             name = "last" if steps < 0 else f"step-{steps}"
             was_training = model.training

@@ -125,6 +125,7 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
             config.image_dir,
             follow_links=config.follow_links,
             exif_orientation=config.exif_orientation,
+            remote_images=config.remote_images,
         )
         training_set = training_dataset(data, samplings, args.seed, config.explicit_negatives)
         evaluator, evaluated = _evaluator(config, args)
@@ -250,6 +251,7 @@ def _evaluator(
         image_dir=image_dir,
         follow_links=config.follow_links,
         exif_orientation=config.exif_orientation,
+        remote_images=tuple(config.remote_images),
         output_dir=args.output_dir,
         subsets=tuple(config.eval_subsets),
         limit=config.eval_limit,
@@ -265,7 +267,7 @@ def _evaluator(
 def _record(config: TrainConfig, args: SahaTrainingArguments, samplings: Sequence[Sampling]) -> dict[str, Any]:
     """Return the record of what is run; with equal `recipe`, `arguments` and `sampling` a run can be resumed."""
     evaluation = {"eval_benchmark", "eval_data_dir", "eval_image_dir", "eval_subsets", "eval_limit"}
-    places = {"processed_data_path", "data_dir", "image_dir", "follow_links"}
+    places = {"processed_data_path", "data_dir", "image_dir", "follow_links", "remote_images"}
     settings = dataclasses.asdict(config)
     arguments = args.to_dict()
     return {

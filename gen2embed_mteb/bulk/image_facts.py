@@ -65,12 +65,12 @@ class FactsReader:
     Args:
         images: Where the images lie.
         options: How they are resized; images that cannot be are faults.
-        folder: The folder of the store.
+        folder: The folder of the store; `None`: nothing is remembered.
         share: The part of the work that belongs to this process.
         peers: The other processes.
     """
 
-    def __init__(self, images: Images, options: ImageOptions, folder: Path, share: Share, peers: Peers) -> None:
+    def __init__(self, images: Images, options: ImageOptions, folder: Path | None, share: Share, peers: Peers) -> None:
         """Keep the parts."""
         self._images, self._options, self._folder = images, options, folder
         self._share, self._peers = share, peers
@@ -87,7 +87,7 @@ class FactsReader:
         if not new:
             return found
         with ThreadPoolExecutor(THREADS, thread_name_prefix="facts") as pool:
-            if len(new) < MANY or not isinstance(self._images, _Stamped):
+            if self._folder is None or len(new) < MANY or not isinstance(self._images, _Stamped):
                 facts = progress(pool.map(self._facts_of, new), len(new), f"{label}: reading images", "image")
                 return dict(zip(new, facts, strict=True))
             chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
@@ -148,6 +148,8 @@ class FactsReader:
         return hashlib.sha256(json.dumps([settings, paths]).encode()).hexdigest()
 
     def _path(self, key: str) -> Path:
+        if self._folder is None:
+            raise KeyError(key)
         return self._folder / f"images-{key[:32]}.json"
 
     def _save(self, key: str, known: Mapping[str, tuple[list[int], ImageFacts]]) -> None:

@@ -62,7 +62,7 @@ def figures(model: Gen2Embed, data_dir: Path, name: str, limit: int | None = Non
         projection="pca",
         max_error_rate=1.0,
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         space = replace(analyze_space(model, options, Path(folder), *open_rows(options)), model=name)
     model.set_prompt(prompt)
     return [

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.bulk.encoder import BulkEncoder
+from gen2embed_mteb.bulk.image_facts import FactsReader
 from gen2embed_mteb.bulk.store import EmbeddingStore, Shard, StoredShard
 from gen2embed_mteb.bulk.types import Encoder, Item
 from gen2embed_mteb.data_files.rows import BadRow
@@ -245,9 +246,16 @@ def _vectors(bulk: PartEncoder, side: Side, items: list[Item], dim: int | None) 
 class PartEncoder(BulkEncoder):
     """Bulk encoding of one part after the other: what is known of a part is dropped before the next one."""
 
+    def __init__(self, encoder: Encoder, store: EmbeddingStore, images: ImageSource, **options: Any) -> None:
+        """Keep the arguments, which are those of `BulkEncoder`."""
+        super().__init__(encoder, store, images, **options)
+        # A part's digests decide whether it is encoded again, so every image is read in every run.
+        self._reader = FactsReader(images, self._image_options, None, self._share, self._peers)
+
     def read_images(self, items: Iterable[Item], label: str) -> None:
         """Read the digests and sizes of the images of items, before the items are added."""
-        self._read_facts({path for item in items for path in item.images}, label)
+        unknown = {path for item in items for path in item.images} - self._facts.keys()
+        self._facts.update(self._reader.read(unknown, label))
 
     def described(self, item: Item) -> list[str]:
         """Return the digests of an item's images, or the reason why one cannot be used; call `read_images` before."""
@@ -302,24 +310,25 @@ class RowImages(ImageSource):
         """Check the root."""
         super().__init__(scratch if root is None else root, **options)
         self._scratch = scratch
-        self._kept: set[str] = set()
+        self._written: set[str] = set()
 
     def keep(self, data: bytes) -> str:
         """Write an encoded image to the disk, once, and return the path under which `open` finds it."""
         digest = hashlib.sha256(data).hexdigest()
-        if digest not in self._kept:
+        if digest not in self._written:
             (self._scratch / digest).write_bytes(data)
-            self._kept.add(digest)
+            self._written.add(digest)
         return EMBEDDED + digest
 
     def forget(self) -> None:
         """Delete the embedded images."""
-        for digest in self._kept:
+        for digest in self._written:
             (self._scratch / digest).unlink(missing_ok=True)
-        self._kept = set()
+        self._written = set()
 
-    def _bytes(self, path: str) -> bytes:
+    def read(self, path: str) -> bytes:
+        """Read the file of an image, also of an embedded one; see `ImageSource.read`."""
         digest = path.removeprefix(EMBEDDED)
         if digest != path and re.fullmatch("[0-9a-f]{64}", digest):
             return (self._scratch / digest).read_bytes()
-        return super()._bytes(path)
+        return super().read(path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.processes import Share
@@ -15,6 +15,7 @@ from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.config import EncodingConfig, EvaluationConfig
 from gen2embed_mteb.errors import Gen2EmbedError
+from gen2embed_mteb.hub.addresses import EVERYTHING, local_place
 from gen2embed_mteb.images.files import follows_links
 from gen2embed_mteb.images.source import ImageSource
 
@@ -80,19 +81,26 @@ def image_source(config: EvaluationConfig) -> ImageSource:
         config.image_dir,
         follow_links=config.follow_links,
         exif_orientation=config.exif_orientation,
+        remote_images=config.remote_images,
     )
 
 
 def find_images(
-    data_dir: str, image_dir: str = "", *, follow_links: bool = False, exif_orientation: bool = False
+    data_dir: str,
+    image_dir: str = "",
+    *,
+    follow_links: bool = False,
+    exif_orientation: bool = False,
+    remote_images: Sequence[str] = (),
 ) -> ImageSource:
     """Open the images that tables name.
 
     Args:
         data_dir: The folder of the tables.
-        image_dir: The folder or .zip archive of the images, if given.
+        image_dir: The folder or .zip archive of the images, if given; an address of the hub is downloaded.
         follow_links: Whether links in the folder may lead out of it; GEN2EMBED_FOLLOW_LINKS=1 has the same effect.
         exif_orientation: Whether images are turned as their EXIF data says.
+        remote_images: Which images may be read from other machines; see `images/remote.py`.
 
     Returns:
         The images in `image_dir` if given; otherwise those in `images.zip` beside the tables, if it was not unpacked;
@@ -101,9 +109,10 @@ def find_images(
     Raises:
         FileNotFoundError: There is no such folder or archive.
     """
-    options = {"follow_links": follow_links or follows_links(), "exif_orientation": exif_orientation}
+    options: dict[str, Any] = {"follow_links": follow_links or follows_links(), "exif_orientation": exif_orientation}
+    options["remote_images"] = remote_images
     if image_dir:
-        return ImageSource(Path(image_dir).expanduser(), **options)
+        return ImageSource(local_place(image_dir, EVERYTHING), **options)
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{data_dir} is no local folder; pass the images as --image_dir")

@@ -1,4 +1,4 @@
-"""Where a benchmark's images lie: a folder, or the zip archive it was shipped in; never anywhere else.
+"""Where a benchmark's images lie: a folder, or the zip archive it was shipped in; elsewhere only if the user says so.
 
 MMEB ships `images.zip`. Unpacking it is a choice, not a duty: `ImageSource` reads either, with the same paths, the
 same limits and the same `ImageError`, from any thread and after a fork.
@@ -20,6 +20,7 @@ from gen2embed_mteb.images.decoding import MAX_PIXELS, ImageFacts, decode, diges
 from gen2embed_mteb.images.errors import ImageError, reason_of
 from gen2embed_mteb.images.files import MAX_FILE_BYTES, confined, open_regular, read_file, refuse_address, stamp_of
 from gen2embed_mteb.images.kept_bytes import KeptBytes
+from gen2embed_mteb.images.remote import protocol_of, read_remote
 from gen2embed_mteb.images.resizing import ImageOptions, fitted
 
 MAX_DIRECTORY_BYTES = 2**30
@@ -45,6 +46,7 @@ class ImageSource:
         max_file_bytes: The largest file, or unpacked size of one zip member.
         follow_links: Whether links in the folder may lead out of it; see `files.confined`.
         exif_orientation: Whether images are turned as their EXIF data says; see `decoding.open_image`.
+        remote_images: Which addresses are read beside the paths of the folder; see `remote.require_allowed_names`.
 
     Raises:
         FileNotFoundError: Neither a folder nor a zip archive lies at `path`.
@@ -58,6 +60,7 @@ class ImageSource:
         max_file_bytes: int = MAX_FILE_BYTES,
         follow_links: bool = False,
         exif_orientation: bool = False,
+        remote_images: Sequence[str] = (),
     ) -> None:
         """Check that `path` can be read; open nothing yet."""
         self.path = Path(path)
@@ -65,6 +68,7 @@ class ImageSource:
         self.max_file_bytes = max_file_bytes
         self.follow_links = follow_links
         self.exif_orientation = exif_orientation
+        self.remote_images = tuple(remote_images)
         self.zipped = self.path.is_file()
         if not self.zipped and not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: no such folder or zip archive; pass an existing --image_dir")
@@ -80,7 +84,8 @@ class ImageSource:
         """Open one image as RGB.
 
         Args:
-            path: Relative to the folder or to the root of the archive, with forward slashes.
+            path: Relative to the folder or to the root of the archive, with forward slashes; or an address that
+                `remote_images` allows.
 
         Returns:
             The first frame, mode RGB, fully decoded.
@@ -149,9 +154,11 @@ class ImageSource:
             path: As for `open`.
 
         Raises:
-            ImageError: The file is missing, or outside of the source.
+            ImageError: The file is missing, or outside of the source; or it is on another machine.
             OSError: The system cannot look at it.
         """
+        if self._is_remote(path):
+            raise ImageError(path, "when it was changed is not known", "read it")
         if self.zipped:
             member = self._member(path)
             return [*stamp_of(self.path), member.CRC, member.file_size, member.header_offset]
@@ -159,9 +166,14 @@ class ImageSource:
 
     def read(self, path: str) -> bytes:
         """Read the file of one image; arguments and errors are those of `open`."""
+        if self._is_remote(path):
+            return read_remote(path, self.remote_images, self.max_file_bytes)
         if self.zipped:
             return self._member_bytes(path)
         return read_file(path, self.path, self.max_file_bytes, follow_links=self.follow_links)
+
+    def _is_remote(self, path: str) -> bool:
+        return bool(self.remote_images and protocol_of(path))
 
     def __getstate__(self) -> dict[str, object]:
         """Leave open handles and locks behind, so that a source can be sent to a spawned worker."""

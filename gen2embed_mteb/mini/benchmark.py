@@ -16,7 +16,6 @@ wait. A folder that holds foreign files with the names of ours is refused (see `
 from __future__ import annotations
 
 import json
-import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -45,6 +44,7 @@ from gen2embed_mteb.mmeb.datasets import Benchmark
 from gen2embed_mteb.mmeb.row_text import compose_candidates, compose_query
 from gen2embed_mteb.storage.atomic import ForeignFileError, remove_stale, write_atomic
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
+from gen2embed_mteb.storage.paths import user_cache
 
 Part = Literal["eval", "train", "crepe", "diverse"]
 SEED = 7
@@ -60,8 +60,7 @@ MMEB_MINI = Benchmark("mmeb-mini", "MMEB-mini", tuple(task.info for task in task
 
 def default_root() -> Path:
     """Return the default folder of MMEB-mini, in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "gen2embed" / f"mmeb-mini-{VERSION}"
+    return user_cache() / f"mmeb-mini-{VERSION}"
 
 
 def ensure(part: Part, root: str | Path | None = None, seed: int = SEED) -> Path:

@@ -379,7 +379,9 @@ def save(
     tokenizer.save_pretrained(output_dir)
     settings: dict[str, Any] = image_processor.to_dict()
     settings.update(image_processor_type="Qwen2VLImageProcessor", processor_class="Qwen2VLProcessor")
-    (output_dir / "preprocessor_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    (output_dir / "preprocessor_config.json").write_bytes(
+        (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,12 +6,13 @@ Local layouts, for a subset S and a split P (`test`; `original` or `diverse_inst
     DIR/S/P.parquet, DIR/S/P/*.parquet  the same written by hand, or the Hub's converted branch
     DIR/data/S/…                        any of them below a folder `data`
 
+A folder of the Hub by its address (`hf://datasets/OWNER/NAME@REVISION`) is downloaded, and read as a local one.
+
 A split must be complete and must be there only once; see `data_files/shards.py`.
 """
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,10 @@ from typing import Any
 
 from gen2embed_mteb.data_files.rows import RowFault, RowLimits
 from gen2embed_mteb.data_files.shards import DataError, split_files, whole_table
+from gen2embed_mteb.hub.addresses import HUB_ID, local_place, split_revision
 from gen2embed_mteb.mmeb.datasets import DatasetInfo
 
 __all__ = ["DataError", "SubsetTable", "local_files", "open_files", "open_subset", "open_subsets"]
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision
     """Open the table of one dataset.
 
     Args:
-        data_dir: A local folder, or a Hub id such as `TIGER-Lab/MMEB-eval`.
+        data_dir: A local folder, an address of the Hub, or a Hub id such as `TIGER-Lab/MMEB-eval`; see `hub/addresses`.
         dataset: The dataset; both its evaluation and its training name are tried.
         split: The split's name.
-        revision: The revision of the dataset on the Hub; None for the newest.
+        revision: The revision of a Hub id that names none; None for the newest.
 
     Returns:
         The table; only metadata has been read from local files.
@@ -117,7 +117,7 @@ def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision
     Raises:
         DataError: The folder, the subset or the split is missing, or a file is damaged.
     """
-    root = Path(data_dir).expanduser()
+    root = local_place(data_dir)
     if root.is_dir():
         files = local_files(root, dataset, split)
         if not files:
@@ -127,9 +127,10 @@ def open_subset(data_dir: str | Path, dataset: DatasetInfo, split: str, revision
                 "Download it, or leave it out with --subsets"
             )
         return open_files(files)
-    if not _HUB_ID.fullmatch(str(data_dir)):
+    if not HUB_ID.fullmatch(str(data_dir)):
         raise DataError(f"{data_dir}: no such folder; pass an existing --data_dir, or a Hub id such as OWNER/NAME")
-    return _open_hub(str(data_dir), dataset, split, revision)
+    hub_id, pinned = split_revision(str(data_dir))
+    return _open_hub(hub_id, dataset, split, pinned or revision)
 
 
 def open_subsets(

@@ -11,6 +11,7 @@ from pathlib import Path
 from gen2embed_mteb.config import EvaluationConfig
 from gen2embed_mteb.data_files.shards import DataError
 from gen2embed_mteb.evaluation.applied_calibration import refuse_comparison
+from gen2embed_mteb.hub.addresses import local_place
 from gen2embed_mteb.mmeb.datasets import matches
 from gen2embed_mteb.sugarcrepe.evaluate import set_file
 from gen2embed_mteb.sugarcrepe.scoring import SUGARCREPE_BENCHMARK
@@ -39,7 +40,7 @@ def sugarcrepe_part(name: str, config: EvaluationConfig) -> EvaluationConfig | N
     named = is_named(config)
     if config.subsets and not named:
         return None
-    root = Path(config.data_dir).expanduser()
+    root = local_place(config.data_dir)
     folder = next((root / one for one in FOLDERS if (root / one).is_dir()), None)
     if folder is None:
         if named:
@@ -79,7 +80,7 @@ def why_left_out(name: str, config: EvaluationConfig) -> str:
     """Return a sentence for the report where SugarCrepe is there and is not run; else empty."""
     if name != DIVERSE or config.subsets or config.is_plain:
         return ""
-    root = Path(config.data_dir).expanduser()
+    root = local_place(config.data_dir)
     if not any((root / one).is_dir() for one in FOLDERS):
         return ""
     return "SugarCrepe was left out: it compares by the cosine of the vectors as they are."

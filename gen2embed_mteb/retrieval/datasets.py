@@ -11,7 +11,6 @@ Each is a local folder, or for all but ShareGPT4V a dataset on the hub.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +21,12 @@ from zipfile import BadZipFile, ZipFile
 from gen2embed_mteb.data_files.rows import RowFault, RowLimits, checked_path, checked_text
 from gen2embed_mteb.data_files.shards import DataError
 from gen2embed_mteb.errors import one_line
+from gen2embed_mteb.hub.addresses import HUB_ID, TABLES, local_place, split_revision
 from gen2embed_mteb.images.cached_images import EMBEDDED, CachedImages
 
 Form = Literal["parquet", "sharegpt4v", "urban1k"]
 MOST_CAPTIONS = 5
 """Captions of an image that count; a few images of COCO have more."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _READ = 2**20
 
 
@@ -174,7 +173,7 @@ def open_dataset(dataset: CaptionDataset, data_dir: str, image_dir: str, cache: 
 
 def is_there(dataset: CaptionDataset, data_dir: str) -> bool:
     """Return whether a folder of several datasets holds this one."""
-    root = Path(data_dir).expanduser()
+    root = local_place(data_dir)
     return any((root / name).exists() for name in _names(dataset))
 
 
@@ -184,9 +183,9 @@ def _names(dataset: CaptionDataset) -> tuple[str, ...]:
 
 def _root(dataset: CaptionDataset, data_dir: str) -> Path | None:
     """Return the local folder or file of a dataset; `None` for a hub id."""
-    root = Path(data_dir).expanduser()
+    root = local_place(data_dir, (*TABLES, *([dataset.file] if dataset.file else [])))
     if not root.exists():
-        if _HUB_ID.fullmatch(data_dir):
+        if HUB_ID.fullmatch(data_dir):
             return None
         raise DataError(f"{data_dir}: no such folder; pass {dataset.title}'s, or the hub id {dataset.hub_id}")
     for name in dataset.folders:
@@ -226,14 +225,17 @@ def _read_parquet(files: list[Path]) -> Iterator[Any]:
 def _hub_table(hub_id: str) -> Iterator[Any]:
     import datasets
 
-    table = datasets.load_dataset(hub_id, split="test").cast_column("image", datasets.Image(decode=False))
+    name, revision = split_revision(hub_id)
+    loaded = datasets.load_dataset(name, split="test", revision=revision)
+    table = loaded.cast_column("image", datasets.Image(decode=False))
     return iter(table.select_columns(["image", "text"]))
 
 
 def _fetched(dataset: CaptionDataset, hub_id: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(hub_id, dataset.file, repo_type="dataset"))
+    name, revision = split_revision(hub_id)
+    return Path(hf_hub_download(name, dataset.file, repo_type="dataset", revision=revision))
 
 
 def _urban_place(dataset: CaptionDataset, root: Path) -> Path:

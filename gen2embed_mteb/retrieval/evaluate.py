@@ -14,7 +14,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gen2embed_mteb.bulk.encoder import BulkEncoder
 from gen2embed_mteb.bulk.types import Encoder
@@ -116,9 +116,10 @@ def evaluate_retrieval(encoder: Encoder, name: str, config: EvaluationConfig) ->
     check_reports(config, name)
     stored = stored_map(config)
     refuse_images(getattr(encoder, "text_alone", ""), {name: lambda: True})
-    links = {
+    links: dict[str, Any] = {
         "follow_links": config.follow_links or follows_links(),
         "exif_orientation": config.exif_orientation,
+        "remote_images": config.remote_images,
     }
     cache = config.vectors_folder / IMAGES_CACHE
     read = [

@@ -41,6 +41,8 @@ def new_folder(target: Path, writer: str, token: str | None = None) -> Iterator[
         yield folder
         _write_ledger(folder, writer)
         require_vacant(target)
+        if os.name == "nt" and target.is_dir():
+            target.rmdir()  # Windows renames onto nothing
         folder.replace(target)  # replaces an empty folder too; fails on any other
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

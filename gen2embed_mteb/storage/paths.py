@@ -1,8 +1,9 @@
-"""Expanding `~` in paths that users type on a command line."""
+"""Expanding `~` in paths that users type on a command line, and the user's cache folder."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,11 @@ def expand_home(words: Sequence[str]) -> list[str]:
         The words; a word that names a user who does not exist (`~nobody-here/x`) stays as it is.
     """
     return [_expanded(word) for word in words]
+
+
+def user_cache() -> Path:
+    """Return our folder in the user's cache folder; nothing is created."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gen2embed"
 
 
 def _expanded(word: str) -> str:

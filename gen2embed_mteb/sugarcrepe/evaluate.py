@@ -32,6 +32,7 @@ from gen2embed_mteb.evaluation.run import (
 )
 from gen2embed_mteb.evaluation.run_folder import RESULTS, begin_reports, check_reports
 from gen2embed_mteb.evaluation.truncation import cut
+from gen2embed_mteb.hub.addresses import local_place
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb.datasets import lookup
 from gen2embed_mteb.sugarcrepe.report import markdown, results_json, text_table
@@ -134,7 +135,7 @@ def open_sets(benchmark: CaptionBenchmark, config: EvaluationConfig) -> OpenedSe
     aliases = {alias: name for name, file in benchmark.sets.items() for alias in (name, file)}
     wanted = {lookup(name, aliases, "set", benchmark.sets) for name in config.subsets} or set(benchmark.sets)
     names = [name for name in benchmark.sets if name in wanted]
-    files = {name: set_file(Path(config.data_dir), benchmark, name) for name in names}
+    files = {name: set_file(local_place(config.data_dir), benchmark, name) for name in names}
     records = {name: read_records(files[name], benchmark, config.limit) for name in names}
     return OpenedSets(benchmark, files, records, image_source(config))
 

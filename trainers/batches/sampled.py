@@ -8,7 +8,9 @@ from pathlib import Path
 
 from gen2embed_mteb.embedder.model import Gen2Embed
 from gen2embed_mteb.embedder.readouts.readout import readout_of
+from gen2embed_mteb.hub.addresses import in_hub_cache, is_address, local_place
 from gen2embed_mteb.mmeb.datasets import matches
+from gen2embed_mteb.storage.paths import user_cache
 from trainers.data.config import DataConfig
 from trainers.data.training_data import TrainingData, open_training_data
 from trainers.sampling.files import Sampling, SamplingError, read_sampling
@@ -20,7 +22,7 @@ def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: i
     """Read sampling files.
 
     Args:
-        path: A folder that `gen2embed sample` wrote, or one of its files.
+        path: A folder that `gen2embed sample` wrote, or one of its files, also by its address on the hub.
         subsets: The subsets that are wanted; empty: all.
         num_hard_negatives: The k that they must have; None: any.
 
@@ -30,7 +32,7 @@ def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: i
     Raises:
         SamplingError: There is no file, a subset was not sampled, or k differs.
     """
-    given = Path(path).expanduser()
+    given = _local(path)
     if given.is_dir():
         found = (file for file in given.glob("*.parquet") if not file.name.startswith("."))  # macOS makes ._NAME twins
         files = sorted(file for file in found if file.with_suffix(".json").is_file())
@@ -60,6 +62,14 @@ def read_samplings(path: str, subsets: Sequence[str] = (), num_hard_negatives: i
     return samplings
 
 
+def _local(path: str) -> Path:
+    """Return where the files are on this machine; of one file by address, its other half is fetched, too."""
+    if is_address(path) and path.endswith((".parquet", ".json")):
+        stem = path.rpartition(".")[0]
+        return [local_place(stem + suffix) for suffix in (".json", ".parquet")][1]
+    return local_place(path)
+
+
 def open_sampled_data(
     samplings: Sequence[Sampling],
     data_dir: str = "",
@@ -67,6 +77,7 @@ def open_sampled_data(
     *,
     follow_links: bool = False,
     exif_orientation: bool = False,
+    remote_images: Sequence[str] = (),
 ) -> TrainingData:
     """Open the training data that was sampled.
 
@@ -76,6 +87,7 @@ def open_sampled_data(
         image_dir: Its images, if they are not where the files say.
         follow_links: Whether links in the image folder may lead out of it.
         exif_orientation: Whether images are turned as their EXIF data says.
+        remote_images: Which images may be read from other machines.
 
     Raises:
         DataError: The data is not there.
@@ -95,9 +107,15 @@ def open_sampled_data(
                 )
     records = [sampling.record for sampling in samplings]
     config = DataConfig.of_records(
-        records, data_dir, image_dir, follow_links=follow_links, exif_orientation=exif_orientation
+        records,
+        data_dir,
+        image_dir,
+        follow_links=follow_links,
+        exif_orientation=exif_orientation,
+        remote_images=remote_images,
     )
-    return open_training_data(config, samplings[0].path.parent / "images-cache")
+    place = samplings[0].path.parent
+    return open_training_data(config, (user_cache() if in_hub_cache(place) else place) / "images-cache")
 
 
 def warn_of_other_model(samplings: Sequence[Sampling], model: Gen2Embed, model_name: str) -> None:

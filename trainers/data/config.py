@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from gen2embed_mteb.data_files.rows import RowLimits
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
-from gen2embed_mteb.images.options import LinkOption, OrientationOption
+from gen2embed_mteb.images.options import LinkOption, OrientationOption, RemoteOption
 
 _NUMBERED = re.compile(r"negative_[1-9][0-9]{0,5}")
 PAIR_COLUMNS = (("anchor", "positive"), ("query", "positive"))
@@ -18,7 +18,7 @@ PAIR_COLUMNS = (("anchor", "positive"), ("query", "positive"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(RowLimits, LinkOption, OrientationOption):
+class DataConfig(RowLimits, LinkOption, RemoteOption, OrientationOption):
     """Says which training pairs are read, and where their images are."""
 
     data_dir: str = option(
@@ -52,6 +52,7 @@ class DataConfig(RowLimits, LinkOption, OrientationOption):
             ValueError: A value is out of its range; the message names it and the remedy.
         """
         check_options(self)
+        self.check_remote()
         if len(self.columns) not in (0, 2) or len(set(self.columns)) != len(self.columns):
             raise Gen2EmbedError(f"columns is {self.columns}; pass two names, the query's and its positive's")
 
@@ -75,6 +76,7 @@ class DataConfig(RowLimits, LinkOption, OrientationOption):
         *,
         follow_links: bool = False,
         exif_orientation: bool = False,
+        remote_images: Sequence[str] = (),
     ) -> DataConfig:
         """Return the settings for the data that a sampling run read.
 
@@ -84,6 +86,7 @@ class DataConfig(RowLimits, LinkOption, OrientationOption):
             image_dir: Its images, if they are not where the records say.
             follow_links: Whether links in the image folder may lead out of it.
             exif_orientation: Whether images are turned as their EXIF data says.
+            remote_images: Which images may be read from other machines.
         """
         data = records[0]["data"]
         return cls(
@@ -92,6 +95,7 @@ class DataConfig(RowLimits, LinkOption, OrientationOption):
             image_dir=image_dir or ("" if data_dir else data["image_dir"]),
             follow_links=follow_links,
             exif_orientation=exif_orientation,
+            remote_images=tuple(remote_images),
             split=data["split"],
             subsets=tuple(record["subset"] for record in records),
             columns=tuple(data["columns"]),

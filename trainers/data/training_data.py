@@ -9,6 +9,9 @@
     a folder of `datasets.save_to_disk`          one subset
     any other Hub id                             a subset is a configuration
 
+An address of the Hub, `hf://datasets/OWNER/NAME@REVISION/FOLDER`, is downloaded and read as a local folder; a Hub id
+may be pinned as `OWNER/NAME@REVISION`.
+
 All but the first three hold a query and its positive in two columns, as sentence-transformers has it; a list is several
 positives, and explicit negatives are in columns `negative`, `negative_1`, … A cell is a text,
 an image as `datasets` stores it (`{"bytes", "path"}`), both (`{"text", "image"}`), or, in the columns that
@@ -46,7 +49,9 @@ from gen2embed_mteb.data_files.shards import (
 )
 from gen2embed_mteb.errors import one_line
 from gen2embed_mteb.evaluation.run import ROWS_SEARCHED, find_images
+from gen2embed_mteb.hub.addresses import HUB_ID, is_address, local_place
 from gen2embed_mteb.images.cached_images import EMBEDDED, CachedImages
+from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mini.places import TRAIN_TABLES
 from gen2embed_mteb.mmeb import MMEB, Benchmark, DatasetInfo
 from gen2embed_mteb.mmeb.datasets import lookup
@@ -54,6 +59,7 @@ from gen2embed_mteb.mmeb.readers import NEGATIVE_COLUMNS, TRAIN_COLUMNS, BadRow,
 from gen2embed_mteb.mmeb.tables import DataError, SubsetTable, open_files, open_subsets
 from trainers.data import docstrings
 from trainers.data.config import DataConfig
+from trainers.data.hub_tables import hub_names, hub_tables, loaded_table
 from trainers.data.pairs import PairSubset, Table
 
 __all__ = [
@@ -72,8 +78,6 @@ logger = logging.getLogger(__name__)
 
 MINI = "mmeb-mini"
 SPLITS = ("original", "diverse_instruction")
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class TrainingSubset(Protocol):
@@ -181,23 +185,23 @@ def open_training_data(config: DataConfig, cache: Path) -> TrainingData:
         return _open_mmeb(config, root, cache, _training_sets(MMEB_MINI, config.subsets, ()))
     if config.data_dir == docstrings.NAME:
         return _open_docstrings(config, cache)
-    path = Path(config.data_dir).expanduser()
+    path = local_place(config.data_dir)
     if path.is_dir():
         found = _mmeb_folders(path, config.split or SPLITS[0])
         if found:
             return _open_mmeb(config, path, cache, _training_sets(_benchmark_of(found), config.subsets, found))
-    if not path.exists() and not _HUB_ID.fullmatch(config.data_dir):
+    if not path.exists() and not HUB_ID.fullmatch(config.data_dir):
         raise DataError(f"{config.data_dir}: no such folder or file; pass an existing --data_dir, or OWNER/NAME")
     if path.exists():
         files, split = _local_tables(path, config.split)
         chosen = _chosen(config.subsets, list(files))
         tables = {name: _open_table(name, files[name], whole=not path.is_file()) for name in chosen}
         return _open_pairs(config, tables, path, cache, split)
-    names = _hub_names(config.data_dir)
+    names = hub_names(config.data_dir)
     if {folder for dataset in MMEB.datasets for folder in dataset.folders} & set(names):
         return _open_mmeb(config, config.data_dir, cache, _training_sets(MMEB, config.subsets, ()))
     split = config.split or "train"
-    return _open_pairs(config, _hub_tables(config, names, split), path, cache, split)
+    return _open_pairs(config, hub_tables(config.data_dir, _chosen(config.subsets, names), split), path, cache, split)
 
 
 def _open_docstrings(config: DataConfig, cache: Path) -> TrainingData:
@@ -236,23 +240,19 @@ def _mmeb_folders(root: Path, split: str) -> list[str]:
     return sorted(names)
 
 
-def _hub_names(hub_id: str) -> list[str]:
-    import datasets
-
-    try:
-        return list(datasets.get_dataset_config_names(hub_id))
-    except Exception as error:  # the Hub's client raises a dozen kinds, most without a common base
-        raise DataError(f"{hub_id}: cannot be looked up ({error}); pass a local folder, or check the name") from error
-
-
 def _open_mmeb(config: DataConfig, data_dir: str | Path, cache: Path, chosen: list[DatasetInfo]) -> TrainingData:
     split = config.split or SPLITS[0]
     tables = open_subsets(data_dir, chosen, split)
     for _, table in tables:
         table.require(TRAIN_COLUMNS)
-    found = find_images(str(data_dir), config.image_dir, follow_links=config.follow_links)
-    images = CachedImages(found.path, cache, follow_links=found.follow_links, exif_orientation=config.exif_orientation)
+    images = _images(config, find_images(str(data_dir), config.image_dir, follow_links=config.follow_links), cache)
     subsets = [MmebSubset(dataset.folders[-1], table, config.limit, config) for dataset, table in tables]
+    elsewhere = config.image_dir or config.remote_images
+    if is_address(config.data_dir) and not elsewhere and any(subset.has_images() for subset in subsets):
+        raise DataError(
+            f"{config.data_dir}: of an address the tables alone are downloaded, and they name images; pass "
+            "--image_dir, a folder, an archive, or an address of one"
+        )
     return TrainingData(tuple(subsets), images, split)
 
 
@@ -260,13 +260,7 @@ def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cac
     root = path.parent if path.is_file() else path
     named = config.image_dir or root.is_dir()
     found = find_images(str(root), config.image_dir, follow_links=config.follow_links) if named else None
-    root_of_images = None if found is None else found.path
-    images = CachedImages(
-        root_of_images,
-        cache,
-        follow_links=found is not None and found.follow_links,
-        exif_orientation=config.exif_orientation,
-    )
+    images = _images(config, found, cache)
     how: dict[str, Any] = {"image_columns": config.image_columns, "limit": config.limit, "limits": config}
     how["several"] = not config.pairs_only
     subsets = [
@@ -280,6 +274,16 @@ def _open_pairs(config: DataConfig, tables: Mapping[str, Table], path: Path, cac
             raise DataError(f"{subset.source}: image_columns {config.image_columns} are not among {subset.columns}")
         subset.require_usable()
     return TrainingData(tuple(subsets), images, split)
+
+
+def _images(config: DataConfig, found: ImageSource | None, cache: Path) -> CachedImages:
+    return CachedImages(
+        None if found is None else found.path,
+        cache,
+        follow_links=found is not None and found.follow_links,
+        exif_orientation=config.exif_orientation,
+        remote_images=config.remote_images,
+    )
 
 
 def _two_columns(table: Table, config: DataConfig) -> tuple[str, str]:
@@ -355,7 +359,7 @@ def _open_table(name: str, files: Sequence[Path], *, whole: bool) -> Table:
         except (ValueError, LookupError, TypeError, AttributeError) as error:  # no shards at all raise an IndexError
             what = f"no rows, or no folder of datasets.save_to_disk ({type(error).__name__}: {one_line(error)})"
             raise DataError(f"{files[0]}: the table has {what}; save it again") from error
-        return _loaded(loaded, str(files[0]))
+        return loaded_table(loaded, str(files[0]))
     ordered = whole_table(files) if whole else tuple(files)
     if ordered[0].suffix == ".parquet":
         return open_files(ordered)
@@ -366,32 +370,7 @@ def _open_table(name: str, files: Sequence[Path], *, whole: bool) -> Table:
     return table
 
 
-def _hub_tables(config: DataConfig, names: Sequence[str], split: str) -> dict[str, Table]:
-    import datasets
-
-    tables: dict[str, Table] = {}
-    for name in _chosen(config.subsets, names):
-        try:
-            loaded = datasets.load_dataset(config.data_dir, name, split=split)
-        except (ValueError, OSError) as error:
-            raise DataError(f"{config.data_dir}: cannot load {name}, split {split!r} ({error}); see --split") from error
-        tables[name] = _loaded(loaded, f"{config.data_dir}/{name}")
-    return tables
-
-
 def _chosen(subsets: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the names that were asked for, or all names, in the order of `names`."""
     chosen = {lookup(name, {known: known for known in names}, "subset", names) for name in subsets}
     return [name for name in names if not subsets or name in chosen]
-
-
-def _loaded(dataset: Any, source: str) -> SubsetTable:
-    import datasets
-
-    for name, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            # Images are opened later and by `ImageSource`, which limits what is decoded.
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    if not len(dataset):
-        raise DataError(f"{source}: the table has no rows; check --data_dir and --split")
-    return SubsetTable(source, tuple(dataset.column_names), len(dataset), loaded=dataset)

@@ -72,7 +72,10 @@ def distill(config: DistillConfig, args: DistillArguments) -> dict[str, Any]:
         raise Gen2EmbedError("qlora needs bitsandbytes, which is not installed: pip install 'gen2embed[qlora]'")
     agreed(args, lambda: check_output(args.output_dir, _inputs(config, args)))
     output = OwnedFolder(args.output_dir, WRITER)
-    with args.main_process_first(local=False, desc="reading the texts"), tempfile.TemporaryDirectory() as folder:
+    with (
+        args.main_process_first(local=False, desc="reading the texts"),
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+    ):
         data = open_training_data(config, Path(folder) / "images")
         texts = read_texts(data, config)
     num_rows = args.train_batch_size * args.world_size
@@ -223,7 +226,7 @@ def _load(config: DistillConfig, *, dtype: str, qlora: bool = False) -> Gen2Embe
 
 def _record(config: DistillConfig, args: DistillArguments, texts: Texts) -> dict[str, Any]:
     """Return the record of what is run; with equal `recipe`, `arguments` and `sampling` a run can be resumed."""
-    places = {"data_dir", "image_dir", "follow_links", "teacher_vectors", "teacher_dir"}
+    places = {"data_dir", "image_dir", "follow_links", "remote_images", "teacher_vectors", "teacher_dir"}
     settings = dataclasses.asdict(config)
     arguments = args.to_dict()
     file = config.teacher_vectors

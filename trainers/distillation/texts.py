@@ -44,6 +44,7 @@ class TextConfig(DataConfig):
     image_dir: str = option("not used here", default="", flag=None)
     image_columns: tuple[str, ...] = option("not used here", default=(), flag=None)
     follow_links: bool = option("not used here", default=False, flag=None)
+    remote_images: tuple[str, ...] = option("not used here", default=(), flag=None)
     exif_orientation: bool = option("not used here", default=False, flag=None)
     pairs_only: bool = option("not used here", default=True, flag=None)
     max_error_rate: float = option("share of rejected rows above which nothing is trained", default=0.001)

@@ -56,7 +56,7 @@ class DistillTrainer(SahaTrainer):
         model = self.accelerator.unwrap_model(self.model)
         trained = model[0].model
         adapted = [name for name, module in trained.named_modules() if isinstance(module, BaseTunerLayer)]
-        with tempfile.TemporaryDirectory() as adapter:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as adapter:
             save_adapter(trained, Path(adapter))
             base = self._base()
             before = digests(base.state_dict(), adapted)

@@ -203,8 +203,8 @@ def full_precision() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.cuda.is_available():
-            stack.enter_context(torch.autocast("cuda", enabled=False))
+        if (accelerator := torch.accelerator.current_accelerator()) is not None:
+            stack.enter_context(torch.autocast(accelerator.type, enabled=False))
         try:
             for setting in settings:
                 setting.fp32_precision = "ieee"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -129,6 +130,8 @@ def name_fault(subset: str) -> str | None:
         return "is empty"
     if not _is_text(subset) or any(character in subset for character in "/\\") or not subset.isprintable():
         return "holds a character that no file name should have"
+    if os.name == "nt" and (set(subset) & set('<>:"|?*') or subset.endswith((".", " "))):
+        return "holds a character that Windows accepts in no file name"
     if subset.startswith("."):
         return "begins with a dot: its files would be hidden"
     suffix = OFFICIAL_SUFFIX.removesuffix(".json")

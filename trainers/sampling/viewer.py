@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from gen2embed_mteb.evaluation import pages
 from gen2embed_mteb.evaluation.tables import Table
 from gen2embed_mteb.flags import option
 from gen2embed_mteb.images.errors import ImageError
-from gen2embed_mteb.images.options import LinkOption
+from gen2embed_mteb.images.options import LinkOption, RemoteOption
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.mmeb.readers import TrainRow
 from gen2embed_mteb.storage.owned_folder import OwnedFolder
@@ -55,7 +55,7 @@ _STYLE = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig(LinkOption):
+class InspectConfig(LinkOption, RemoteOption):
     """The settings of a page of clusters."""
 
     file: str = option("SUBSET.parquet or .json that `sample` wrote, or SUBSET_hard_negatives.json", positional=True)
@@ -72,6 +72,7 @@ def inspect(
     data_dir: str = "",
     image_dir: str = "",
     follow_links: bool = False,
+    remote_images: Sequence[str] = (),
     num_clusters: int = 20,
 ) -> Path:
     """Write a page of a subset's clusters, taken at even distances from the first to the last.
@@ -82,6 +83,7 @@ def inspect(
         data_dir: The training data, if it is not where the record says, or if there is no record.
         image_dir: Its images, in the same cases.
         follow_links: Whether links in the image folder may lead out of it.
+        remote_images: Which images may be read from other machines.
         num_clusters: How many clusters to show at most.
 
     Returns:
@@ -110,6 +112,7 @@ def inspect(
         image_dir,
         follow_links=follow_links,
         exif_orientation=bool(record.get("settings", {}).get("exif_orientation")),
+        remote_images=remote_images,
     )
     data = open_training_data(config, path.parent / "images-cache")
     if sampling is None:

@@ -218,7 +218,7 @@ class Session:
         elif self.generation == "v1" and self.share.rank > 0:
             # In v1 every process writes every file. Only the files of the first process are used. The others write to
             # a temporary folder, which shows them the same finished datasets, so that all skip the same ones.
-            self._scratch = tempfile.TemporaryDirectory(prefix="gen2embed-")
+            self._scratch = tempfile.TemporaryDirectory(prefix="gen2embed-", ignore_cleanup_errors=True)
             entries: dict[str, FileEntry] = output.mirror(self._folder, Path(self._scratch.name))
             VectorFiles(Path(self._scratch.name), entries.get, entries.__setitem__).install()
             data_args.encode_output_path = self._scratch.name

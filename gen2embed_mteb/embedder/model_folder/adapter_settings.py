@@ -67,6 +67,7 @@ def full_matches(pattern: str, names: Iterable[str], path: Path) -> list[str]:
             input=json.dumps([pattern, list(names)]),
             capture_output=True,
             text=True,
+            encoding="utf-8",
             timeout=MATCHING_SECONDS,
             check=False,
         )

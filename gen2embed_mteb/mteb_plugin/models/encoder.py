@@ -135,7 +135,7 @@ class Gen2EmbedEncoder(AbsEncoder):
         images = HeldImages()
         items: list[Item] = []
         num_added = 0
-        with tempfile.TemporaryDirectory(prefix="gen2embed-") as folder:
+        with tempfile.TemporaryDirectory(prefix="gen2embed-", ignore_cleanup_errors=True) as folder:
             # No resizing here: the model resizes by its own settings.
             bulk = BulkEncoder(encoder, EmbeddingStore(folder, {}), images, image_options=ImageOptions(min_side=0))
             for batch in inputs:

@@ -429,7 +429,7 @@ def test_the_hub_in_either_form(data: Path, tmp_path: Path, monkeypatch: pytest.
         ).cast_column("positive", datasets.Image()),
     }
     names = ["VOC2007", "MSCOCO_t2i"]
-    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda _: names)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda _, revision: names)
     monkeypatch.setattr(datasets, "load_dataset", lambda hub_id, name, split, revision=None: loaded[name])
     with pytest.raises(FileNotFoundError, match="--image_dir"):
         run(settings("owner/name", tmp_path / "hub", subsets=("VOC2007",)))
@@ -443,7 +443,12 @@ def test_the_hub_in_either_form(data: Path, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ValueError, match="unknown subset 'letters'"):
         run(settings("owner/name", tmp_path / "pairs", subsets=("letters",)))
 
-    def offline(_: str) -> list[str]:
+    asked: list[str | None] = []
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda _, revision: asked.append(revision) or names)
+    assert run(settings("owner/name@v1", tmp_path / "pinned", subsets=())).made == ("words",)
+    assert asked == ["v1"]
+
+    def offline(_: str, revision: str | None) -> list[str]:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "get_dataset_config_names", offline)

@@ -1,0 +1,1 @@
+"""The Hugging Face hub: files read by `hf://` addresses, and planned files sent as one commit and read back."""
