@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gen2embed_mteb.config import EncodingConfig
+from gen2embed_mteb.distributed.options import EngineOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import option
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
@@ -29,7 +30,7 @@ LABELLED = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(DataConfig, EncodingConfig):
+class SampleConfig(DataConfig, EncodingConfig, EngineOptions):
     """The settings of one sampling run."""
 
     output_dir: str = option("folder for the files, one Parquet file per subset; made if missing", needs="a folder")
@@ -56,6 +57,7 @@ class SampleConfig(DataConfig, EncodingConfig):
         """
         DataConfig.__post_init__(self)
         EncodingConfig.__post_init__(self)
+        self.check_engine()
         if self.search_backend == "faiss" and importlib.util.find_spec("faiss") is None:
             raise Gen2EmbedError(
                 "search_backend is 'faiss', which is not installed: pip install 'gen2embed[cpu]' (or [gpu])"
