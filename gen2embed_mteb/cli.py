@@ -364,6 +364,7 @@ COMMANDS = {
     "table": _late(
         "a published table with our figures in it; runs what is missing of them", "gen2embed_mteb.table_command.command"
     ),
+    "plan": _late("what a run will cost, before it starts: tokens, FLOP, hours", "gen2embed_mteb.planning.command"),
     "analyze": _late(
         "the paper's figures: attention, the space of vectors, the one word", "gen2embed_mteb.analysis.command"
     ),

@@ -80,6 +80,11 @@ class CachedImages(ImageSource):
         data = self._embedded(path)
         return super().facts(path) if data is None else facts_of(data, path, max_pixels=self.max_pixels)
 
+    def num_bytes(self, path: str) -> int:
+        """Return the size of an image's file; see `ImageSource.num_bytes`."""
+        data = self._embedded(path)
+        return super().num_bytes(path) if data is None else len(data)
+
     def _embedded(self, path: str) -> bytes | None:
         """Return the bytes of an embedded image, compared with their digest; None for any other path."""
         digest = path.removeprefix(EMBEDDED)

@@ -102,6 +102,17 @@ class ImageSource:
         """
         return facts_of(self._bytes(path), path, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation)
 
+    def num_bytes(self, path: str) -> int:
+        """Return the size of an image's file in bytes, which is read for that.
+
+        Args:
+            path: As for `open`.
+
+        Raises:
+            ImageError: As for `open`, but for damage.
+        """
+        return len(self._bytes(path))
+
     def _bytes(self, path: str) -> bytes:
         if self.zipped:
             return self._member_bytes(path)
