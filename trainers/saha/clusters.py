@@ -42,6 +42,7 @@ import numpy.typing as npt
 import torch
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from trainers.saha.approximate_search import Search
 from trainers.saha.fillers import place_fillers
 from trainers.saha.owner_scores import Crowd, LookAhead
 from trainers.saha.scores import (
@@ -100,6 +101,7 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
     backend: Backend = "auto",
     devices: Sequence[str] | None = None,
     tile: int = TILE,
+    search: Search | None = None,
 ) -> Clusters:
     """Mine clusters of hard negatives; the result depends on the first seven arguments alone.
 
@@ -127,6 +129,7 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
         backend: See `ExactSearch`; changes the speed only.
         devices: See `ExactSearch`; changes the speed only.
         tile: See `ExactSearch`; changes the speed and the memory only.
+        search: An opened search over the candidates; it can be approximate. None opens an exact one.
 
     Returns:
         The clusters. No cluster holds a query twice, or two queries that share a positive. Those of phase 1 are
@@ -141,7 +144,7 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
         if value < 1:
             raise Gen2EmbedError(f"{name} is {value}; give 1 or more")
     queries = check_unit_rows(query_embeddings, "query_embeddings")
-    search = ExactSearch(candidate_embeddings, backend=backend, devices=devices, tile=tile)
+    search = search or ExactSearch(candidate_embeddings, backend=backend, devices=devices, tile=tile)
     if queries.shape[1] != search.candidates.shape[1]:
         raise Gen2EmbedError(
             f"query_embeddings are {queries.shape[1]} wide and candidate_embeddings {search.candidates.shape[1]}; "
@@ -191,7 +194,7 @@ class _Miner:
     def __init__(
         self,
         queries: torch.Tensor,
-        search: ExactSearch,
+        search: Search,
         positives: Integers,
         *,
         k: int,

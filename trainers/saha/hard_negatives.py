@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from trainers.saha.approximate_search import Search
 from trainers.saha.scores import as_tensor, pair_scores
 from trainers.saha.search import Backend, ExactSearch
 
@@ -45,8 +46,9 @@ def hard_negatives(
     beta: float | None = None,
     *,
     backend: Backend = "auto",
+    search: Search | None = None,
 ) -> Negatives:
-    """Find the k hard negatives of every query among all candidates, exactly.
+    """Find the k hard negatives of every query among all candidates; exactly, unless `search` is approximate.
 
     Args:
         query_embeddings: (N, d) unit rows.
@@ -55,6 +57,7 @@ def hard_negatives(
         num_hard_negatives: k.
         beta: The margin of `hn-beta`; None for `hn`.
         backend: See `ExactSearch`; changes the speed only.
+        search: An opened search over the candidates; it can be approximate. None opens an exact one.
 
     Returns:
         The negatives. Memory beyond them is bounded: no N x M matrix is made, whatever the margin leaves out.
@@ -66,7 +69,7 @@ def hard_negatives(
         raise Gen2EmbedError(f"num_hard_negatives is {num_hard_negatives}; pass 1 or more")
     if positives.shape != (len(query_embeddings),):
         raise Gen2EmbedError(f"positives has shape {positives.shape}; expected ({len(query_embeddings)},)")
-    search = ExactSearch(candidate_embeddings, backend=backend)
+    search = search or ExactSearch(candidate_embeddings, backend=backend)
     num_candidates = len(candidate_embeddings)
     outside = np.flatnonzero((positives < 0) | (positives >= num_candidates))
     if len(outside):

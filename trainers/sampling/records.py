@@ -101,6 +101,12 @@ OPTIONAL: Mapping[str, _Rule] = {
     "settings.resize": _TEXT,
     "settings.min_side": _COUNT,
     "settings.exif_orientation": _FLAG,
+    "settings.search": _TEXT,
+    "settings.search_threshold": _COUNT,
+    "search.kind": _Rule("exact or ivf", lambda value: value in ("exact", "ivf")),
+    "search.recall": _Rule("a share between 0 and 1", lambda value: _is_number(value) and 0 <= value <= 1),
+    "search.recall_at": _COUNT,
+    "search.recall_queries": _COUNT,
     "model.readout": _TEXT,
     "counts.collapsed": _COUNT,
     "data.row_limits": _Rule(
