@@ -78,6 +78,8 @@ def _refuse_single_choices(arguments: argparse.Namespace, benchmark: str) -> Non
     given = [f"--{name}" for name in names if getattr(arguments, name)]
     given += ["--scoring"] if arguments.scoring != "cosine" else []
     given += ["--pooling"] if arguments.pooling != "last" else []
+    if arguments.engine != "local":
+        raise Gen2EmbedError("--ablation encodes in its own way, in this process; leave --engine out")
     if given:
         raise Gen2EmbedError(
             f"{', '.join(given)} cannot be combined with --ablation, which tables prompts, readouts, calibrations and "

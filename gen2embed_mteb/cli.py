@@ -148,13 +148,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     # Settings and the output folder are checked before a model is loaded, which can take minutes.
     checked = config(fingerprint=UNKNOWN)
     check(checked)
+    from gen2embed_mteb.distributed.encoder import encoder_of_model
     from gen2embed_mteb.embedder.fingerprint import fingerprint
     from gen2embed_mteb.embedder.passes.phrase_pooling import state_name
-    from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
     from gen2embed_mteb.evaluation.applied_calibration import require_fitting
     from gen2embed_mteb.evaluation.method import facts_of
 
-    model = _load(options, checked.min_side)
+    model = _load(options, checked)
     require_fitting(model, checked)
     of_model = {"prompt_mode": model.prompt_mode, "revision": model.revision, "fingerprint": fingerprint(model)}
     of_model |= {"readout": state_name(model), **facts_of(model, options.model_name)}
@@ -163,7 +163,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         from gen2embed_mteb.mmeb.reranking.judge import open_judge
 
         judge = open_judge(model, checked.rerank, of_model["fingerprint"])
-    result, table = run(PrefixEncoder(model), config(**of_model), judge)
+    with encoder_of_model(checked, model, options, of_model["fingerprint"]) as encoder:
+        result, table = run(encoder, config(**of_model), judge)
     if is_first_process():
         print(table)
         print(f"\nWritten to {output_dir}")
@@ -172,12 +173,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return int(result.too_many_errors)
 
 
-def _load(options: Any, min_side: int) -> Any:
+def _load(options: Any, config: Any) -> Any:
     """Return the model; bulk encoding resizes its images, and enlarges them by the same rule."""
     from gen2embed_mteb.embedder.model import Gen2Embed
 
     own = {"layout": options.layout, "pooling": options.pooling}
-    return Gen2Embed(options.model_name, min_side=min_side, **own, **options.arguments())
+    return Gen2Embed(options.model_name, min_side=config.min_side, **own, **config.loading(options.arguments()))
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
@@ -202,17 +203,18 @@ def _sample(arguments: argparse.Namespace) -> int:
     data = open_training_data(config, config.images_cache)
     if is_first_process():
         check_outputs(data, config)
-    encoder, record = None, ModelRecord()
-    if config.method != "in-batch":
+    if config.method == "in-batch":
+        result = sample(None, ModelRecord(), data, config)
+    else:
+        from gen2embed_mteb.distributed.encoder import encoder_of_model
         from gen2embed_mteb.embedder.fingerprint import fingerprint
         from gen2embed_mteb.embedder.passes.phrase_pooling import state_name
-        from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
 
-        model = _load(options, config.min_side)
-        encoder = PrefixEncoder(model)
+        model = _load(options, config)
         made = fingerprint(model), state_name(model)
         record = ModelRecord(options.model_name, model.revision, model.prompt_mode, *made)
-    result = sample(encoder, record, data, config)
+        with encoder_of_model(config, model, options, made[0]) as encoder:
+            result = sample(encoder, record, data, config)
     if is_first_process():
         print(text_table(result))
         before = len(result.records) - len(result.made)
@@ -333,26 +335,6 @@ def _late(summary: str, module: str) -> Command:
     return Command(summary, add, lambda arguments: import_module(module).run_command_with(arguments))
 
 
-def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    from gen2embed_mteb.config import DoctorOptions
-
-    add_flags(parser, DoctorOptions)
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from gen2embed_mteb.config import DoctorOptions
-    from gen2embed_mteb.inspection.doctor import diagnose, diagnose_model
-
-    options = from_flags(DoctorOptions, arguments)
-    if options.model is None:
-        healthy, text = diagnose()
-        print(text)
-        return 0 if healthy else 1
-    healthy, text = diagnose_model(options.model, **options.arguments())
-    print(text)
-    return 0 if healthy else 2
-
-
 COMMANDS = {
     "demo": _late(
         "the paper's effect on the embedded model, then SaHa and a short fine-tuning, with a report",
@@ -367,6 +349,7 @@ COMMANDS = {
     "table": _late(
         "a published table with our figures in it; runs what is missing of them", "gen2embed_mteb.table_command.command"
     ),
+    "plan": _late("what a run will cost, before it starts: tokens, FLOP, hours", "gen2embed_mteb.planning.command"),
     "analyze": _late(
         "the paper's figures: attention, the space of vectors, the one word", "gen2embed_mteb.analysis.command"
     ),
@@ -389,8 +372,9 @@ COMMANDS = {
         "send a model or sampling files to the hub, private by default", "gen2embed_mteb.push_command.command"
     ),
     "mteb": Command("mteb's own command line, with the models and tasks of Gen2Embed in it", None, _mteb),
-    "doctor": Command(
-        "what is installed, what is missing; with a model: whether its vectors can be relied on", _add_doctor, _doctor
+    "doctor": _late(
+        "what is installed, what is missing; with a model: whether its vectors can be relied on",
+        "gen2embed_mteb.inspection.doctor_command",
     ),
 }
 """The commands by name, in the order of the help."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.distributed.options import EngineOptions
 from gen2embed_mteb.embedder.calibration.fitting import SHRINKAGE, Means, check_settings
 from gen2embed_mteb.embedder.prompts.strategies import TASK_STRATEGIES, strategy
 from gen2embed_mteb.embedder.readouts.choice import Readout
@@ -263,7 +264,9 @@ class ComparisonOptions(FitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(ComparisonOptions, RerankOptions, EncodingConfig, RowLimits, LinkOption, RemoteOption):
+class EvaluationConfig(
+    ComparisonOptions, RerankOptions, EncodingConfig, EngineOptions, RowLimits, LinkOption, RemoteOption
+):
     """The settings of one evaluation run."""
 
     data_dir: str = option(
@@ -317,6 +320,12 @@ class EvaluationConfig(ComparisonOptions, RerankOptions, EncodingConfig, RowLimi
         ComparisonOptions.__post_init__(self)
         self.check_remote()
         self.check_rerank()
+        self.check_engine()
+        if self.rerank is not None and self.engine == "ray":
+            raise Gen2EmbedError(
+                "reranking is shared by torchrun, not by Ray; evaluate with --engine ray first, then with --rerank and "
+                "--engine local, which finds the vectors in the same --embedding_dir"
+            )
         if not self.fingerprint:
             # Without it the vectors of one model could be taken for those of another.
             raise Gen2EmbedError("fingerprint is empty; pass a digest of the model's weights and prompts")

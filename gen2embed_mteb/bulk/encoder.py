@@ -6,9 +6,9 @@
    shows at once. They are cut into batches of similar lengths with at most `batch_tokens` tokens, and the batches are
    grouped into shards. The cut is a pure function of the inputs: an interrupted run that is started again forms the
    same batches, hence the same vectors to the bit.
-3. Shards found in the store are reused. Each process computes its share of the others, batch by batch, while threads
-   or worker processes open and prepare the next batches (`preparation.py`); then it waits for the other processes'
-   shares (`processes.py`).
+3. Shards found in the store are reused. An engine computes the others (`engines.py`): each process its share, batch by
+   batch, while threads or worker processes open and prepare the next batches (`preparation.py`), after which it waits
+   for the other processes' shares (`processes.py`); or the workers of a Ray cluster.
 
 An encoder may have prompts of its own for each dataset (`for_dataset`). Then the same input has another vector in
 another dataset: inputs are compared only within the datasets of the same prompts, and a shard's key has the prompt.
@@ -26,19 +26,17 @@ import copy
 import hashlib
 import json
 import math
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from gen2embed_mteb.bulk.engines import Engine, EngineEncoder, LocalEngine, PlannedShard
 from gen2embed_mteb.bulk.image_facts import FactsReader
 from gen2embed_mteb.bulk.pipeline import MAX_PIXELS_IN_FLIGHT, Batch, Pipeline
 from gen2embed_mteb.bulk.preparation import Helpers, Work
 from gen2embed_mteb.bulk.processes import Peers, Share
-from gen2embed_mteb.bulk.progress import token_bar
 from gen2embed_mteb.bulk.store import EmbeddingStore, StoredShard, StoreMismatchError
 from gen2embed_mteb.bulk.types import DatasetEncoder, Encoder, Fault, Item, Opener, staged
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -50,17 +48,6 @@ from gen2embed_mteb.names import Side
 BATCHES_PER_SHARD = 16
 MAX_PADDING, NEGLIGIBLE_PADDING = 0.1, 128
 """A batch ends before more than this fraction of it, and more than this number of tokens, would be padding."""
-
-
-@dataclass(frozen=True)
-class _PlannedShard:
-    number: int
-    key: str
-    batches: list[Batch]
-
-    @property
-    def num_rows(self) -> int:
-        return sum(len(batch.works) for batch in self.batches)
 
 
 class BulkEncoder:
@@ -99,12 +86,13 @@ class BulkEncoder:
         self._batch_tokens = batch_tokens or self._encoder.batch_tokens
         self._batch_size = batch_size
         self._image_options = image_options or ImageOptions()
-        opener = Opener(images, self._image_options)
-        self._helpers = Helpers(num_workers, opener)
+        self._opener = Opener(images, self._image_options)
+        self._num_workers = num_workers
+        self._helpers = Helpers(num_workers, self._opener)
         self._share = share or Share()
         self._peers = Peers(self._share)
         self._reader = FactsReader(images, self._image_options, store.directory, self._share, self._peers)
-        self._pipeline = Pipeline(self._encoder, opener)
+        self._engine = self._open_engine()
         self._shards: list[StoredShard] = []
         self._places: dict[tuple[Side, str, tuple[str, ...]], tuple[int, int]] = {}
         self._facts: dict[str, ImageFacts | Fault] = {}
@@ -130,7 +118,7 @@ class BulkEncoder:
         if found is None:
             found = self._of_datasets[prompts] = copy.copy(self)
             found._given, found._encoder, found._prompts = other, staged(other), dict(prompts)
-            found._pipeline = Pipeline(found._encoder, self._pipeline.opener)
+            found._engine = found._open_engine()
             found._shards, found._places, found._of_datasets, found._num_reused = [], {}, {}, 0
         return found
 
@@ -142,12 +130,12 @@ class BulkEncoder:
     @property
     def num_encoded(self) -> int:
         """The number of inputs that were passed to the model so far, in all datasets."""
-        return self._pipeline.num_encoded + sum(other.num_encoded for other in self._of_datasets.values())
+        return self._engine.num_encoded + sum(other.num_encoded for other in self._of_datasets.values())
 
     @property
     def num_halvings(self) -> int:
         """The number of times that a batch was halved because memory ran out."""
-        return self._pipeline.num_halvings + sum(other.num_halvings for other in self._of_datasets.values())
+        return self._engine.num_halvings + sum(other.num_halvings for other in self._of_datasets.values())
 
     def add(self, side: Side, items: Iterable[Item], label: str = "") -> None:
         """Encode the items that are not known yet on this side.
@@ -169,9 +157,9 @@ class BulkEncoder:
             digests = self._digests(item)
             if not isinstance(digests, Fault) and (side, item.text, digests) not in self._places:
                 works.setdefault((item.text, digests), Work(item.text, digests, item.images))
-        missing: list[_PlannedShard] = []
+        missing: list[PlannedShard] = []
         for batches in _chunks(self._cut(side, list(works.values())), BATCHES_PER_SHARD):
-            planned = _PlannedShard(len(self._shards), _key(side, batches, self._prompts.get(side, "")), batches)
+            planned = PlannedShard(len(self._shards), _key(side, batches, self._prompts.get(side, "")), batches)
             found = self._store.get(planned.key, planned.num_rows)
             if found is None:
                 missing.append(planned)
@@ -183,7 +171,7 @@ class BulkEncoder:
             for row, work in enumerate(rows):
                 self._places[side, work.text, work.digests] = (planned.number, row)
         if missing:
-            self._make(side, missing, label or side)
+            self._engine.make(side, missing, label or side, self._place_shard)
 
     def fault(self, side: Side, item: Item) -> Fault | None:
         """Return the reason why an item has no vector.
@@ -292,34 +280,15 @@ class BulkEncoder:
             raise KeyError(path)
         return facts
 
-    def _make(self, side: Side, missing: list[_PlannedShard], label: str) -> None:
-        """Compute this process's share of the missing shards, and wait for the others."""
-        started = time.monotonic()
-        total = sum(batch.num_tokens for shard in missing for batch in shard.batches)
-        rows = 0
-        own = [planned for planned in missing if self._share.owns(planned.number)]
-        num_images = sum(len(work.paths) for planned in own for batch in planned.batches for work in batch.works)
-        workers = self._helpers.for_inputs(self._encoder, num_images)
-        with token_bar(total, label, silent=self._share.rank > 0) as bar, self._pipeline.start(side, workers) as stages:
+    def _open_engine(self) -> Engine:
+        """Return what computes missing shards: the encoder's own engine if it brings one, otherwise this process."""
+        if isinstance(self._given, EngineEncoder):
+            return self._given.engine(self._store, self._opener, self._num_workers)
+        pipeline = Pipeline(self._encoder, self._opener)
+        return LocalEngine(pipeline, self._helpers, self._store, self._share, self._peers)
 
-            def place(planned: _PlannedShard, shard: StoredShard) -> None:
-                nonlocal rows
-                self._shards[planned.number] = shard
-                rows += shard.num_rows
-                bar.set_postfix_str(f"{rows / (time.monotonic() - started):.1f} items/s", refresh=False)
-
-            for planned, shard in zip(own, stages.run([shard.batches for shard in own], bar), strict=True):
-                place(planned, self._store.put(planned.key, shard))
-            others = {planned.key: planned for planned in missing if not self._share.owns(planned.number)}
-            numbers = {key: planned.number for key, planned in others.items()}
-            for key, found in self._peers.await_others(numbers, lambda key: self._store.get(key, others[key].num_rows)):
-                planned = others[key]
-                if found is not None:
-                    bar.update(sum(batch.num_tokens for batch in planned.batches))
-                    place(planned, found)
-                    continue
-                for shard in stages.run([planned.batches], bar):
-                    place(planned, self._store.put(key, shard))
+    def _place_shard(self, planned: PlannedShard, shard: StoredShard) -> None:
+        self._shards[planned.number] = shard
 
 
 def cut_batches(

@@ -41,6 +41,10 @@ class CachedImages(ImageSource):
         self._cache = cache
         self._written: set[str] = set()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave behind which images were kept here, too, so that a source that is sent elsewhere stays small."""
+        return super().__getstate__() | {"_written": set()}
+
     def keep(self, data: bytes) -> str:
         """Write an encoded image to the cache, unless it is there.
 

@@ -147,6 +147,17 @@ class ImageSource:
         """The settings that decide which facts an image has."""
         return [self.max_pixels, self.max_file_bytes, int(self.exif_orientation)]
 
+    def num_bytes(self, path: str) -> int:
+        """Return the size of an image's file in bytes, which is read for that.
+
+        Args:
+            path: As for `open`.
+
+        Raises:
+            ImageError: As for `open`, but for damage.
+        """
+        return len(self.read(path))
+
     def stamp(self, path: str) -> list[int]:
         """Return what changes with an image's file: when it was changed, its inode and size; and of a zip member more.
 

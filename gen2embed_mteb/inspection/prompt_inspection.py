@@ -6,14 +6,14 @@ everything).
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gen2embed_mteb.embedder.chat_formats.detection import render, unprompted_text
 from gen2embed_mteb.embedder.chat_formats.header import own_template, parts_of, prompt_of, template_with_prompt
 from gen2embed_mteb.embedder.chat_formats.probing import takes_images, template_of
-from gen2embed_mteb.embedder.families import chat_template, family_of
+from gen2embed_mteb.embedder.families import Family, chat_template, family_of
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import compat
 from gen2embed_mteb.embedder.model_folder.checked_loading import detected_or_reason, load_config
@@ -28,6 +28,7 @@ from gen2embed_mteb.embedder.prompts.strategies import (
     task_prompt,
 )
 from gen2embed_mteb.embedder.short_names import resolve
+from gen2embed_mteb.names import Side
 
 TEXT = "a red circle"
 INPUTS = (
@@ -61,6 +62,110 @@ def inspect_prompt(
         Gen2EmbedError: The dataset is unknown, or the strategy says nothing of a task. A file is refused, the type of
             model cannot be used, or no chat format fits its template.
     """
+    opened = open_prompt(model, prompt_mode=prompt_mode, revision=revision, gguf_file=gguf_file, dataset=dataset)
+    processor, family, detected, named = opened.processor, opened.family, opened.detected, opened.prompt_name
+    lines = [
+        f"model: {opened.name} (type {opened.config.model_type}, "
+        f"{'images and text' if takes_images(processor) else 'text alone'})",
+        f"prompt: {named}",
+    ]
+    if named in TASK_STRATEGIES:
+        slots = DEFAULT_SLOTS if dataset is None else known_slots(dataset)
+        lines += [f"{slot} of {dataset or 'any dataset'}: {text}" for slot, text in asdict(slots).items()]
+    if not isinstance(detected, str):
+        lines += [f"chat format: {detected.chat_format.to_json()}", *(f"- {reason}" for reason in detected.reasons)]
+        said = unprompted_text(own_template(template_of(processor)), detected.chat_format, opened.special_tokens)
+        lines.append(f"under the strategy none the template says by itself: {repr(said) if said else 'nothing'}")
+    else:
+        lines.append(f"chat format: the template of {family.name}, written by hand")
+        lines += [f"- {detected}"] if detected else []
+    for side in get_args(Side):
+        for kind, text, images in INPUTS:
+            if images and not takes_images(processor):
+                continue
+            rendered = opened.rendered(side, text, images)
+            lines += ["", f"{side}, {kind}:", *(f"    {line}" for line in rendered.split("\n"))]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class OpenedPrompt:
+    """The processor of a model, and the chat template that carries the prompt; no weights.
+
+    Attributes:
+        name: The model's name or path.
+        config: Its configuration.
+        processor: Its processor, or its tokenizer if it takes text alone.
+        family: Its family.
+        prompt_name: The name of the prompt's strategy.
+        detected: The chat format that was found, or why none was looked for.
+        template: The chat template with the prompt.
+    """
+
+    name: str | Path
+    config: Any
+    processor: Any
+    family: Family
+    prompt_name: str
+    detected: Any
+    template: str
+
+    @property
+    def special_tokens(self) -> dict[str, Any]:
+        """The special tokens that templates use, by name."""
+        return dict(getattr(self.processor, "tokenizer", self.processor).special_tokens_map)
+
+    def rendered(self, side: Side, text: str, images: int) -> str:
+        """Return what the model reads of an input, with one placeholder per image."""
+        parts = [{"type": "image"}] * images + ([{"type": "text", "text": text}] if text else [])
+        return render(self.template, [{"role": "user", "content": parts}], side, self.special_tokens)
+
+
+def open_prompt(
+    model: str | Path,
+    *,
+    prompt_mode: str | HierarchicalPrompt | None = None,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    dataset: str | None = None,
+) -> OpenedPrompt:
+    """Open a model's processor with a prompt; see `inspect_prompt` for arguments and errors."""
+    name, config, source, shared = _opened_config(model, revision, gguf_file)
+    processor = _processor(source, shared)
+    family = family_of(config.model_type)
+    # A model's own template may begin like one of those written by hand.
+    known = parts_of(processor.chat_template) if family.tries_own_template else None
+    found = known.prompt if known else None if family.is_generic else prompt_of(processor.chat_template)
+    prompt = strategy(prompt_mode) if prompt_mode is not None else found or strategy(DEFAULT)
+    named = prompt.name
+    if dataset is not None:
+        prompt = task_prompt(named, known_slots(dataset))
+    detected = detected_or_reason(processor, family) if family.tries_own_template else ""
+    if isinstance(detected, str):
+        template = chat_template(family, prompt)
+    else:
+        template = template_with_prompt(own_template(template_of(processor)), prompt, detected.chat_format)
+    return OpenedPrompt(name, config, processor, family, named, detected, template)
+
+
+def open_config(model: str | Path, *, revision: str | None = None) -> tuple[str | Path, Any]:
+    """Return the name and the configuration of a model that can be used; its `config.json` alone is needed.
+
+    Args:
+        model: See `inspect_prompt`.
+        revision: Likewise.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        Gen2EmbedError: A file is refused, or the type of model cannot be used.
+    """
+    name, config, _, _ = _opened_config(model, revision, None)
+    return name, config
+
+
+def _opened_config(
+    model: str | Path, revision: str | None, gguf_file: str | None
+) -> tuple[str | Path, Any, model_folder.Source, dict[str, Any]]:
     name = resolve(model) or model_folder.as_given(model)
     hub: dict[str, Any] = {"token": None, "cache_dir": None, "local_files_only": Path(name).is_dir()}
     source = model_folder.find(name, **hub, revision=revision)
@@ -72,42 +177,7 @@ def inspect_prompt(
     shared = {**hub, "revision": source.revision, **({"gguf_file": gguf_file} if gguf_file else {})}
     config = load_config(source, shared)
     check_supported(config)
-    processor = _processor(source, shared)
-    family = family_of(config.model_type)
-    # A model's own template may begin like one of those written by hand.
-    known = parts_of(processor.chat_template) if family.tries_own_template else None
-    found = known.prompt if known else None if family.is_generic else prompt_of(processor.chat_template)
-    prompt = strategy(prompt_mode) if prompt_mode is not None else found or strategy(DEFAULT)
-    named = prompt.name
-    if dataset is not None:
-        prompt = task_prompt(named, known_slots(dataset))
-    lines = [
-        f"model: {name} (type {config.model_type}, {'images and text' if takes_images(processor) else 'text alone'})",
-        f"prompt: {named}",
-    ]
-    if named in TASK_STRATEGIES:
-        slots = DEFAULT_SLOTS if dataset is None else known_slots(dataset)
-        lines += [f"{slot} of {dataset or 'any dataset'}: {text}" for slot, text in asdict(slots).items()]
-    tokens = getattr(processor, "tokenizer", processor).special_tokens_map
-    detected = detected_or_reason(processor, family) if family.tries_own_template else ""
-    if not isinstance(detected, str):
-        own = own_template(template_of(processor))
-        template = template_with_prompt(own, prompt, detected.chat_format)
-        lines += [f"chat format: {detected.chat_format.to_json()}", *(f"- {reason}" for reason in detected.reasons)]
-        said = unprompted_text(own, detected.chat_format, tokens)
-        lines.append(f"under the strategy none the template says by itself: {repr(said) if said else 'nothing'}")
-    else:
-        template = chat_template(family, prompt)
-        lines.append(f"chat format: the template of {family.name}, written by hand")
-        lines += [f"- {detected}"] if detected else []
-    for side in ("query", "document"):
-        for kind, text, images in INPUTS:
-            if images and not takes_images(processor):
-                continue
-            parts = [{"type": "image"}] * images + ([{"type": "text", "text": text}] if text else [])
-            rendered = render(template, [{"role": "user", "content": parts}], side, tokens)
-            lines += ["", f"{side}, {kind}:", *(f"    {line}" for line in rendered.split("\n"))]
-    return "\n".join(lines)
+    return name, config, source, shared
 
 
 def _processor(source: model_folder.Source, shared: dict[str, Any]) -> Any:

@@ -42,6 +42,7 @@ import numpy.typing as npt
 import torch
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from trainers.saha.approximate_search import Search
 from trainers.saha.fillers import place_fillers
 from trainers.saha.owner_scores import Crowd, LookAhead
 from trainers.saha.positives import KnownPositives
@@ -75,9 +76,8 @@ class Clusters:
 
     Attributes:
         anchors: (C,) int64 queries, in the order in which their clusters were formed.
-        members: (C, k) int64 queries in the order in which step 4 ranks them: the one least similar to the anchor first
-            (with `labelled`, variant `official`: the one whose positive is most similar to the anchor first); then
-            fillers; -1 where a cluster is short.
+        members: (C, k) int64 queries as step 4 ranks them, the one least similar to the anchor first (`labelled` and
+            `official`: the one whose positive is most similar first); then fillers; -1 where a cluster is short.
         phase: (C,) int64, 1 or 2; 2 for the clusters that fillers begin.
         similarities: (C, k) float32 inner product of the anchor's and the member's query embedding
             (`canonical_scores`); NaN where `members` is -1.
@@ -102,6 +102,7 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
     backend: Backend = "auto",
     devices: Sequence[str] | None = None,
     tile: int = TILE,
+    search: Search | None = None,
 ) -> Clusters:
     """Mine clusters of hard negatives; the result depends on the first seven arguments and `more_positives` alone.
 
@@ -123,14 +124,13 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
             candidates and drops the query's own positive afterwards. In their order, it keeps the first m k (in phase
             2: all) that still have a free owner, and takes the most similar of the free owners: taken owners are
             dropped before step 2 and not after it. A query with no free owner in phase 2 is lost.
-        labelled: Whether the candidates are class labels (method: ImageNet_1K and its like). With variant `official`,
-            step 4 then keeps the order of retrieval: the members are the owners of the k candidates most similar to q.
-            Variant `paper` treats all data alike.
-        more_positives: Further positives of each query, N lists; `positives.py` says what the steps do with them. With
-            variant `official`, which knows one positive per query, there are none.
+        labelled: Whether the candidates are class labels (method: ImageNet_1K and its like). Step 4 of `official` then
+            keeps the order of retrieval: the owners of the k candidates most similar to q. `paper` knows no difference.
+        more_positives: Further positives of each query, N lists (`positives.py`); variant `official` takes none.
         backend: See `ExactSearch`; changes the speed only.
         devices: See `ExactSearch`; changes the speed only.
         tile: See `ExactSearch`; changes the speed and the memory only.
+        search: An opened search over the candidates; it can be approximate. None opens an exact one.
 
     Returns:
         The clusters. No cluster holds a query twice, or two queries that share a positive. Those of phase 1 are
@@ -145,7 +145,7 @@ def mine_clusters(  # noqa: PLR0917 - the method's own parameters, in the order 
         if value < 1:
             raise Gen2EmbedError(f"{name} is {value}; give 1 or more")
     queries = check_unit_rows(query_embeddings, "query_embeddings")
-    search = ExactSearch(candidate_embeddings, backend=backend, devices=devices, tile=tile)
+    search = search or ExactSearch(candidate_embeddings, backend=backend, devices=devices, tile=tile)
     if queries.shape[1] != search.candidates.shape[1]:
         raise Gen2EmbedError(
             f"query_embeddings are {queries.shape[1]} wide and candidate_embeddings {search.candidates.shape[1]}; "
@@ -179,7 +179,7 @@ class _Miner:
     def __init__(
         self,
         queries: torch.Tensor,
-        search: ExactSearch,
+        search: Search,
         known: KnownPositives,
         *,
         k: int,

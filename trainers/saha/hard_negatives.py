@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
+from trainers.saha.approximate_search import Search
 from trainers.saha.positives import KnownPositives
 from trainers.saha.scores import as_tensor, pair_scores
 from trainers.saha.search import Backend, ExactSearch
@@ -49,8 +50,9 @@ def hard_negatives(
     more_positives: Sequence[Sequence[int]] | None = None,
     known_negatives: Sequence[Sequence[int]] | None = None,
     backend: Backend = "auto",
+    search: Search | None = None,
 ) -> Negatives:
-    """Find the k hard negatives of every query among all candidates, exactly.
+    """Find the k hard negatives of every query among all candidates; exactly, unless `search` is approximate.
 
     Args:
         query_embeddings: (N, d) unit rows.
@@ -62,6 +64,7 @@ def hard_negatives(
             similar of all its positives counts, so that the margin holds for whichever of them is trained.
         known_negatives: Negatives that each query has already, N lists: they are not found again.
         backend: See `ExactSearch`; changes the speed only.
+        search: An opened search over the candidates; it can be approximate. None opens an exact one.
 
     Returns:
         The negatives. Memory beyond them is bounded: no N x M matrix is made, whatever the margin leaves out.
@@ -73,7 +76,7 @@ def hard_negatives(
         raise Gen2EmbedError(f"num_hard_negatives is {num_hard_negatives}; pass 1 or more")
     if positives.shape != (len(query_embeddings),):
         raise Gen2EmbedError(f"positives has shape {positives.shape}; expected ({len(query_embeddings)},)")
-    search = ExactSearch(candidate_embeddings, backend=backend)
+    search = search or ExactSearch(candidate_embeddings, backend=backend)
     num_candidates = len(candidate_embeddings)
     known = KnownPositives(positives, more_positives, len(query_embeddings), num_candidates)
     candidates = np.full((len(positives), num_hard_negatives), -1, dtype=np.int64)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gen2embed_mteb.config import EncodingConfig
+from gen2embed_mteb.distributed.options import EngineOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import option
 from gen2embed_mteb.mini.benchmark import MMEB_MINI
 from gen2embed_mteb.mmeb import MMEB
 from trainers.data.config import DataConfig
+from trainers.saha.approximate_search import EXACT, IvfSettings
 from trainers.saha.clusters import Variant
 from trainers.saha.search import Backend
 from trainers.sampling.records import MAX_HARD_NEGATIVES, METHODS
@@ -29,7 +31,7 @@ LABELLED = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(DataConfig, EncodingConfig):
+class SampleConfig(DataConfig, EncodingConfig, EngineOptions):
     """The settings of one sampling run."""
 
     output_dir: str = option("folder for the files, one Parquet file per subset; made if missing", needs="a folder")
@@ -43,9 +45,18 @@ class SampleConfig(DataConfig, EncodingConfig):
         "official: write the official code's JSON too", default="parquet", flag="format", choices=FORMATS
     )
     search_backend: Backend = option(
-        "how nearest neighbours are searched, always exactly and with the same result; auto is torch",
+        "what searches nearest neighbours; an exact search has the same result with each; auto is torch",
         default="auto",
         choices=get_args(Backend),
+    )
+    search: str = option(
+        "exact; or ivf:NLIST,NPROBE with --search_backend faiss: approximate, its recall is measured and recorded",
+        default=EXACT,
+    )
+    search_threshold: int = option(
+        "candidates from which on a subset is searched as --search says; smaller ones are searched exactly",
+        default=100_000,
+        least=1,
     )
 
     def __post_init__(self) -> None:
@@ -56,12 +67,20 @@ class SampleConfig(DataConfig, EncodingConfig):
         """
         DataConfig.__post_init__(self)
         EncodingConfig.__post_init__(self)
+        self.check_engine()
         if self.search_backend == "faiss" and importlib.util.find_spec("faiss") is None:
             raise Gen2EmbedError(
                 "search_backend is 'faiss', which is not installed: pip install 'gen2embed[cpu]' (or [gpu])"
             )
+        if self.ivf is not None and self.search_backend != "faiss":
+            raise Gen2EmbedError(f"search is {self.search!r}, which FAISS does; pass --search_backend faiss, too")
         if self.file_format == "official" and self.method == "in-batch":
             raise Gen2EmbedError("the official form holds hard negatives; pass --format parquet with --method in-batch")
+
+    @property
+    def ivf(self) -> IvfSettings | None:
+        """The settings of an approximate search; None if the search is exact."""
+        return IvfSettings.named(self.search)
 
     @property
     def folder(self) -> Path:
@@ -85,6 +104,7 @@ class SampleConfig(DataConfig, EncodingConfig):
             "resize": self.resize,
             "min_side": self.min_side,
             **self.orientation(),
+            **({} if self.ivf is None else {"search": self.search, "search_threshold": self.search_threshold}),
         }
 
 

@@ -142,7 +142,8 @@ def text_table(result: SampleResult) -> str:
         result: The result of the run.
 
     Returns:
-        One line per subset, and a line with the totals if there are several.
+        One line per subset, and a line with the totals if there are several. Where a search was approximate, a column
+        says which share of the nearest candidates it found.
     """
     columns = ("rows", "queries", "candidates", "phase_1", "phase_2", "short", "reused", "errors")
     rows = []
@@ -152,7 +153,14 @@ def text_table(result: SampleResult) -> str:
     if len(rows) > 1:
         rows.append(("total", [sum(column) for column in zip(*(figures for _, figures in rows), strict=True)]))
     header = ["subset", *(name.replace("_", " ") for name in columns), "encode s", "mine s"]
-    return as_text([header, *([name, *map(_figure, figures)] for name, figures in rows)])
+    table = [header, *([name, *map(_figure, figures)] for name, figures in rows)]
+    searches = [record.get("search", {}) for record in result.records]
+    if any(search.get("kind") == "ivf" for search in searches):
+        recalls = [f"{one['recall']:.4f}" if one.get("kind") == "ivf" else "exact" for one in searches]
+        recalls += ["–"] * (len(rows) - len(recalls))
+        cells = ["recall of the search", *recalls]
+        table = [[*row, cell] for row, cell in zip(table, cells, strict=True)]
+    return as_text(table)
 
 
 def _figure(value: float) -> str:

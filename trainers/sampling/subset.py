@@ -21,6 +21,7 @@ from gen2embed_mteb.evaluation.run import RowError, installed_versions, open_bul
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
 from trainers.data.training_data import MmebSubset, TrainingData, TrainingSubset
+from trainers.saha.approximate_search import EXACT, POINTS_PER_LIST, IvfSearch
 from trainers.saha.clusters import mine_clusters
 from trainers.saha.hard_negatives import hard_negatives
 from trainers.sampling.config import ModelRecord, SampleConfig
@@ -34,6 +35,9 @@ from trainers.sampling.files import (
 )
 
 logger = logging.getLogger(__name__)
+
+_WHERE_UNSAID = {"search": EXACT, "search_threshold": None, "exif_orientation": False}
+"""What a record means that does not say it."""
 
 
 class _Read(NamedTuple):
@@ -73,12 +77,14 @@ class SubsetRun:
         for row in self.subset.rows():
             digest.add(row)
         now = {
+            **_WHERE_UNSAID,
             "method": self._config.method,
             **self._config.decisive(self.subset.name),
             "data": digest.hexdigest(),
             "model": self._model.fingerprint,
         }
         then = {
+            **_WHERE_UNSAID,
             "method": record["method"],
             **record["settings"],
             "data": record["data"]["digest"],
@@ -118,7 +124,7 @@ class SubsetRun:
         faults |= self._faults_of_negatives(row for row in read.rows if row.index not in faults)
         rows = [row for row in read.rows if row.index not in faults]
         encoded = time.monotonic()
-        clusters, num_candidates = self._mine(bulk, rows)
+        clusters, num_candidates, searched = self._mine(bulk, rows)
         mined = time.monotonic()
         rejected = [RowError(self.subset.name, bad.index, bad.file, bad.reason) for bad in read.rejected]
         rejected += [
@@ -139,7 +145,7 @@ class SubsetRun:
             counts["positives"] = sum(len(row.positives) for row in rows)
         if negatives := sum(len(row.negatives) for row in rows):
             counts["explicit_negatives"] = negatives
-        return self._record(read, counts, seconds), clusters, rejected
+        return self._record(read, counts, seconds) | searched, clusters, rejected
 
     def _read(self) -> _Read:
         digest = RowsDigest()
@@ -210,8 +216,8 @@ class SubsetRun:
         bulk.add("document", [positive for row in rows for positive in row.positives], f"{name} candidates")
         return bulk
 
-    def _mine(self, bulk: BulkEncoder | None, rows: list[TrainRow]) -> tuple[SampledClusters, int]:
-        """Choose negatives; return them in row ids, and the number of distinct candidates."""
+    def _mine(self, bulk: BulkEncoder | None, rows: list[TrainRow]) -> tuple[SampledClusters, int, dict[str, Any]]:
+        """Choose negatives; return them in row ids, the number of distinct candidates, and how they were searched."""
         config = self._config
         numbers: dict[Item, int] = {}
         firsts: dict[Hashable, Item] = {}
@@ -227,9 +233,10 @@ class SubsetRun:
         first_phase = np.ones(len(rows), dtype=np.int64)
         if bulk is None or not rows:
             nobody = np.zeros((len(rows), 0), dtype=np.int64)
-            return SampledClusters(ids, nobody, first_phase, nobody.astype(np.float32)), len(numbers)
+            return SampledClusters(ids, nobody, first_phase, nobody.astype(np.float32)), len(numbers), {}
         queries = bulk.vectors("query", [row.query for row in rows])
         candidates = bulk.vectors("document", list(numbers))
+        search, facts = self._open_search(queries, candidates)
         if config.method == "saha":
             mined = mine_clusters(
                 queries,
@@ -241,9 +248,10 @@ class SubsetRun:
                 labelled=config.decisive(self.subset.name)["labelled"],
                 more_positives=more,
                 backend=config.search_backend,
+                search=search,
             )
             members = _as_ids(mined.members, ids)
-            return SampledClusters(ids[mined.anchors], members, mined.phase, mined.similarities), len(numbers)
+            return SampledClusters(ids[mined.anchors], members, mined.phase, mined.similarities), len(numbers), facts
         beta = config.beta if config.method == "hn-beta" else None
         k, backend = config.num_hard_negatives, config.search_backend
         negatives = [
@@ -251,7 +259,15 @@ class SubsetRun:
             for row in rows
         ]
         found = hard_negatives(
-            queries, candidates, positives, k, beta, more_positives=more, known_negatives=negatives, backend=backend
+            queries,
+            candidates,
+            positives,
+            k,
+            beta,
+            more_positives=more,
+            known_negatives=negatives,
+            backend=backend,
+            search=search,
         )
         # A candidate is represented by the first row that has it among its positives, and its place there.
         owners = np.zeros((len(numbers), 2), dtype=np.int64)
@@ -260,11 +276,27 @@ class SubsetRun:
                 owners[number] = row.index, place
         members = _as_ids(found.candidates, owners[:, 0])
         places = None if more is None else _as_ids(found.candidates, owners[:, 1])
-        return SampledClusters(ids, members, first_phase, found.similarities, places), len(numbers)
+        return SampledClusters(ids, members, first_phase, found.similarities, places), len(numbers), facts
 
     def _content(self, item: Item) -> Hashable:
         """Return the content of an explicit negative, as `BulkEncoder.content` does of an item that was encoded."""
         return item.text, tuple(self._data.images.facts(path).digest for path in item.images)
+
+    def _open_search(
+        self, queries: npt.NDArray[np.float32], candidates: npt.NDArray[np.float32]
+    ) -> tuple[IvfSearch | None, dict[str, Any]]:
+        """Return the approximate search that is asked for, and what the record says of it; None if it is exact."""
+        config = self._config
+        if config.ivf is None:
+            return None, {}
+        if len(candidates) < max(config.search_threshold, POINTS_PER_LIST * config.ivf.nlist):
+            return None, {"search": {"kind": "exact"}}
+        search = IvfSearch(candidates, config.ivf)
+        pool = config.num_hard_negatives * (config.pool_multiplier if config.method == "saha" else 1)
+        recall = search.recall(queries, pool)
+        logger.info("%s: the search finds %.4f of the %d nearest", self.subset.name, recall.share, recall.k)
+        facts = {"kind": "ivf", **vars(config.ivf), "recall": round(recall.share, 6)}
+        return search, {"search": facts | {"recall_at": recall.k, "recall_queries": recall.num_queries}}
 
     def write_official(self) -> None:
         """Write the official code's form of a finished subset."""

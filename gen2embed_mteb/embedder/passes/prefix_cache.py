@@ -90,6 +90,11 @@ def pinned(batch: Prepared, device: torch.device) -> Prepared:
     )
 
 
+def batch_tokens_on(device: str) -> int:
+    """Return the tokens per call for a kind of device: few on a CPU, so that activations stay in its caches."""
+    return 1024 if device == "cpu" else 8192
+
+
 class PrefixEncoder:
     """`Gen2Embed` for bulk encoding: counts tokens, prepares batches ahead, and runs a shared prefix once.
 
@@ -149,8 +154,8 @@ class PrefixEncoder:
 
     @property
     def batch_tokens(self) -> int:
-        """The number of tokens per call: few on a CPU, so that activations stay in its caches, and many on a GPU."""
-        return 1024 if self._model.device.type == "cpu" else 8192
+        """The number of tokens per call that suits the model's device."""
+        return batch_tokens_on(self._model.device.type)
 
     def count_tokens(
         self, side: Side, texts: Sequence[str], image_sizes: Sequence[Sequence[tuple[int, int]]]
