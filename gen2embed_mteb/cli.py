@@ -368,9 +368,7 @@ COMMANDS = {
         "fit a calibration on unlabelled inputs, and write the model with it", _add_calibrate, _calibrate
     ),
     "export": Command("write a directory that plain SentenceTransformer, or CrossEncoder, loads", _add_export, _export),
-    "push": _late(
-        "send a model or sampling files to the hub, private by default", "gen2embed_mteb.push_command.command"
-    ),
+    "push": _late("send a model or sampling files to the hub", "gen2embed_mteb.push_command.command"),
     "mteb": Command("mteb's own command line, with the models and tasks of Gen2Embed in it", None, _mteb),
     "doctor": _late(
         "what is installed, what is missing; with a model: whether its vectors can be relied on",
