@@ -316,6 +316,7 @@ def test_an_input_that_the_model_refuses_is_set_aside_alone(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
     """10,000 rows in parts of 500, in a process of its own, whose peak is compared with that of 2,000."""
 
