@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gen2embed_mteb.config import EncodingConfig
 from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.options import LinkOption
 from gen2embed_mteb.names import Side
@@ -43,8 +44,14 @@ class InputOptions(RowLimits, LinkOption):
     limit: int | None = option("rows to read, from the first (default: all)", default=None, least=1)
 
     def __post_init__(self) -> None:
-        """Check every value."""
+        """Check every value.
+
+        Raises:
+            Gen2EmbedError: A value is out of its range, or has no effect on a data set of the hub.
+        """
         check_options(self)
+        if self.streaming and self.kind:
+            raise Gen2EmbedError(f"kind is {self.kind!r}, but with --streaming a data set is read; leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,4 +90,4 @@ class EncodeOptions(OutputOptions, InputOptions, EncodingConfig):
             Gen2EmbedError: A value is out of its range; the message names it and the remedy.
         """
         EncodingConfig.__post_init__(self)
-        check_options(self)
+        InputOptions.__post_init__(self)

@@ -7,7 +7,7 @@ no process holds more than one part's rows. `open_source` finds out what the inp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -92,8 +92,9 @@ def open_source(options: InputOptions) -> Source:
         hint = "; for a data set of the hub pass --streaming" if options.input.count("/") <= 1 else ""
         raise DataError(f"{options.input}: no such file or folder{hint}")
     kind = options.kind or _kind_of(path)
+    _refuse(options, ("subset",) if kind == SAVED else ("subset", "split"), "for data sets")
     if kind == PICTURES:
-        _refuse_columns(options)
+        _refuse(options, ("text_column", "image_column", "id_column", "image_dir"), "for tables")
         if not path.is_dir():
             raise DataError(f"{path}: no folder; pass a folder of pictures as --input")
         pictures = Pictures(path, options.limit)
@@ -133,12 +134,10 @@ def table_files(folder: Path, kind: str = "") -> list[Path]:
     return [path for path in files if kinds[path] and kind in ("", kinds[path])]
 
 
-def _refuse_columns(options: InputOptions) -> None:
-    given = [name for name in ("text_column", "image_column", "id_column", "image_dir") if getattr(options, name)]
-    if given:
-        raise DataError(
-            f"{options.input}: --{', --'.join(given)} is for tables, and this is a folder of pictures; leave it out"
-        )
+def _refuse(options: InputOptions, names: Sequence[str], what: str) -> None:
+    """Refuse flags that would have no effect on this kind of input."""
+    if given := [f"--{name}" for name in names if getattr(options, name)]:
+        raise DataError(f"{options.input}: {', '.join(given)} is {what}, and this is none; leave it out")
 
 
 def cut(num_rows: int, size: int) -> Iterator[tuple[int, int, int]]:

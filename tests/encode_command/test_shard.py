@@ -84,6 +84,22 @@ def test_pictures_embedded_in_a_path_or_in_several(tmp_path: Path) -> None:
     assert not list((tmp_path / "o").rglob("*images*"))  # nothing of the embedded ones is left
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_embedded_pictures_are_turned_as_those_with_a_path(tmp_path: Path, turned: bool) -> None:
+    """Pictures of 40 x 30 pixels whose EXIF data says that they lie."""
+    picture, buffer = Image.new("RGB", (40, 30), "red"), io.BytesIO()
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(buffer, "JPEG", exif=exif)
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
+    made = pyarrow.table({"image": [{"path": "a.jpg", "bytes": None}, {"path": None, "bytes": buffer.getvalue()}]})
+    pyarrow.parquet.write_table(made, tmp_path / "t.parquet")
+    encoder = PlainEncoder()
+    encode(tmp_path / "t.parquet", tmp_path / "o", encoder, exif_orientation=turned)
+    assert encoder.given == {("document", "", ((30, 40) if turned else (40, 30),)): 1}  # one picture, encoded once
+    assert table(tmp_path / "o")[0]["vector"] == table(tmp_path / "o")[1]["vector"]
+
+
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
     for name in ("b/ü x.png", "a.png", "b/deep/er/c.PNG"):
         (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -316,6 +332,7 @@ def test_an_input_that_the_model_refuses_is_set_aside_alone(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
     """10,000 rows in parts of 500, in a process of its own, whose peak is compared with that of 2,000."""
 

@@ -197,6 +197,8 @@ def test_what_cannot_be_an_input_says_why(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     refused("holds pictures and tables; pass --kind pictures, or --kind jsonl")
     assert opened(tmp_path, kind="pictures").num_rows == 1
-    refused("--text_column is for tables", kind="pictures", text_column="a")
+    refused("--text_column is for tables, and this is none", kind="pictures", text_column="a")
+    refused("--split is for data sets, and this is none", tmp_path / "b.jsonl", split="test")
+    refused("'test' cannot be read .*check the name, --subset", tmp_path, streaming=True, split="test")
     write_lines(tmp_path / "b.jsonl", [{"text": "a"}])
     refused("no such folder or archive; correct --image_dir", tmp_path / "b.jsonl", image_dir=str(tmp_path / "none"))

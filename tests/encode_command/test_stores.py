@@ -11,7 +11,7 @@ from PIL import Image
 
 from gen2embed_mteb import cli
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 PAGE = "docs/guides/encode_folders.md"
 
@@ -49,6 +49,6 @@ def test_every_store_finds_what_faiss_finds(
         printed.append(ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1]))
     assert len(printed[0]) == 3
     assert printed[0] == printed[1]
-    assert cli.main(["search", "--index", "photos-index", "--query", "a blue square", "--top", "3"]) == 0
+    assert cli.main(["search", "--index", "photos-index", "--query", "a yellow circle", "--top", "3"]) == 0
     shown = re.findall(r"plain/\w+\.png", capsys.readouterr().out)
     assert shown == printed[0]
