@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--eval_limit", type=int, default=100, help="rows per dataset")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     config = parser.parse_args()
     for part in ("train", "eval"):
         ensure(part)

@@ -11,7 +11,8 @@ beginning of another's (sentence-transformers collects features by prefix), so n
 Explicit negatives of the data are columns of every method: `negative_1, …, negative_n`, before mined ones, which they
 do not replace; n is that of the row with the most, up to a limit. A row with fewer has empty cells. A query with
 several positives has a row for each of them, one behind the other; clusters name the first, and the sampler takes one
-of them per epoch. What a loss must know of the others is in the cells (`stated_facts.py`).
+of them per epoch. What a loss must know of the others is in the cells (`stated_facts.py`). `SahaTrainer` reads both;
+other trainers cannot take empty cells: pass `explicit_negatives=0` for them.
 
 A cell is `{"text": str, "image": [path, …]}`: no image is opened before a row is used. `SahaTrainer` opens the cells of
 a batch when the batch is made. For other trainers `OpenInputs` opens them, and leaves out the keys that a row does not
