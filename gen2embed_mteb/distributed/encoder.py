@@ -56,7 +56,7 @@ class RayEncoder:
 
     def __init__(self, encoder: Encoder, pool: RayPool, *, batch_tokens: int | None = None, dataset: str = "") -> None:
         """Keep the parts."""
-        self._given, self._encoder, self._pool = encoder, staged(encoder), pool
+        self._given, self._encoder, self.pool = encoder, staged(encoder), pool
         self._batch_tokens, self._dataset = batch_tokens, dataset
         self.prompts: Mapping[Side, str] = getattr(encoder, "prompts", {})
 
@@ -75,7 +75,7 @@ class RayEncoder:
         other = self._given.for_dataset(dataset) if isinstance(self._given, DatasetEncoder) else None
         if other is None:
             return None
-        return RayEncoder(other, self._pool, batch_tokens=self._batch_tokens, dataset=dataset)
+        return RayEncoder(other, self.pool, batch_tokens=self._batch_tokens, dataset=dataset)
 
     def count_tokens(self, side: Side, texts: Sequence[str], image_sizes: Sequence[Sequence[Size]]) -> list[int]:
         """Return the lengths of inputs in tokens, as the encoder of this process counts them."""
@@ -107,7 +107,7 @@ class RayEncoder:
             dataset=self._dataset,
             engine=new_token(),
         )
-        return RayEngine(self._pool, store, setup)
+        return RayEngine(self.pool, store, setup)
 
 
 class RayEngine:

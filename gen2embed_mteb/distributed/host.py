@@ -1,4 +1,4 @@
-"""What runs in a process that Ray starts: it makes a worker, and hands it its jobs."""
+"""What runs in a process that Ray starts: it makes a worker when one is needed, and hands jobs on."""
 
 from __future__ import annotations
 
@@ -28,15 +28,23 @@ class Host:
             os.chdir(folder)
         self._factory, self._arguments = factory, arguments
         self._worker: Any = None
+        self._runner: Any = None
 
     def prepare(self, setup: Any) -> str:
-        """Make the worker, if there is none yet, prepare it for the jobs that follow, and return where it runs."""
-        if self._worker is None:
-            module, _, function = self._factory.partition(":")
-            self._worker = getattr(import_module(module), function)(**self._arguments)
-        self._worker.prepare(setup)
+        """Prepare for the jobs that follow, and return where this process runs.
+
+        Args:
+            setup: Its `open` returns what runs the jobs; it is given a function that returns the worker.
+        """
+        self._runner = setup.open(self._made_worker)
         return f"{socket.gethostname()}:{os.getpid()}"
 
     def run(self, job: Any) -> Any:
-        """Let the worker do a job."""
-        return self._worker.run(job)
+        """Do a job."""
+        return self._runner.run(job)
+
+    def _made_worker(self) -> Any:
+        if self._worker is None:
+            module, _, function = self._factory.partition(":")
+            self._worker = getattr(import_module(module), function)(**self._arguments)
+        return self._worker

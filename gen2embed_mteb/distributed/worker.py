@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +54,20 @@ class StoreSetup:
     engine: str
     probe: str = ""
     token: str = ""
+
+    def open(self, load: Callable[[], ShardWorker]) -> ShardWorker:
+        """Return the worker, prepared for these shards.
+
+        Args:
+            load: Returns the worker, with its model.
+
+        Raises:
+            Gen2EmbedError: This host sees another folder under the store's name than the driver, or another model.
+        """
+        require_same_folder(Path(self.directory), self.probe, self.token)  # before a model is loaded
+        worker = load()
+        worker.prepare(self)
+        return worker
 
 
 class Place(NamedTuple):

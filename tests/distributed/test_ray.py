@@ -200,8 +200,13 @@ def test_sample_gives_the_same_bytes_in_all_three_ways(cluster, tmp_path: Path) 
     lines = [f'{{"query": "which colour is {n % 7}", "positive": "answer {n}"}}\n' for n in range(48)]
     (tmp_path / "pairs.jsonl").write_text("".join(lines))
     words = ["sample", "--data_dir", str(tmp_path / "pairs.jsonl"), *DATA, "--num_hard_negatives", "3"]
-    folders = three_ways(words, tmp_path)
+    folders = three_ways([*words, "--search_block", "16"], tmp_path)
     first, *others = [stored(folder / "embeddings") for folder in folders]
     assert len(first) > 4
     assert all(other == first for other in others)
+    searches = [stored(folder / "search") for folder in folders]
+    assert len(searches[0]) == 2 + 9  # the two files of vectors, three blocks of queries and as many of candidates
+    assert searches[1] == searches[2] == searches[0]
+    assert cli.main([*words, "--output_dir", str(tmp_path / "plain")]) == 0  # one search without jobs
+    folders.append(tmp_path / "plain")
     assert len({next(folder.glob("*.parquet")).read_bytes() for folder in folders}) == 1

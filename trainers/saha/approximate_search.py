@@ -172,6 +172,3 @@ class IvfSearch:
     @cached_property
     def _exact(self) -> ExactSearch:
         return ExactSearch(self.candidates)
-
-
-Search = ExactSearch | IvfSearch

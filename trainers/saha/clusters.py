@@ -42,7 +42,6 @@ import numpy.typing as npt
 import torch
 
 from gen2embed_mteb.errors import Gen2EmbedError
-from trainers.saha.approximate_search import Search
 from trainers.saha.fillers import place_fillers
 from trainers.saha.owner_scores import Crowd, LookAhead
 from trainers.saha.positives import KnownPositives
@@ -63,6 +62,7 @@ from trainers.saha.scores import (
     take,
 )
 from trainers.saha.search import Backend, ExactSearch
+from trainers.saha.search_protocol import Search
 
 Variant = Literal["paper", "official"]
 

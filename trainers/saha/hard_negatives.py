@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.errors import Gen2EmbedError
-from trainers.saha.approximate_search import Search
 from trainers.saha.positives import KnownPositives
 from trainers.saha.scores import as_tensor, pair_scores
 from trainers.saha.search import Backend, ExactSearch
+from trainers.saha.search_protocol import Search
 
 RESULTS_AT_ONCE = 2**22
 """The most queries times depth in one search: 50 MB of indices and similarities."""

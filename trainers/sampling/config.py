@@ -58,6 +58,12 @@ class SampleConfig(DataConfig, EncodingConfig, EngineOptions):
         default=100_000,
         least=1,
     )
+    search_block: int = option(
+        "exact search in jobs of so many queries and candidates, kept in output_dir/search and shared by the workers "
+        "of --engine ray or the processes of torchrun (0: this process searches)",
+        default=0,
+        least=0,
+    )
 
     def __post_init__(self) -> None:
         """Check every value, so that a run does not fail on one hours later.
@@ -74,6 +80,8 @@ class SampleConfig(DataConfig, EncodingConfig, EngineOptions):
             )
         if self.ivf is not None and self.search_backend != "faiss":
             raise Gen2EmbedError(f"search is {self.search!r}, which FAISS does; pass --search_backend faiss, too")
+        if self.ivf is not None and self.search_block:
+            raise Gen2EmbedError("search_block is of an exact search; leave it out with --search ivf")
         if self.file_format == "official" and self.method == "in-batch":
             raise Gen2EmbedError("the official form holds hard negatives; pass --format parquet with --method in-batch")
 

@@ -16,14 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.bulk.encoder import BulkEncoder
+from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.bulk.types import Encoder, Fault, Item
+from gen2embed_mteb.distributed.pool import RayPool
 from gen2embed_mteb.evaluation.run import RowError, installed_versions, open_bulk_encoder
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.mmeb.readers import BadRow, TrainRow
 from trainers.data.training_data import MmebSubset, TrainingData, TrainingSubset
 from trainers.saha.approximate_search import EXACT, POINTS_PER_LIST, IvfSearch
+from trainers.saha.block_jobs import KnownPools, search_in_blocks
 from trainers.saha.clusters import mine_clusters
 from trainers.saha.hard_negatives import hard_negatives
+from trainers.saha.search_protocol import Search
 from trainers.sampling.config import ModelRecord, SampleConfig
 from trainers.sampling.files import (
     OFFICIAL_SUFFIX,
@@ -105,8 +109,15 @@ class SubsetRun:
         return None
 
     def encode_share(self, encoder: Encoder) -> None:
-        """Make this process's share of the vectors."""
-        self._encode(encoder, self._read().rows)
+        """Make this process's share of the vectors, and of the search if it is done in jobs."""
+        read = self._read()
+        bulk = self._encode(encoder, read.rows)
+        if self._config.search_block:
+            faults = _faults(bulk, read.rows)
+            faults |= self._faults_of_negatives(row for row in read.rows if row.index not in faults)
+            pairs = _numbered(bulk, [row for row in read.rows if row.index not in faults])
+            if len(pairs.ids):
+                self._open_search(pairs, *_vectors(bulk, pairs), None)
 
     def make(self, encoder: Encoder | None) -> tuple[dict[str, Any], SampledClusters, list[RowError]]:
         """Read, encode and mine the subset; return its record, its clusters and the rows that were set aside."""
@@ -116,15 +127,11 @@ class SubsetRun:
         bulk = None
         if encoder is not None and self._config.method != "in-batch":
             bulk = self._encode(encoder, read.rows)
-            for row in read.rows:
-                found = (bulk.fault("document", positive) for positive in row.positives)
-                fault = bulk.fault("query", row.query) or next(filter(None, found), None)
-                if fault:
-                    faults[row.index] = fault
+            faults = _faults(bulk, read.rows)
         faults |= self._faults_of_negatives(row for row in read.rows if row.index not in faults)
         rows = [row for row in read.rows if row.index not in faults]
         encoded = time.monotonic()
-        clusters, num_candidates, searched = self._mine(bulk, rows)
+        clusters, num_candidates, searched = self._mine(bulk, rows, getattr(encoder, "pool", None))
         mined = time.monotonic()
         rejected = [RowError(self.subset.name, bad.index, bad.file, bad.reason) for bad in read.rejected]
         rejected += [
@@ -216,27 +223,18 @@ class SubsetRun:
         bulk.add("document", [positive for row in rows for positive in row.positives], f"{name} candidates")
         return bulk
 
-    def _mine(self, bulk: BulkEncoder | None, rows: list[TrainRow]) -> tuple[SampledClusters, int, dict[str, Any]]:
+    def _mine(
+        self, bulk: BulkEncoder | None, rows: list[TrainRow], pool: RayPool | None
+    ) -> tuple[SampledClusters, int, dict[str, Any]]:
         """Choose negatives; return them in row ids, the number of distinct candidates, and how they were searched."""
-        config = self._config
-        numbers: dict[Item, int] = {}
-        firsts: dict[Hashable, Item] = {}
-        # Copies of one picture under several names are one candidate; otherwise, a copy of a query's positive could
-        # become its negative.
-        own = [
-            [firsts.setdefault(bulk.content(item) if bulk else item, item) for item in row.positives] for row in rows
-        ]
-        known = [[numbers.setdefault(item, len(numbers)) for item in kept] for kept in own]
-        positives = np.array([first for first, *_ in known], dtype=np.int64)
-        more = [others for _, *others in known] if any(row.more_positives for row in rows) else None
-        ids = np.array([row.index for row in rows], dtype=np.int64)
+        config, pairs = self._config, _numbered(bulk, rows)
+        ids, positives, numbers, more = pairs.ids, pairs.positives, pairs.candidates, pairs.more_positives
         first_phase = np.ones(len(rows), dtype=np.int64)
         if bulk is None or not rows:
             nobody = np.zeros((len(rows), 0), dtype=np.int64)
             return SampledClusters(ids, nobody, first_phase, nobody.astype(np.float32)), len(numbers), {}
-        queries = bulk.vectors("query", [row.query for row in rows])
-        candidates = bulk.vectors("document", list(numbers))
-        search, facts = self._open_search(queries, candidates)
+        queries, candidates = _vectors(bulk, pairs)
+        search, facts = self._open_search(pairs, queries, candidates, pool)
         if config.method == "saha":
             mined = mine_clusters(
                 queries,
@@ -254,8 +252,9 @@ class SubsetRun:
             return SampledClusters(ids[mined.anchors], members, mined.phase, mined.similarities), len(numbers), facts
         beta = config.beta if config.method == "hn-beta" else None
         k, backend = config.num_hard_negatives, config.search_backend
+        of_content = pairs.by_content
         negatives = [
-            [numbers[firsts[content]] for content in map(self._content, row.negatives) if content in firsts]
+            [of_content[content] for content in map(self._content, row.negatives) if content in of_content]
             for row in rows
         ]
         found = hard_negatives(
@@ -271,7 +270,7 @@ class SubsetRun:
         )
         # A candidate is represented by the first row that has it among its positives, and its place there.
         owners = np.zeros((len(numbers), 2), dtype=np.int64)
-        for row, of_row in zip(reversed(rows), reversed(known), strict=True):
+        for row, of_row in zip(reversed(rows), reversed(pairs.known), strict=True):
             for place, number in reversed(list(enumerate(of_row))):
                 owners[number] = row.index, place
         members = _as_ids(found.candidates, owners[:, 0])
@@ -283,17 +282,31 @@ class SubsetRun:
         return item.text, tuple(self._data.images.facts(path).digest for path in item.images)
 
     def _open_search(
-        self, queries: npt.NDArray[np.float32], candidates: npt.NDArray[np.float32]
-    ) -> tuple[IvfSearch | None, dict[str, Any]]:
-        """Return the approximate search that is asked for, and what the record says of it; None if it is exact."""
+        self,
+        pairs: _Pairs,
+        queries: npt.NDArray[np.float32],
+        candidates: npt.NDArray[np.float32],
+        pool: RayPool | None,
+    ) -> tuple[Search | None, dict[str, Any]]:
+        """Return the search that is asked for, and what the record says of it; None for a plain exact one."""
         config = self._config
+        if config.search_block:
+            wanted = config.num_hard_negatives * (config.pool_multiplier if config.method == "saha" else 1)
+            official = config.method == "saha" and config.variant == "official"
+            # More for the query's own positives; whatever else is needed is searched here.
+            kept = 2 * wanted if official else wanted + max(map(len, pairs.known))
+            given = queries, candidates
+            options: dict[str, Any] = {"rows": config.search_block, "backend": config.search_backend}
+            folder = config.folder / "search"
+            share = Share.from_environment()
+            return KnownPools(*given, *search_in_blocks(*given, kept, folder, share=share, pool=pool, **options)), {}
         if config.ivf is None:
             return None, {}
         if len(candidates) < max(config.search_threshold, POINTS_PER_LIST * config.ivf.nlist):
             return None, {"search": {"kind": "exact"}}
         search = IvfSearch(candidates, config.ivf)
-        pool = config.num_hard_negatives * (config.pool_multiplier if config.method == "saha" else 1)
-        recall = search.recall(queries, pool)
+        nearest = config.num_hard_negatives * (config.pool_multiplier if config.method == "saha" else 1)
+        recall = search.recall(queries, nearest)
         logger.info("%s: the search finds %.4f of the %d nearest", self.subset.name, recall.share, recall.k)
         facts = {"kind": "ivf", **vars(config.ivf), "recall": round(recall.share, 6)}
         return search, {"search": facts | {"recall_at": recall.k, "recall_queries": recall.num_queries}}
@@ -305,6 +318,61 @@ class SubsetRun:
         sampling = read_sampling(self._path)
         path = self._path.with_name(self.subset.name + OFFICIAL_SUFFIX)
         write_official(path, sampling.clusters, self.subset.columns(), self._config.method)
+
+
+class _Pairs(NamedTuple):
+    """Rows as numbers.
+
+    Attributes:
+        ids: The rows' ids.
+        queries: Their queries.
+        candidates: The distinct candidates.
+        known: The numbers of each row's positives among the candidates.
+        by_content: The number of a candidate, by its content.
+    """
+
+    ids: npt.NDArray[np.int64]
+    queries: list[Item]
+    candidates: list[Item]
+    known: list[list[int]]
+    by_content: dict[Hashable, int]
+
+    @property
+    def positives(self) -> npt.NDArray[np.int64]:
+        """(n,) int64, the first positive of each row."""
+        return np.array([first for first, *_ in self.known], dtype=np.int64)
+
+    @property
+    def more_positives(self) -> list[list[int]] | None:
+        """The further positives of each row; None if no row has any."""
+        more = [others for _, *others in self.known]
+        return more if any(more) else None
+
+
+def _numbered(bulk: BulkEncoder | None, rows: list[TrainRow]) -> _Pairs:
+    numbers: dict[Item, int] = {}
+    firsts: dict[Hashable, Item] = {}
+    # Copies of one picture under several names are one candidate; otherwise, a copy of a query's positive could become
+    # its negative.
+    own = [[firsts.setdefault(bulk.content(item) if bulk else item, item) for item in row.positives] for row in rows]
+    known = [[numbers.setdefault(item, len(numbers)) for item in kept] for kept in own]
+    ids = np.array([row.index for row in rows], dtype=np.int64)
+    by_content = {content: numbers[item] for content, item in firsts.items()}
+    return _Pairs(ids, [row.query for row in rows], list(numbers), known, by_content)
+
+
+def _vectors(bulk: BulkEncoder, pairs: _Pairs) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    return bulk.vectors("query", pairs.queries), bulk.vectors("document", pairs.candidates)
+
+
+def _faults(bulk: BulkEncoder, rows: list[TrainRow]) -> dict[int, Fault]:
+    """Return the rows whose query has no vector, or one of whose positives has none, by id."""
+    faults: dict[int, Fault] = {}
+    for row in rows:
+        found = (bulk.fault("document", positive) for positive in row.positives)
+        if fault := bulk.fault("query", row.query) or next(filter(None, found), None):
+            faults[row.index] = fault
+    return faults
 
 
 def _as_ids(members: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
