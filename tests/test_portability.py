@@ -24,6 +24,9 @@ GUARDED = {
     ("gen2embed_mteb/storage/atomic.py", ".rename"): "to a name with twelve random digits",
     # CUDA.
     ("gen2embed_mteb/config.py", "'cuda:'"): "behind torch.cuda.is_available()",
+    ("gen2embed_mteb/distributed/encoder.py", "'cuda'"): "where the cluster has a GPU, or the caller chose one",
+    ("gen2embed_mteb/embedder/passes/prefix_cache.py", "'cuda'"): "compared with the type of the model's device",
+    ("gen2embed_mteb/embedder/passes/prefix_cache.py", "pin_memory"): "for a device of the type cuda",
     ("gen2embed_mteb/inspection/doctor.py", "torch.cuda.get_device_name"): "behind torch.cuda.is_available()",
     ("trainers/distillation/distill.py", "torch.cuda.empty_cache"): "behind torch.cuda.is_available()",
     ("trainers/recipe.py", "torch.cuda.is_bf16_supported"): "behind torch.cuda.is_available()",

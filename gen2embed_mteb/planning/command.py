@@ -80,7 +80,7 @@ def run_command_with(arguments: argparse.Namespace) -> int:
     if arguments.planned == NUMBERS:
         text = _plan_numbers(options, from_flags(NumbersOptions, arguments), hardware)
     else:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             read = _evaluation_inputs if arguments.planned == EVALUATE else _sampling_inputs
             text = _plan_inputs(options, read(arguments, Path(folder)), hardware, arguments)
     sys.stdout.write(text + "\n")

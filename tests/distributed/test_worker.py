@@ -12,7 +12,7 @@ from plain_encoder import PlainEncoder
 from gen2embed_mteb.bulk.encoder import BATCHES_PER_SHARD, BulkEncoder
 from gen2embed_mteb.bulk.engines import PlannedShard, shard_bar
 from gen2embed_mteb.bulk.store import EmbeddingStore
-from gen2embed_mteb.bulk.types import Item
+from gen2embed_mteb.bulk.types import Item, Opener
 from gen2embed_mteb.distributed import options as options_module
 from gen2embed_mteb.distributed.encoder import needs_of
 from gen2embed_mteb.distributed.options import EngineOptions
@@ -34,13 +34,11 @@ class InHere:
         self.encode_query = self.encode_document = PlainEncoder().encode_query
         self.num_encoded = self.num_halvings = 0
 
-    def engine(self, store, images, options, num_workers):
+    def engine(self, store, opener, num_workers):
         self.store = store
         probe = store.directory / "probe"
         probe.write_text("token")
-        self.setup = StoreSetup(
-            str(store.directory), store.identity, images, options, num_workers, "", "e", "probe", "token"
-        )
+        self.setup = StoreSetup(str(store.directory), store.identity, opener, num_workers, "", "e", "probe", "token")
         return self
 
     def make(self, side, missing, label, place):
@@ -82,7 +80,9 @@ def test_a_worker_refuses_another_folder_and_other_images(tmp_path: Path, items)
     store = EmbeddingStore(tmp_path / "e", IDENTITY)
     encoder = InHere()
     bulk = BulkEncoder(encoder, store, ImageSource(tmp_path))
-    encoder.setup = StoreSetup(str(store.directory), IDENTITY, ImageSource(tmp_path), ImageOptions(), 1, "", "e", "p")
+    encoder.setup = StoreSetup(
+        str(store.directory), IDENTITY, Opener(ImageSource(tmp_path), ImageOptions()), 1, "", "e", "p"
+    )
     with pytest.raises(Gen2EmbedError, match=r"does not see the folder .*output_dir"):
         bulk.add("query", items)
     bulk = BulkEncoder(encoder, store, ImageSource(tmp_path))
@@ -91,7 +91,7 @@ def test_a_worker_refuses_another_folder_and_other_images(tmp_path: Path, items)
     for name in (items[-1].images[0], items[-2].images[0]):
         (elsewhere / name).unlink()
     encoder.setup = StoreSetup(
-        str(store.directory), IDENTITY, ImageSource(elsewhere), ImageOptions(), 1, "", "f", "probe", "token"
+        str(store.directory), IDENTITY, Opener(ImageSource(elsewhere), ImageOptions()), 1, "", "f", "probe", "token"
     )
     with pytest.raises(Gen2EmbedError, match=r"is not the same on .*image_dir"):
         bulk.add("document", items)

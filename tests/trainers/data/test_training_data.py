@@ -136,7 +136,9 @@ def test_embedded_images_are_kept_under_their_digest_and_never_trusted(root: Pat
     assert images.open(path).getpixel((0, 0)) == (255, 0, 0)
     assert images.facts(path).size == (32, 32)
     file.write_bytes(png("blue"))  # another picture, whole
-    for use in (images.open, images.facts):
+    assert images.open(path).getpixel((0, 0)) == (255, 0, 0)  # from what was read and compared before
+    other = CachedImages(root, root / "cache")
+    for use in (images.facts, other.open, other.facts):
         with pytest.raises(ImageError, match="damaged, its content is not what its name says"):
             use(path)
     with pytest.raises(ForeignFileError, match="damaged"):
