@@ -13,13 +13,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gen2embed_mteb.bulk.processes import Peers, Share
 from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.encode_command.parts_folder import PartRecord
 from gen2embed_mteb.encode_command.shard import EncodeJob, ShardWorker, content_of, encode_shard
 from gen2embed_mteb.encode_command.sources import Part
+
+PARTS_OF_PATIENCE = 3
+"""A process is taken for dead if it finishes nothing for as long as this many of the longest part took here."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,21 @@ def run_job(encoder: Encoder, job: EncodeJob, share: Share | None = None) -> Run
     ):
         before = worker.folder.numbers()
         others: dict[str, int] = {}
+        longest = 0.0
         for part in job.source.parts(size):
             if not share.owns(part.number):
                 others[str(part.number)] = part.number
                 continue
+            began = time.monotonic()
             encode_shard(part, worker, f"part {part.number + 1} of {count}")
+            longest = max(longest, time.monotonic() - began)
             checked.add(part.number)
             rows += part.num_rows
             bar.update(part.num_rows)
+        # A process shows a sign of life once per part, which may take longer than the usual patience.
+        patient = replace(share, patience=max(share.patience, PARTS_OF_PATIENCE * longest))
         waiting = _Waiting(job, worker, before)
-        for key, found in Peers(share).await_others(others, lambda key: waiting.find(others[key])):
+        for key, found in Peers(patient).await_others(others, lambda key: waiting.find(others[key])):
             if found is None:
                 part = waiting.part(others[key])
                 encode_shard(part, worker, f"part {part.number + 1} of {count}")
