@@ -69,7 +69,11 @@ def main() -> None:
         return
     while True:
         request, told.files = asked.get()
-        write_message(out, *_answer(opener, preparer, request))
+        answer = _answer(opener, preparer, request)
+        try:
+            write_message(out, *answer)
+        except OSError:  # nobody is there to read it
+            os._exit(0)
 
 
 def _listen(asked: queue.SimpleQueue[tuple[Any, Arrays]]) -> None:

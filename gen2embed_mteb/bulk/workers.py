@@ -5,7 +5,7 @@
 2. It gets once, pickled, what opens images and what prepares batches; then batches, as JSON, and returns arrays.
 3. One thread of this process waits for each worker. Batches are handed out in order, and their futures keep it.
 4. A worker that is killed, crashes, or takes longer than the limit is replaced. Its batch is prepared again input by
-   input; one with which a worker ends again is set aside as a fault of that input, and the others as one batch again.
+   input; one with which alone two workers end is set aside as a fault of that input; the others are one batch again.
 5. Workers run in process groups of their own, so that Ctrl-C reaches this process alone, which ends them at once. They
    end by themselves when their standard input is closed, hence also when this process is killed.
 
@@ -176,7 +176,7 @@ class _Crew:
         alone: dict[int, Answer] = {}
         for number, work in enumerate(works):
             try:
-                alone[number] = self._ask([work], arguments)
+                alone[number] = self._ask_twice([work], arguments)
             except _Lost as lost:
                 files = lost.file or (work[1][0] if work[1] else "")
                 logger.warning("%s again, at %s; this input is set aside", lost, files or repr(work[0][:80]))
@@ -191,6 +191,12 @@ class _Crew:
             return Answer(faults, MemoryError(f"{lost}, with {len(alone)} inputs that can be prepared one by one"))
         places = list(alone)
         return Answer(faults | {places[number]: fault for number, fault in answer.faults.items()}, answer.prepared)
+
+    def _ask_twice(self, works: Sequence[Input], arguments: Any) -> Answer:
+        """Ask once more if a worker ends: one that lack of memory or a user kills proves nothing about an input."""
+        with contextlib.suppress(_Lost):
+            return self._ask(works, arguments)
+        return self._ask(works, arguments)
 
     def _ask(self, works: Sequence[Input], arguments: Any) -> Answer:
         if not works:
@@ -227,7 +233,7 @@ class _Crew:
             worker = _Worker()
             self._running.add(worker)
         try:
-            worker.set_up(self._setup, self._patience)
+            worker.set_up(self._setup)
         except BaseException:
             self._end(worker)
             raise
@@ -269,12 +275,12 @@ class _Worker:
         )
         self._hanging = False
 
-    def set_up(self, setup: Any, patience: float) -> None:
+    def set_up(self, setup: Any) -> None:
         """Tell the process what to do, and wait until it has loaded that."""
         try:
             self._write(json.dumps(sys.path).encode() + b"\n")
             write_message(self._process.stdin, None, {SETUP: setup})  # type: ignore[arg-type]
-            value, _ = self._wait("", patience)
+            value, _ = self._wait("", PATIENCE)
         except (_Lost, OSError) as error:
             raise _unusable(f"a worker process could not be started ({self._ending() or one_line(error)})") from error
         if "failed" in value:
