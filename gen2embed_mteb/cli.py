@@ -360,6 +360,11 @@ COMMANDS = {
         "the paper's effect on the embedded model, then SaHa and a short fine-tuning, with a report",
         "gen2embed_mteb.demo_command",
     ),
+    "encode": _late(
+        "vectors of a folder of pictures or of a table, in files that vector stores read",
+        "gen2embed_mteb.encode_command.command",
+    ),
+    "search": _late("the rows of such an index that are nearest to a query", "gen2embed_mteb.search_command.command"),
     "evaluate": Command("MMEB, MMEB-mini, SugarCrepe, SugarCrepe++", _add_evaluate, _evaluate, shared=True),
     "table": _late(
         "a published table with our figures in it; runs what is missing of them", "gen2embed_mteb.table_command.command"

@@ -10,11 +10,14 @@ from typing import Any
 
 @contextmanager
 def token_bar(total: int, label: str, *, silent: bool) -> Iterator[Any]:
-    """Yield a progress bar over tokens, which estimates the remaining time better than the number of inputs."""
+    """Yield a progress bar over tokens, which estimates the remaining time better than the number of inputs.
+
+    Below another bar it disappears at its end.
+    """
     from tqdm import tqdm
 
     off = silent or not sys.stderr.isatty()
-    with tqdm(total=total, unit="tok", unit_scale=True, desc=label, disable=off) as bar:
+    with tqdm(total=total, unit="tok", unit_scale=True, desc=label, disable=off, leave=None) as bar:
         yield bar
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gen2embed_mteb.data_files.rows import RowFault, RowLimits, unique_keys
 from gen2embed_mteb.data_files.shards import DataError, require_regular
@@ -19,6 +19,13 @@ from gen2embed_mteb.errors import one_line
 
 _PIECE = 2**20
 _LINES_FOR_COLUMNS = 1000
+
+
+class LineStart(NamedTuple):
+    """The beginning of a line: its first byte, from 0, and its number, from 1."""
+
+    byte: int
+    line: int
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,55 @@ class JsonLines:
         for line in islice(self._lines(limits or RowLimits()), limit):
             yield line if isinstance(line, RowFault) else {column: line.get(column) for column in columns}
 
-    def _lines(self, limits: RowLimits) -> Iterator[dict[str, Any] | RowFault]:
+    def rows_at(
+        self, columns: Sequence[str], limits: RowLimits, first: LineStart, stop: int
+    ) -> Iterator[dict[str, Any] | RowFault]:
+        """Read the rows of a range of bytes.
+
+        Args:
+            columns: As for `rows`.
+            limits: The largest accepted size of a row.
+            first: The beginning of the first row, from `line_starts`.
+            stop: The byte behind the last row.
+
+        Yields:
+            As for `rows`.
+        """
+        for line in self._lines(limits, first, stop):
+            yield line if isinstance(line, RowFault) else {column: line.get(column) for column in columns}
+
+    def line_starts(self, limits: RowLimits) -> Iterator[LineStart]:
+        """Find where each row begins; nothing is parsed.
+
+        Args:
+            limits: The largest accepted size of a row, as for `rows`.
+
+        Yields:
+            The beginning of each row, in order.
+
+        Raises:
+            DataError: The file is not a regular file.
+        """
+        with require_regular(self.path).open("rb") as file:
+            start = number = 0
+            while piece := file.readline(_PIECE):
+                number += 1
+                length, filled = len(piece), bool(piece.strip())
+                while not piece.endswith(b"\n") and (piece := file.readline(_PIECE)):
+                    length, filled = length + len(piece), filled or bool(piece.strip())
+                if filled or length > limits.max_row_bytes:
+                    yield LineStart(start, number)
+                start += length
+
+    def _lines(
+        self, limits: RowLimits, first: LineStart | None = None, stop: int | None = None
+    ) -> Iterator[dict[str, Any] | RowFault]:
         with require_regular(self.path).open("rb") as file:
             number = 0
-            while line := file.readline(limits.max_row_bytes + 1):
+            if first is not None:
+                file.seek(first.byte)
+                number = first.line - 1
+            while (stop is None or file.tell() < stop) and (line := file.readline(limits.max_row_bytes + 1)):
                 number += 1
                 if len(line) > limits.max_row_bytes:
                     while line and not line.endswith(b"\n"):

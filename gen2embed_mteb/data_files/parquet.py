@@ -9,6 +9,7 @@ that holds some is then converted row by row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,17 @@ def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
     return file
 
 
-def read_rows(path: Path, columns: Sequence[str], limits: RowLimits) -> Iterator[Row | RowFault]:
+def read_rows(
+    path: Path, columns: Sequence[str], limits: RowLimits, start: int = 0, stop: int | None = None
+) -> Iterator[Row | RowFault]:
     """Read the rows of a file in order.
 
     Args:
         path: The file.
         columns: The columns to read.
         limits: The largest accepted size of a row.
+        start: The number of the first row to read; row groups before it are not read.
+        stop: The number behind the last row to read; None: all.
 
     Yields:
         One dict per row, or its fault.
@@ -71,9 +76,15 @@ def read_rows(path: Path, columns: Sequence[str], limits: RowLimits) -> Iterator
         OSError: The system cannot read it.
     """
     with open_parquet(path) as file:
+        end = 0
         for group in range(file.num_row_groups):
+            first, end = end, end + file.metadata.row_group(group).num_rows
+            last = end if stop is None else min(end, stop)
+            if last <= start or last <= first:
+                continue
             try:
-                yield from _group_rows(file, group, columns, limits, str(path))
+                rows = _group_rows(file, path, group, columns, limits, skipped=max(0, start - first))
+                yield from islice(rows, last - max(first, start))
             except _DAMAGE as error:
                 if isinstance(error, OSError) and error.errno:
                     raise
@@ -81,26 +92,34 @@ def read_rows(path: Path, columns: Sequence[str], limits: RowLimits) -> Iterator
 
 
 def _group_rows(
-    file: pyarrow.parquet.ParquetFile, group: int, columns: Sequence[str], limits: RowLimits, source: str
+    file: pyarrow.parquet.ParquetFile,
+    path: Path,
+    group: int,
+    columns: Sequence[str],
+    limits: RowLimits,
+    *,
+    skipped: int,
 ) -> Iterator[Row | RowFault]:
     metadata = file.metadata.row_group(group)
-    num_rows = metadata.num_rows
+    source, num_rows = str(path), metadata.num_rows
     size, num_values = _largest_chunk(metadata, columns)
     if reason := _too_much(num_rows, size, num_values, limits):
-        yield from (RowFault(reason, source) for _ in range(num_rows))
+        yield from (RowFault(reason, source) for _ in range(num_rows - skipped))
         return
     # A dictionary may encode a long text in few bytes; the text is at most as long as the whole column.
     at_once = max(1, min(ROWS_AT_ONCE, _DECODED_AT_ONCE // max(1, size)))
     done = 0
     try:
         for batch in file.iter_batches(at_once, row_groups=[group], columns=list(columns), use_threads=False):
-            for row in batch_rows(batch, limits, source):
+            before = min(batch.num_rows, max(0, skipped - done))  # skipped rows do not become Python objects
+            done += before
+            for row in batch_rows(batch.slice(before), limits, source):
                 done += 1
                 yield row
     except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowCapacityError) as error:
         # The row holds more than Arrow can hold, and it is unknown where the next row begins.
         reason = f"row group {group} cannot be read from this row on ({one_line(error)})"
-        yield from (RowFault(reason, source) for _ in range(num_rows - done))
+        yield from (RowFault(reason, source) for _ in range(num_rows - max(done, skipped)))
 
 
 def _largest_chunk(metadata: Any, columns: Sequence[str]) -> tuple[int, int]:

@@ -1,0 +1,126 @@
+"""Running a job: this process, or its share of the parts where `torchrun` started several, then the reports.
+
+Process r of n encodes every n-th part, then waits until the markers of the others' parts appear in the output folder;
+the parts of a process that died are encoded by the others (`bulk.processes`). The processes need nothing but a common
+folder, so they may run on several hosts.
+
+Another driver needs three things of this package: the parts (`job.source.parts`), `encode_shard` for each of them in
+any order, and `write_reports` when all are made.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gen2embed_mteb.bulk.processes import Peers, Share
+from gen2embed_mteb.bulk.types import Encoder
+from gen2embed_mteb.encode_command.parts_folder import PartRecord
+from gen2embed_mteb.encode_command.shard import EncodeJob, ShardWorker, content_of, encode_shard
+from gen2embed_mteb.encode_command.sources import Part
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process did.
+
+    Attributes:
+        num_parts: The number of parts of the input.
+        checked: The numbers of the parts whose files this process wrote or compared with their digests.
+        num_encoded: The number of inputs that this process passed to the model.
+        num_rows: The number of rows of the parts that this process looked after.
+        seconds: How long that took.
+    """
+
+    num_parts: int
+    checked: frozenset[int]
+    num_encoded: int
+    num_rows: int
+    seconds: float
+
+
+def run_job(encoder: Encoder, job: EncodeJob, share: Share | None = None) -> Run:
+    """Encode this process's share of the parts, and wait for the others.
+
+    Args:
+        encoder: The model.
+        job: The job; its folder must be ready (`PartsFolder.begin`).
+        share: The share of this process; None reads it from the environment.
+
+    Raises:
+        Gen2EmbedError: The input cannot be read.
+    """
+    from tqdm import tqdm
+
+    share = share or Share.from_environment()
+    started, size, total = time.monotonic(), job.options.rows_per_shard, job.source.num_rows
+    count, checked, rows = -(-total // size), set(), 0
+    silent = share.rank > 0 or not sys.stderr.isatty()
+    with (
+        ShardWorker(encoder, job) as worker,
+        tqdm(total=total, unit="row", unit_scale=True, desc="encode", disable=silent) as bar,
+    ):
+        before = worker.folder.numbers()
+        others: dict[str, int] = {}
+        for part in job.source.parts(size):
+            if not share.owns(part.number):
+                others[str(part.number)] = part.number
+                continue
+            encode_shard(part, worker, f"part {part.number + 1} of {count}")
+            checked.add(part.number)
+            rows += part.num_rows
+            bar.update(part.num_rows)
+        waiting = _Waiting(job, worker, before)
+        for key, found in Peers(share).await_others(others, lambda key: waiting.find(others[key])):
+            if found is None:
+                part = waiting.part(others[key])
+                encode_shard(part, worker, f"part {part.number + 1} of {count}")
+                checked.add(part.number)
+                rows += part.num_rows
+            bar.update(part.num_rows if found is None else found.num_rows)
+        num_encoded = worker.bulk.num_encoded
+    return Run(count, frozenset(checked), num_encoded, rows, time.monotonic() - started)
+
+
+class _Waiting:
+    """Finds the parts that other processes make.
+
+    A marker that was there when this process started may be of an input that changed since; the part's content is then
+    read and compared.
+    """
+
+    def __init__(self, job: EncodeJob, worker: ShardWorker, before: set[int]) -> None:
+        self._job, self._worker, self._before = job, worker, before
+        self._contents: dict[int, str] = {}
+
+    def find(self, number: int) -> PartRecord | None:
+        """Return the record of a part that is made; None if it is not."""
+        folder = self._worker.folder
+        found = folder.find(number, checked=False)
+        if found is None or number not in self._before:
+            return found
+        if number not in self._contents:
+            self._contents[number] = content_of(self.part(number), self._worker)
+        return found if found.content == self._contents[number] else None
+
+    def part(self, number: int) -> Part:
+        """Return a part by its number."""
+        return next(nth_parts(self._job, {number}))
+
+
+def nth_parts(job: EncodeJob, numbers: set[int]) -> Iterator[Part]:
+    """Yield some parts of an input, in order.
+
+    Args:
+        job: The job.
+        numbers: The numbers of the parts.
+    """
+    left = len(numbers)
+    for part in job.source.parts(job.options.rows_per_shard):
+        if not left:
+            return
+        if part.number in numbers:
+            left -= 1
+            yield part
