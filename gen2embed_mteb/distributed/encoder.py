@@ -152,7 +152,7 @@ class RayEngine:
                         probe.touch()  # a temporary file that is an hour old counts as left over
                         touched = time.monotonic()
 
-                for job, answer in self._pool.run(setup, jobs, look):
+                for job, answer in self._pool.run(setup, jobs, look, num_jobs=len(jobs)):
                     done: ShardDone = answer
                     self._num_encoded += done.num_encoded
                     self._num_halvings += done.num_halvings

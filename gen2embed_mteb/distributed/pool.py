@@ -131,13 +131,16 @@ class RayPool:
         self._places = 0
         self.state = PoolState()
 
-    def run(self, setup: Any, jobs: Iterable[AnyJob], on_look: Callable[[], None]) -> Iterator[tuple[AnyJob, Any]]:
+    def run(
+        self, setup: Any, jobs: Iterable[AnyJob], on_look: Callable[[], None], *, num_jobs: int
+    ) -> Iterator[tuple[AnyJob, Any]]:
         """Let the workers do jobs.
 
         Args:
             setup: What every worker is prepared with before its first of these jobs.
-            jobs: The jobs.
+            jobs: The jobs; they are taken when a worker is free.
             on_look: Is called before workers are started, at least once per `POLL_SECONDS`.
+            num_jobs: The number of jobs.
 
         Yields:
             Each job with the worker's answer, in the order in which they are done.
@@ -146,27 +149,29 @@ class RayPool:
             Gen2EmbedError: The cluster has no place for a worker, workers die before they are ready, or a job ends it.
             Exception: What a worker raised.
         """
-        ray, waiting = self._ray, deque(jobs)
+        ray, left, again = self._ray, iter(jobs), deque[AnyJob]()
         shared = ray.put(setup)
         busy: dict[Any, tuple[_Worker, AnyJob | None]] = {}
         for worker in self._workers:
             busy[worker.actor.prepare.remote(shared)] = worker, None
         idle: list[_Worker] = []
-        num_open = len(waiting)
+        num_open, num_waiting = num_jobs, num_jobs
         self._without_place, self._looked = time.monotonic(), 0.0
         while num_open:
             on_look()
             for worker in self._started(num_open):
                 busy[worker.actor.prepare.remote(shared)] = worker, None
-            while waiting and idle:
-                worker, job = idle.pop(), waiting.popleft()
+            while num_waiting and idle:
+                worker, job = idle.pop(), again.popleft() if again else next(left)
+                num_waiting -= 1
                 busy[worker.actor.run.remote(job.payload())] = worker, job
             ready, _ = ray.wait(list(busy), num_returns=1, timeout=POLL_SECONDS)
             for reference in ready:
                 worker, given = busy.pop(reference)
                 answer = self._answer(reference, worker, given)
                 if answer is _DIED:
-                    waiting.extendleft([] if given is None else [given])
+                    again.extend([] if given is None else [given])
+                    num_waiting += given is not None
                     continue
                 idle.append(worker)
                 if given is not None:

@@ -113,6 +113,11 @@ class ShardWorker:
         self._given = encoder
         self._setup: StoreSetup | None = None
 
+    @property
+    def encoder(self) -> Encoder:
+        """The model."""
+        return self._given
+
     def prepare(self, setup: StoreSetup) -> None:
         """Open the store and the images of the shards that follow.
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from itertools import islice
 
+from gen2embed_mteb.bulk.types import staged
 from gen2embed_mteb.config import ModelOptions
 from gen2embed_mteb.data_files.rows import BadRow
 from gen2embed_mteb.data_files.shards import DataError
@@ -47,22 +48,22 @@ def run_command_with(arguments: argparse.Namespace) -> int:
     source = open_source(options)
     require_usable(source, options)
     EncodeJob(options, source, UNKNOWN).folder().check(overwrite=options.overwrite)
+    from gen2embed_mteb.distributed.encoder import encoder_of_model
     from gen2embed_mteb.embedder.fingerprint import fingerprint
-    from gen2embed_mteb.embedder.passes.prefix_cache import PrefixEncoder
     from gen2embed_mteb.encode_command.driver import run_job
     from gen2embed_mteb.encode_command.model import described, load
 
-    model = load(loading, options.min_side)
+    model = load(replace(loading, **options.loading({})), options.min_side)
     refuse_images(model.text_alone, {source.source: lambda: has_images(source, options)})
     width = model.get_embedding_dimension()
     if options.truncate_dim is not None and width is not None and options.truncate_dim > width:
         raise Gen2EmbedError(f"truncate_dim is {options.truncate_dim}, but vectors have {width} numbers; pass fewer")
-    encoder = PrefixEncoder(model)
-    job = EncodeJob(
-        replace(options, batch_tokens=options.batch_tokens or encoder.batch_tokens), source, fingerprint(model)
-    )
-    job.folder().begin(overwrite=options.overwrite)
-    run = run_job(encoder, job)
+    digest = fingerprint(model)
+    with encoder_of_model(options, model, loading, digest) as encoder:
+        suited = staged(encoder).batch_tokens
+        job = EncodeJob(replace(options, batch_tokens=options.batch_tokens or suited), source, digest)
+        job.folder().begin(overwrite=options.overwrite)
+        run = run_job(encoder, job)
     if not is_first_process():
         return 0
     outcome = write_reports(job, run.num_parts, described(model, loading, options.side), run.checked)

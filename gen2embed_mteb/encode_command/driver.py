@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from gen2embed_mteb.bulk.processes import Peers, Share
 from gen2embed_mteb.bulk.types import Encoder
+from gen2embed_mteb.distributed.encoder import RayEncoder
 from gen2embed_mteb.encode_command.parts_folder import PartRecord
 from gen2embed_mteb.encode_command.shard import EncodeJob, ShardWorker, content_of, encode_shard
 from gen2embed_mteb.encode_command.sources import Part
@@ -45,7 +46,7 @@ class Run:
 
 
 def run_job(encoder: Encoder, job: EncodeJob, share: Share | None = None) -> Run:
-    """Encode this process's share of the parts, and wait for the others.
+    """Encode this process's share of the parts, and wait for the others; with a `RayEncoder`, its workers encode all.
 
     Args:
         encoder: The model.
@@ -57,6 +58,10 @@ def run_job(encoder: Encoder, job: EncodeJob, share: Share | None = None) -> Run
     """
     from tqdm import tqdm
 
+    if isinstance(encoder, RayEncoder):
+        from gen2embed_mteb.encode_command.ray_driver import run_in_pool
+
+        return run_in_pool(encoder.pool, job)
     share = share or Share.from_environment()
     started, size, total = time.monotonic(), job.options.rows_per_shard, job.source.num_rows
     count, checked, rows = -(-total // size), set(), 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gen2embed_mteb.config import EncodingConfig
 from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.distributed.options import EngineOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
 from gen2embed_mteb.images.options import LinkOption
@@ -80,7 +81,7 @@ class OutputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeOptions(OutputOptions, InputOptions, EncodingConfig):
+class EncodeOptions(OutputOptions, InputOptions, EncodingConfig, EngineOptions):
     """What `encode` reads, how vectors are made, and what is written."""
 
     def __post_init__(self) -> None:
@@ -91,3 +92,4 @@ class EncodeOptions(OutputOptions, InputOptions, EncodingConfig):
         """
         EncodingConfig.__post_init__(self)
         InputOptions.__post_init__(self)
+        self.check_engine()

@@ -1,4 +1,4 @@
-"""`gen2embed plan evaluate|sample|numbers`: what a run will cost, before anything starts.
+"""`gen2embed plan encode|evaluate|sample|numbers`: what a run will cost, before anything starts.
 
 Rows are read, and the sizes of the pictures of some inputs. No weights are read or fetched, and no picture is decoded.
 Inputs are distinct by text and name of pictures here; a run compares pictures by content, and may encode fewer.
@@ -23,10 +23,11 @@ from gen2embed_mteb.images.resizing import ImageOptions, fitted_size
 from gen2embed_mteb.images.source import ImageSource
 from gen2embed_mteb.names import Side
 from gen2embed_mteb.planning.costs import Hardware, Lengths, Load, Search, costs_of_config, report
-from gen2embed_mteb.planning.options import NumbersOptions, PlanOptions
+from gen2embed_mteb.planning.options import NumbersOptions, PlanOptions, SideOption
 
-EVALUATE, SAMPLE, NUMBERS = "evaluate", "sample", "numbers"
+ENCODE, EVALUATE, SAMPLE, NUMBERS = "encode", "evaluate", "sample", "numbers"
 SUMMARIES = {
+    ENCODE: "encoding a folder of pictures, or a table",
     EVALUATE: "encoding and scoring the datasets of MMEB or MMEB-mini",
     SAMPLE: "encoding training pairs, and mining them",
     NUMBERS: "so many inputs of such lengths, without any data",
@@ -35,19 +36,25 @@ SEED = 0
 
 
 class Inputs(NamedTuple):
-    """The distinct inputs of a run by side, its searches by name and sizes, and the source of its pictures."""
+    """The distinct inputs of a run by side, its searches by name and sizes, and the source of its pictures.
+
+    If `num_items` is given, the inputs are only some of so many.
+    """
 
     sides: dict[Side, list[Item]]
     searches: list[tuple[str, int, int]]
     images: ImageSource
+    num_items: int | None = None
 
 
 def add_command_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every kind of plan."""
+    from gen2embed_mteb.encode_command.options import InputOptions
     from trainers.data.config import DataConfig
 
     kinds = parser.add_subparsers(dest="planned", required=True, metavar="run", parser_class=FlagParser)
     own: dict[str, tuple[Any, ...]] = {
+        ENCODE: (InputOptions, ImageOptions, SideOption),
         EVALUATE: (DataOptions, ImageOptions),
         SAMPLE: (DataConfig, ImageOptions),
         NUMBERS: (NumbersOptions,),
@@ -81,8 +88,9 @@ def run_command_with(arguments: argparse.Namespace) -> int:
         text = _plan_numbers(options, from_flags(NumbersOptions, arguments), hardware)
     else:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            read = _evaluation_inputs if arguments.planned == EVALUATE else _sampling_inputs
-            text = _plan_inputs(options, read(arguments, Path(folder)), hardware, arguments)
+            read = {ENCODE: _encoding_inputs, EVALUATE: _evaluation_inputs, SAMPLE: _sampling_inputs}
+            inputs = read[arguments.planned](arguments, Path(folder))
+            text = _plan_inputs(options, inputs, hardware, arguments)
     sys.stdout.write(text + "\n")
     return 0
 
@@ -124,7 +132,8 @@ def _plan_inputs(options: PlanOptions, inputs: Inputs, hardware: Hardware, argum
         lengths, image_bytes = _sampled(counter, side, drawn, inputs.images, sizes)
         if not lengths and items:
             raise Gen2EmbedError(f"none of {len(drawn)} inputs could be read; check --image_dir")
-        loads.append(Load("queries" if side == "query" else "candidates", len(items), tuple(lengths), image_bytes))
+        count = len(items) if inputs.num_items is None else inputs.num_items
+        loads.append(Load("queries" if side == "query" else "candidates", count, tuple(lengths), image_bytes))
     searches = [Search(label, queries, candidates, options.pool_size) for label, queries, candidates in inputs.searches]
     return report(str(opened.name), model, loads, searches, hardware)
 
@@ -142,6 +151,33 @@ def _sampled(
             continue
         lengths.append(counter.lengths(side, item.text, found))
     return lengths, total / max(1, len(lengths))
+
+
+def _encoding_inputs(arguments: argparse.Namespace, folder: Path) -> Inputs:
+    """Return some of the rows, evenly drawn while all are read once; rows that are equal are not found out."""
+    from gen2embed_mteb.data_files.rows import BadRow
+    from gen2embed_mteb.encode_command.options import ROWS_PER_SHARD, InputOptions
+    from gen2embed_mteb.encode_command.shard import RowImages
+    from gen2embed_mteb.encode_command.sources import open_source
+
+    options = from_flags(InputOptions, arguments)
+    source = open_source(options)
+    images = RowImages(source.image_root, folder, follow_links=options.follow_links)
+    drawn: list[Any] = []
+    count, dice = 0, random.Random(SEED)  # noqa: S311
+    for part in source.parts(ROWS_PER_SHARD):
+        for row in source.rows(part, options):
+            if isinstance(row, BadRow):
+                continue
+            count += 1
+            place = len(drawn) if len(drawn) < arguments.num_sampled else dice.randrange(count)
+            if place < arguments.num_sampled:
+                drawn[place : place + 1] = [row]
+    items = [
+        Item(row.text, tuple(images.keep(one) if isinstance(one, bytes) else one for one in row.images))
+        for row in drawn
+    ]
+    return Inputs({arguments.side: items}, [], images, count)
 
 
 def _evaluation_inputs(arguments: argparse.Namespace, _folder: Path) -> Inputs:

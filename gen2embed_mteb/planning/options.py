@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gen2embed_mteb.config import ModelName, PromptOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.names import Side
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -32,6 +33,15 @@ class PlanOptions(PromptOptions, ModelName):
         check_options(self)
         if not self.utilization > 0:
             raise Gen2EmbedError(f"utilization is {self.utilization}; pass a share above 0, such as 0.4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideOption:
+    """On which side an input is encoded."""
+
+    side: Side = option(
+        "query: what one searches with; document: what is found", default="document", choices=("query", "document")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

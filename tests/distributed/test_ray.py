@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encode_jobs import content, job_of, write_lines
 from mmeb_files import write_images
 from plain_encoder import PlainEncoder
 
@@ -23,6 +24,7 @@ from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import Item
 from gen2embed_mteb.distributed.encoder import RayEncoder
 from gen2embed_mteb.distributed.pool import Needs, RayPool, connect
+from gen2embed_mteb.encode_command.driver import run_job
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.source import ImageSource
 
@@ -81,7 +83,7 @@ class Run:
 
 
 def stored(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "." and path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +212,33 @@ def test_sample_gives_the_same_bytes_in_all_three_ways(cluster, tmp_path: Path) 
     assert cli.main([*words, "--output_dir", str(tmp_path / "plain")]) == 0  # one search without jobs
     folders.append(tmp_path / "plain")
     assert len({next(folder.glob("*.parquet")).read_bytes() for folder in folders}) == 1
+
+
+def test_encode_gives_the_same_bytes_in_all_three_ways(cluster, tmp_path: Path) -> None:
+    write_images(tmp_path / "img")
+    pictures = sorted(path.name for path in (tmp_path / "img").iterdir())
+    rows = [{"id": f"r{n}", "text": f"text {n % 31}", "image": pictures[n % 5] if n % 3 else None} for n in range(70)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    words = ["encode", "--input", str(tmp_path / "rows.jsonl"), "--image_dir", str(tmp_path / "img"), *DATA]
+    folders = three_ways([*words, "--rows_per_shard", "16"], tmp_path)
+    first, *others = map(content, folders)
+    assert sum(name.startswith("part-") for name in first) == 5
+    assert all(other == first for other in others)
+
+
+def test_a_part_that_kills_workers_is_named(cluster, tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}"} for n in range(30)]
+    job = job_of(write_lines(tmp_path / "rows.jsonl", rows), tmp_path / "out", rows_per_shard=10)
+    ray, _ = connect("")
+    arguments = {"log": str(tmp_path / "log"), "deadly": "text 14"}
+    pool = RayPool(ray, "ray_workers:open_worker", arguments, Needs())
+    with pytest.raises(Gen2EmbedError, match="3 workers died with rows 10 to 19 of the input"):
+        run_job(RayEncoder(PlainEncoder(), pool), job)
+    pool.close()
+    pool = RayPool(ray, "ray_workers:open_worker", {"log": str(tmp_path / "log")}, Needs())
+    run = run_job(RayEncoder(PlainEncoder(), pool), job)
+    assert (run.num_parts, run.checked, run.num_rows) == (3, {0, 1, 2}, 30)
+    pool.close()
+    other = job_of(tmp_path / "rows.jsonl", tmp_path / "here", rows_per_shard=10)
+    run_job(PlainEncoder(), other)
+    assert stored(tmp_path / "out") == stored(tmp_path / "here")

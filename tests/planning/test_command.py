@@ -1,6 +1,8 @@
 """`gen2embed plan`: lengths against the loaded model's own, and the command on the embedded model."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,15 @@ def test_plan_of_data(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert re.search(r"search Digits +1,297 x 10 ", out)
     assert re.search(r"encode candidates +10 ", out)
+
+
+def test_plan_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps({"text": f"a text of row {number}"}) for number in range(200)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n")
+    words = ["plan", "encode", "--model_name", "gen2embed-mini", "--input", str(tmp_path / "rows.jsonl")]
+    assert cli.main([*words, "--num_sampled", "20"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"encode candidates +200 ", out)  # the broken row would be set aside
+    assert "lengths   of 20 of 200 candidates" in out
+    assert cli.main([*words, "--side", "query"]) == 0
+    assert re.search(r"encode queries +200 ", capsys.readouterr().out)

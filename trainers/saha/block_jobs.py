@@ -317,7 +317,7 @@ def _run_in_pool(pool: RayPool, setup: BlockSetup, folder: Path, jobs: list[Bloc
     try:
         with tqdm(total=len(jobs), desc="searching", unit="block", disable=None) as bar:
             prepared = replace(setup, probe=probe.name, token=token)
-            for _ in pool.run(prepared, [_JobInWork(job) for job in jobs], probe.touch):
+            for _ in pool.run(prepared, map(_JobInWork, jobs), probe.touch, num_jobs=len(jobs)):
                 bar.update()
     finally:
         probe.unlink(missing_ok=True)
