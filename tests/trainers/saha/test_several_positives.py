@@ -78,7 +78,7 @@ def first_and_more(lists: list[list[int]]) -> tuple[np.ndarray, list[list[int]]]
     return np.array([one[0] for one in lists]), [one[1:] for one in lists]
 
 
-@pytest.mark.parametrize("popular", [8, 1])
+@pytest.mark.parametrize("popular", [8, pytest.param(1, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("seed", range(30))
 def test_clusters_equal_the_oracle(seed: int, popular: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters_module, "_POPULAR", popular)
