@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gen2embed_mteb.embedder.model_folder.serving_card import adds_special_tokens
 from gen2embed_mteb.names import Side
 from gen2embed_mteb.serving.comparison import Compared, Report, compare
 from gen2embed_mteb.serving.http_client import EmbeddingServer, RefusedError
@@ -96,20 +97,6 @@ def data_url(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def adds_special_tokens(model: Gen2Embed) -> bool:
-    """Return whether the tokenizer must add its special tokens to the rendered conversation.
-
-    It must for LLaVA-NeXT, for example, whose template leaves the token that begins a text to the tokenizer.
-
-    Args:
-        model: The model.
-    """
-    wanted = model.preprocess(["a red circle"], task="document")["input_ids"][0].tolist()
-    rendered = model.render("a red circle", "document")
-    without = model.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    return bool(wanted != without and wanted == model.tokenizer(rendered)["input_ids"])
 
 
 def _ask(server: EmbeddingServer, kind: str, side: Side, local: Any, body: dict[str, Any]) -> Compared:

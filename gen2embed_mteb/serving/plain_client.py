@@ -39,16 +39,15 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 folder, model_folder, device = Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None
 inputs = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
-for given in inputs:
-    if "image" in given:
-        given["image"] = [Image.open(folder / name) for name in given["image"]]
-        if len(given["image"]) == 1:
-            given["image"] = given["image"][0]
+for (message,) in inputs:
+    for part in message["content"]:
+        if part["type"] == "image":
+            part["image"] = Image.open(folder / part["image"])
 model = SentenceTransformer(model_folder, device=device, local_files_only=True)
 as_float32 = {"convert_to_tensor": True, "batch_size": 1, "show_progress_bar": False}
 for side, encode in (("query", model.encode_query), ("document", model.encode_document)):
     np.save(folder / f"{side}.npy", encode(inputs, **as_float32).float().cpu().numpy(), allow_pickle=False)
-assert "gen2embed_mteb" not in sys.modules, "gen2embed_mteb was imported, which plain sentence-transformers does without"
+assert "gen2embed_mteb" not in sys.modules, "gen2embed_mteb was imported, which this process must do without"
 """
 
 
@@ -106,10 +105,13 @@ def _plain_vectors(place: Path, folder: Path, given: list[Sample], device: str) 
         names = [f"{number}-{one}.png" for one in range(len(sample.images))]
         for name, image in zip(names, sample.images, strict=True):
             image.save(place / name)
-        inputs.append({"text": sample.text, **({"image": names} if names else {})})
+        parts = [{"type": "image", "image": name} for name in names]
+        if sample.text or not parts:
+            parts.append({"type": "text", "text": sample.text})
+        inputs.append([{"role": "user", "content": parts}])
     (place / "inputs.json").write_text(json.dumps(inputs), encoding="utf-8")
     environment = {**os.environ, "GEN2EMBED_NO_HOOK": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - this interpreter, and a program of ours
         [sys.executable, "-c", _PROGRAM, str(place), str(folder), device],
         cwd=place,
         env=environment,

@@ -11,7 +11,22 @@ from gen2embed_mteb.names import Side
 
 SIDES: tuple[Side, Side] = ("query", "document")
 
-_WORDS = "the red boat near a small green island under two white birds and one slow blue train".split()
+_WORDS = (
+    "the",
+    "red",
+    "boat",
+    "near",
+    "a",
+    "small",
+    "green",
+    "island",
+    "under",
+    "two",
+    "white",
+    "birds",
+    "and",
+    "slow",
+)
 _UNICODE = "Grüße, 東京の夜景 — ¿qué tal? Ünïcödé 🚲 naïve"
 
 
@@ -44,7 +59,7 @@ def samples(*, with_images: bool) -> list[Sample]:
         Sample("text", "a red circle"),
         Sample("text", "Which of these reports speaks of the harbour?\nName the page."),
         Sample("unicode text", _UNICODE),
-        Sample("long text", " ".join(_WORDS[number * 7 % len(_WORDS)] for number in range(150))),
+        Sample("long text", " ".join(_WORDS[number * 5 % len(_WORDS)] for number in range(150))),
         Sample("empty text"),
     ]
     if with_images:
@@ -64,6 +79,6 @@ def _picture(seed: int, size: tuple[int, int]) -> Image.Image:
     random = np.random.default_rng(seed)
     width, height = size
     slopes = random.uniform(-1, 1, (2, 3))
-    down, across = np.mgrid[0:1 : height * 1j, 0:1 : width * 1j]
+    down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     soft = 128 + 90 * (down[..., None] * slopes[0] + across[..., None] * slopes[1])
     return Image.fromarray(np.clip(soft + random.normal(0, 12, soft.shape), 0, 255).astype(np.uint8))

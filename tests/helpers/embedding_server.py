@@ -1,4 +1,4 @@
-"""A small server of embeddings with the HTTP interface of vLLM, which answers with a model of ours, and can do wrong."""
+"""A small server with vLLM's HTTP interface for embeddings, which answers with a model of ours, and can do wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -109,10 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(data)), **(more or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        try:
+        with suppress(OSError):  # the client may have gone
             self.wfile.write(data)
-        except OSError:
-            pass  # the client has gone
 
 
 def _bare(model: Any, text: str) -> list[float]:

@@ -12,8 +12,9 @@ import pytest
 from embedding_server import State, serving
 
 from gen2embed_mteb import cli
+from gen2embed_mteb.embedder.model_folder.serving_card import adds_special_tokens
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.serving.check import adds_special_tokens, check_server
+from gen2embed_mteb.serving.check import check_server
 from gen2embed_mteb.serving.command import text_of
 from gen2embed_mteb.serving.comparison import Report
 from gen2embed_mteb.serving.http_client import EmbeddingServer
@@ -162,5 +163,3 @@ def test_a_report_is_json(running: tuple[str, State]) -> None:
     assert found["worst_cosine"]["image"]["query"] > 0.999999
     assert found["faults"] == []
     assert [row["side"] for row in found["plain_input"]] == ["query", "document"]
-
-
