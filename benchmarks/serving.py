@@ -97,7 +97,8 @@ def vllm_server(python: str, folder: Path, flags: Sequence[str] = ()) -> Iterato
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--runner", "pooling"]
-    command += ["--convert", "embed", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), *flags]
+    command += ["--convert", "embed", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--enforce-eager", "--limit-mm-per-prompt", '{"image": 2, "video": 0}', *flags]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GEN2EMBED"))}
     environment |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with tempfile.TemporaryFile() as log:
