@@ -289,7 +289,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, LoadingOptions)
 
 
-def _export(arguments: argparse.Namespace) -> None:
+def _export(arguments: argparse.Namespace) -> int:
     from gen2embed_mteb.config import LoadingOptions, ModelArgument
     from gen2embed_mteb.embedder.reranking.config import ExportKind
 
@@ -304,6 +304,9 @@ def _export(arguments: argparse.Namespace) -> None:
     output = export(model, output, **options)
     client = "CrossEncoder" if asked.kind == "reranker" else "SentenceTransformer"
     print(f'Written to {output}. Load it with {client}("{output}").')
+    from gen2embed_mteb.serving.plain_client import check_export
+
+    return check_export(output, options["device"]) if asked.check else 0
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -369,6 +372,7 @@ COMMANDS = {
     ),
     "export": Command("write a directory that plain SentenceTransformer, or CrossEncoder, loads", _add_export, _export),
     "push": _late("send a model or sampling files to the hub", "gen2embed_mteb.push_command.command"),
+    "serving-check": _late("whether a server (vLLM) gives an export's own vectors", "gen2embed_mteb.serving.command"),
     "mteb": Command("mteb's own command line, with the models and tasks of Gen2Embed in it", None, _mteb),
     "doctor": _late(
         "what is installed, what is missing; with a model: whether its vectors can be relied on",

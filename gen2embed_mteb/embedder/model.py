@@ -20,7 +20,7 @@ from gen2embed_mteb.embedder.chat_formats.chat_format import ChatFormat
 from gen2embed_mteb.embedder.chat_formats.header import format_of, prompt_of
 from gen2embed_mteb.embedder.families import ImageLayout, chat_template, check_layout, check_num_crops
 from gen2embed_mteb.embedder.kept_generator import KeepsGenerator
-from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving
+from gen2embed_mteb.embedder.model_folder import adapters, checked_loading, compat, saving, serving_card
 from gen2embed_mteb.embedder.model_folder import checks as model_folder
 from gen2embed_mteb.embedder.model_folder import loading as modules
 from gen2embed_mteb.embedder.passes.behind_pooling import run_modules
@@ -343,6 +343,8 @@ class Gen2Embed(NamedPrompts, KeepsGenerator):
             stock(folder)
             if self.calibration is not None:
                 self.calibration.write(Path(folder))
+            elif readout_of(self[0].model).is_default and self.layout == "native":
+                serving_card.add_serving(Path(folder) / "README.md", self)
 
         reason = self.inexpressible
         if _CHECKPOINT.fullmatch(Path(path).name) and adapters.has_adapter(self[0].model):

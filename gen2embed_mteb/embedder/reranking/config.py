@@ -77,15 +77,22 @@ class ExportKind:
 
     kind: str = option("what is written", default="embedder", choices=KINDS, flag="as")
     framing: str | None = option(f"how a reranker is asked: {', '.join(STOCK_FRAMINGS)} (default: mcq)", default=None)
+    check: bool = option(
+        "load what was written in plain sentence-transformers, in a process without this package, and compare the "
+        "vectors of every kind of input",
+        default=False,
+    )
 
     def __post_init__(self) -> None:
         """Check every value.
 
         Raises:
-            Gen2EmbedError: A value is unknown, or a framing is given for an embedder.
+            Gen2EmbedError: A value is unknown, a framing is given for an embedder, or a check for a reranker.
         """
         if self.kind not in KINDS:
             raise Gen2EmbedError(f"--as is {self.kind!r}; known: {', '.join(KINDS)}")
         check_options(self)
         if self.framing is not None and self.kind != "reranker":
             raise Gen2EmbedError(f"--framing {self.framing} is for rerankers; add --as reranker, or leave it out")
+        if self.check and self.kind == "reranker":
+            raise Gen2EmbedError("--check compares vectors, which --as reranker has none of; leave one out")

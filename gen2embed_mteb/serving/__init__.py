@@ -1,0 +1,1 @@
+"""Whether another program (a server, plain sentence-transformers) gives the vectors of the exported folder."""
