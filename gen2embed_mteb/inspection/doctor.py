@@ -26,6 +26,7 @@ _NEEDED = (
 _OPTIONAL = {
     "torchvision": "pip install 'gen2embed[image]' (optional: images go through Pillow without it)",
     "umap": "pip install 'gen2embed[analysis]' (optional: maps as in the paper's Fig. 4; PCA without it)",
+    "ray": "pip install 'gen2embed[ray]' (optional: vectors made on a Ray cluster, --engine ray)",
     "faiss": "pip install 'gen2embed[cpu]' or 'gen2embed[gpu]' (optional: exact search in torch without it)",
 }
 
