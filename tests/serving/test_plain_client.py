@@ -40,6 +40,7 @@ def test_a_folder_with_other_weights_fails(exported: Any, tiny: Any, tmp_path: P
     assert check_plain(folder, tiny(NEEDS)).faults
 
 
+@pytest.mark.exhaustive
 def test_a_folder_that_does_not_load_there_is_told(exported: Any, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(PlainClientError, match=r"cannot use .*Error"):
