@@ -91,12 +91,14 @@ def test_what_a_server_does_wrong_is_found(running: tuple[str, State], fault: st
     assert ("--chat-template-content-format openai" in text) == (fault == "dropped images")
 
 
+@pytest.mark.exhaustive
 def test_a_side_that_is_ignored_is_found(running: tuple[str, State]) -> None:
     report = checked(running, "no task")
     assert report.faults
     assert all(", query: cosine" in line for line in report.faults)
 
 
+@pytest.mark.exhaustive
 def test_a_server_in_bfloat16_has_a_lower_bar(running: tuple[str, State]) -> None:
     assert checked(running, "half").faults
     assert checked(running, "half", "bfloat16").faults == []
