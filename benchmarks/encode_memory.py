@@ -121,10 +121,10 @@ def encode(place: Path, precision: str) -> dict[str, Any]:
     import gen2embed_mteb.embedder.passes.prefix_cache  # noqa: F401
     from gen2embed_mteb.bulk.processes import Share
     from gen2embed_mteb.encode_command.driver import run_job
+    from gen2embed_mteb.encode_command.opening import open_source
     from gen2embed_mteb.encode_command.options import EncodeOptions
     from gen2embed_mteb.encode_command.report import write_reports
     from gen2embed_mteb.encode_command.shard import EncodeJob
-    from gen2embed_mteb.encode_command.sources import open_source
 
     encoder, data = StandIn(), place / "texts.jsonl"
     options = EncodeOptions(input=str(data), output_dir=str(place / "index"), precision=precision)

@@ -11,11 +11,12 @@ from gen2embed_mteb.bulk.types import staged
 from gen2embed_mteb.config import ModelOptions
 from gen2embed_mteb.data_files.rows import BadRow
 from gen2embed_mteb.data_files.shards import DataError
+from gen2embed_mteb.encode_command.opening import open_source
 from gen2embed_mteb.encode_command.options import EncodeOptions
 from gen2embed_mteb.encode_command.report import Outcome, write_reports
 from gen2embed_mteb.encode_command.rows import Row
 from gen2embed_mteb.encode_command.shard import EncodeJob
-from gen2embed_mteb.encode_command.sources import ROWS_LOOKED_AT, Source, open_source
+from gen2embed_mteb.encode_command.sources import ROWS_LOOKED_AT, Source
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run import ROWS_SEARCHED, is_first_process, refuse_images
 from gen2embed_mteb.evaluation.run_folder import UNKNOWN

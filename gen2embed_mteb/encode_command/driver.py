@@ -13,36 +13,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gen2embed_mteb.bulk.processes import Peers, Share
 from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.distributed.encoder import RayEncoder
 from gen2embed_mteb.encode_command.parts_folder import PartRecord
+from gen2embed_mteb.encode_command.run_record import Run
 from gen2embed_mteb.encode_command.shard import EncodeJob, ShardWorker, content_of, encode_shard
 from gen2embed_mteb.encode_command.sources import Part
 
 PARTS_OF_PATIENCE = 3
 """A process is taken for dead if it finishes nothing for as long as this many of the longest part took here."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one process did.
-
-    Attributes:
-        num_parts: The number of parts of the input.
-        checked: The numbers of the parts whose files this process wrote or compared with their digests.
-        num_encoded: The number of inputs that this process passed to the model.
-        num_rows: The number of rows of the parts that this process looked after.
-        seconds: How long that took.
-    """
-
-    num_parts: int
-    checked: frozenset[int]
-    num_encoded: int
-    num_rows: int
-    seconds: float
 
 
 def run_job(encoder: Encoder, job: EncodeJob, share: Share | None = None) -> Run:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gen2embed_mteb.distributed.pool import RayPool
 from gen2embed_mteb.distributed.worker import ShardWorker as ModelWorker
 from gen2embed_mteb.distributed.worker import require_same_folder
-from gen2embed_mteb.encode_command.driver import Run
+from gen2embed_mteb.encode_command.run_record import Run
 from gen2embed_mteb.encode_command.shard import EncodeJob, ShardWorker, encode_shard
 from gen2embed_mteb.encode_command.sources import Part
 from gen2embed_mteb.errors import Gen2EmbedError

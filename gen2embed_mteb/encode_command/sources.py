@@ -1,13 +1,13 @@
 """The input of `gen2embed encode`: a folder of pictures or a table, cut into parts by the order of its rows alone.
 
 A part is a plain description: where its rows are. Any process that sees the same input reads the same rows from it, and
-no process holds more than one part's rows. `open_source` finds out what the input is.
+no process holds more than one part's rows. `opening.py` finds out what the input is.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from gen2embed_mteb.data_files.rows import BadRow, RowFault, RowLimits, guarded
-from gen2embed_mteb.data_files.shards import DataError, is_utf8
-from gen2embed_mteb.encode_command.options import JSONL, PARQUET, PICTURES, SAVED, InputOptions
+from gen2embed_mteb.data_files.shards import is_utf8
+from gen2embed_mteb.encode_command.options import JSONL, PARQUET, PICTURES
 from gen2embed_mteb.encode_command.rows import Columns, Row
 
 PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -71,57 +71,6 @@ class Source(Protocol):
         """Read the rows of a part in order."""
 
 
-def open_source(options: InputOptions) -> Source:
-    """Find out what an input is; no row is read but for the columns of JSON lines.
-
-    Args:
-        options: The input, and what the user said of it.
-
-    Raises:
-        DataError: There is no such input, it is unclear what it is, or it has no rows.
-        Gen2EmbedError: A flag does not fit it.
-    """
-    from gen2embed_mteb.encode_command import tables
-
-    path = Path(options.input).expanduser()
-    if options.streaming:
-        from gen2embed_mteb.encode_command.streams import open_stream
-
-        return open_stream(options)
-    if not os.path.lexists(path):
-        hint = "; for a data set of the hub pass --streaming" if options.input.count("/") <= 1 else ""
-        raise DataError(f"{options.input}: no such file or folder{hint}")
-    kind = options.kind or _kind_of(path)
-    _refuse(options, ("subset",) if kind == SAVED else ("subset", "split"), "for data sets")
-    if kind == PICTURES:
-        _refuse(options, ("text_column", "image_column", "id_column", "image_dir"), "for tables")
-        if not path.is_dir():
-            raise DataError(f"{path}: no folder; pass a folder of pictures as --input")
-        pictures = Pictures(path, options.limit)
-        if next(pictures.parts(1), None) is None:
-            raise DataError(f"{path}: no pictures ({', '.join(sorted(PICTURE_ENDINGS))}) and no tables in it")
-        return pictures
-    return tables.open_table(path, kind, options)
-
-
-def _kind_of(path: Path) -> str:
-    if not path.is_dir():
-        if path.suffix.lower() in TABLE_ENDINGS:
-            return TABLE_ENDINGS[path.suffix.lower()]
-        raise DataError(
-            f"{path}: neither a folder nor a file that ends in {', '.join(TABLE_ENDINGS)}; pass one of these, or name "
-            "the file after what it is"
-        )
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        return SAVED
-    found = {TABLE_ENDINGS[file.suffix.lower()] for file in table_files(path)}
-    if len(found) > 1:
-        raise DataError(f"{path}: holds .jsonl and .parquet files; pass --kind jsonl or --kind parquet")
-    if found and next(_walk(path), None) is not None:
-        raise DataError(f"{path}: holds pictures and tables; pass --kind pictures, or --kind {found.pop()}")
-    return found.pop() if found else PICTURES
-
-
 def table_files(folder: Path, kind: str = "") -> list[Path]:
     """Return the tables in a folder, sorted by name.
 
@@ -132,12 +81,6 @@ def table_files(folder: Path, kind: str = "") -> list[Path]:
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
     kinds = {path: TABLE_ENDINGS.get(path.suffix.lower()) for path in files}
     return [path for path in files if kinds[path] and kind in ("", kinds[path])]
-
-
-def _refuse(options: InputOptions, names: Sequence[str], what: str) -> None:
-    """Refuse flags that would have no effect on this kind of input."""
-    if given := [f"--{name}" for name in names if getattr(options, name)]:
-        raise DataError(f"{options.input}: {', '.join(given)} is {what}, and this is none; leave it out")
 
 
 def cut(num_rows: int, size: int) -> Iterator[tuple[int, int, int]]:
@@ -204,10 +147,10 @@ class Pictures:
             yield row if isinstance(row, Row) else BadRow(part.first_row + row.index, row.file, row.reason)
 
     def _paths(self) -> Iterator[str]:
-        return islice(_walk(self.root), self.limit)
+        return islice(walk(self.root), self.limit)
 
 
-def _walk(folder: Path, prefix: str = "") -> Iterator[str]:
+def walk(folder: Path, prefix: str = "") -> Iterator[str]:
     """Yield the paths of pictures relative to a folder, in the order of the paths as texts."""
     with os.scandir(folder) as entries:
         found = [
@@ -217,6 +160,6 @@ def _walk(folder: Path, prefix: str = "") -> Iterator[str]:
         ]
     for name in sorted(found):
         if name.endswith("/"):
-            yield from _walk(folder / name, prefix + name)
+            yield from walk(folder / name, prefix + name)
         elif PurePosixPath(name).suffix.lower() in PICTURE_ENDINGS:
             yield prefix + name

@@ -156,9 +156,9 @@ def _sampled(
 def _encoding_inputs(arguments: argparse.Namespace, folder: Path) -> Inputs:
     """Return some of the rows, evenly drawn while all are read once; rows that are equal are not found out."""
     from gen2embed_mteb.data_files.rows import BadRow
+    from gen2embed_mteb.encode_command.opening import open_source
     from gen2embed_mteb.encode_command.options import ROWS_PER_SHARD, InputOptions
     from gen2embed_mteb.encode_command.shard import RowImages
-    from gen2embed_mteb.encode_command.sources import open_source
 
     options = from_flags(InputOptions, arguments)
     source = open_source(options)

@@ -10,9 +10,10 @@ from typing import Any
 from PIL import Image
 
 from gen2embed_mteb.data_files.rows import RowLimits
+from gen2embed_mteb.encode_command.opening import open_source
 from gen2embed_mteb.encode_command.options import STREAM, InputOptions
 from gen2embed_mteb.encode_command.rows import Row
-from gen2embed_mteb.encode_command.sources import Source, open_source
+from gen2embed_mteb.encode_command.sources import Source
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation import pages
 from gen2embed_mteb.images.decoding import decode

@@ -15,9 +15,10 @@ from PIL import Image
 
 from gen2embed_mteb.data_files.rows import BadRow, RowLimits
 from gen2embed_mteb.data_files.shards import DataError
+from gen2embed_mteb.encode_command.opening import open_source
 from gen2embed_mteb.encode_command.options import InputOptions
 from gen2embed_mteb.encode_command.rows import Columns, Row, find_columns
-from gen2embed_mteb.encode_command.sources import Source, open_source
+from gen2embed_mteb.encode_command.sources import Source
 
 
 def opened(path: Path, **options: Any) -> Source:

@@ -12,10 +12,10 @@ from plain_encoder import PlainEncoder
 
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.encode_command.driver import run_job
+from gen2embed_mteb.encode_command.opening import open_source
 from gen2embed_mteb.encode_command.options import EncodeOptions
 from gen2embed_mteb.encode_command.report import Outcome, write_reports
 from gen2embed_mteb.encode_command.shard import EncodeJob
-from gen2embed_mteb.encode_command.sources import open_source
 
 CREATING = os.O_CREAT | os.O_WRONLY | os.O_RDWR
 
