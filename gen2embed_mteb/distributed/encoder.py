@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gen2embed_mteb.bulk.engines import Place as PlaceShard
 from gen2embed_mteb.bulk.engines import PlannedShard, shard_bar
@@ -29,7 +29,6 @@ from gen2embed_mteb.names import Side
 from gen2embed_mteb.storage.atomic import new_token, temporary_of
 
 if TYPE_CHECKING:
-    from gen2embed_mteb.config import ModelOptions
     from gen2embed_mteb.embedder.model import Gen2Embed
 
 logger = logging.getLogger(__name__)
@@ -207,10 +206,27 @@ class _ShardInWork:
         )
 
 
+class Loading(Protocol):
+    """How a model was loaded; `config.ModelOptions`."""
+
+    @property
+    def model_name(self) -> str:
+        """Hub id, directory or short name."""
+
+    @property
+    def layout(self) -> str | None:
+        """How an image stands in the prompt."""
+
+    @property
+    def pooling(self) -> str | None:
+        """How a vector is made of states."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the other arguments of `Gen2Embed`."""
+
+
 @contextmanager
-def encoder_of_model(
-    config: EngineOptions, model: Gen2Embed, options: ModelOptions, fingerprint: str
-) -> Iterator[Encoder]:
+def encoder_of_model(config: EngineOptions, model: Gen2Embed, options: Loading, fingerprint: str) -> Iterator[Encoder]:
     """Yield the encoder that bulk encoding uses: of this process, or one whose vectors a Ray cluster makes.
 
     Args:
