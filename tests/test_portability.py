@@ -24,6 +24,7 @@ GUARDED = {
     ("gen2embed_mteb/storage/atomic.py", ".rename"): "to a name with twelve random digits",
     # CUDA.
     ("gen2embed_mteb/config.py", "'cuda:'"): "behind torch.cuda.is_available()",
+    ("gen2embed_mteb/bulk/workers.py", "fcntl"): "behind suppress(ImportError, AttributeError, OSError)",
     ("gen2embed_mteb/distributed/encoder.py", "'cuda'"): "where the cluster has a GPU, or the caller chose one",
     ("gen2embed_mteb/embedder/passes/prefix_cache.py", "'cuda'"): "compared with the type of the model's device",
     ("gen2embed_mteb/embedder/passes/prefix_cache.py", "pin_memory"): "for a device of the type cuda",

@@ -9,7 +9,7 @@ from gen2embed_mteb.data_files.rows import RowLimits
 from gen2embed_mteb.distributed.options import EngineOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
-from gen2embed_mteb.images.options import LinkOption
+from gen2embed_mteb.images.options import LinkOption, RemoteOption
 from gen2embed_mteb.names import Side
 
 PICTURES, JSONL, PARQUET, SAVED, STREAM = "pictures", "jsonl", "parquet", "datasets", "stream"
@@ -20,7 +20,7 @@ ROWS_PER_SHARD = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions(RowLimits, LinkOption):
+class InputOptions(RowLimits, LinkOption, RemoteOption):
     """Which rows are read, and what of them."""
 
     input: str = option(
@@ -92,4 +92,5 @@ class EncodeOptions(OutputOptions, InputOptions, EncodingConfig, EngineOptions):
         """
         EncodingConfig.__post_init__(self)
         InputOptions.__post_init__(self)
+        self.check_remote()
         self.check_engine()

@@ -23,6 +23,7 @@ from filelock import FileLock
 from gen2embed_mteb.bulk.shard_checks import DamagedError, read_regular
 from gen2embed_mteb.bulk.store import StoreMismatchError
 from gen2embed_mteb.encode_command.part_files import count_rows
+from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run_folder import UNKNOWN
 from gen2embed_mteb.storage.atomic import (
     ForeignFileError,
@@ -122,7 +123,7 @@ class PartsFolder:
                 logger.warning("%s: dropping vectors made by another run", self.path)
                 self._drop_reports()
                 self.drop_from(0)
-                (self.inside / RUN).unlink(missing_ok=True)  # `_read_run` found it to be ours
+                remove_proved(self.inside / RUN, sha256_of(self.inside / RUN))  # `_read_run` found it to be ours
             if self._read_run() is None:
                 run = {"made_by": MADE_BY, "format": FORMAT, "settings": self.settings}
                 write_atomic(self.inside / RUN, json_bytes(run))
@@ -272,13 +273,13 @@ def _comparable(name: str, value: Any) -> Any:
 
 def _record(marker: Mapping[str, Any]) -> PartRecord:
     if marker["made_by"] != MADE_BY or marker["format"] != FORMAT:
-        raise ValueError("it is not of gen2embed")
+        raise Gen2EmbedError("it is not of gen2embed")
     record = PartRecord(**{name: marker[name] for name in PartRecord.__dataclass_fields__})
     counts = (record.number, record.num_rows, record.num_vectors, record.width, record.num_halvings)
     if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(record.errors, list):
-        raise ValueError("a count is none")
+        raise Gen2EmbedError("a count is none")
     if not all(isinstance(part, str) for pair in record.files.items() for part in pair):
-        raise ValueError("a digest is none")
+        raise Gen2EmbedError("a digest is none")
     return record
 
 

@@ -110,6 +110,7 @@ class ShardWorker:
             self._scratch,
             follow_links=options.follow_links,
             exif_orientation=options.exif_orientation,
+            remote_images=options.remote_images,
         )
         self.bulk = PartEncoder(
             encoder,

@@ -66,7 +66,7 @@ def check_plain(folder: str | Path, model: Gen2Embed) -> Report:
         PlainClientError: Plain sentence-transformers does not load the folder, or does not encode.
     """
     given = samples(with_images=model.takes_images)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         theirs = _plain_vectors(Path(place), Path(folder).resolve(), given, str(model.device))
     ours = local_vectors(model, given)
     rows = [
@@ -117,6 +117,7 @@ def _plain_vectors(place: Path, folder: Path, given: list[Sample], device: str) 
         env=environment,
         capture_output=True,
         text=True,
+        encoding="utf-8",
         errors="replace",
         check=False,
     )

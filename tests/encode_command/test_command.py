@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from encode_jobs import content, errors, table, write_lines
@@ -99,6 +100,19 @@ def test_an_image_column_and_a_text_make_one_input(model: Gen2Embed, photos: Pat
     page = tmp_path / "page.html"
     assert run("search", "--index", str(tmp_path / "o"), "--query", "red", "--html", str(page), "--top", "16") == 0
     assert page.read_text().count("<img") == 8
+
+
+def test_images_by_address_are_those_of_local_files(model: Gen2Embed, photos: Path, tmp_path: Path) -> None:
+    fsspec.filesystem("memory").pipe("/photos/red.png", (photos / "red.png").read_bytes())
+    rows = [{"image_path": "memory://photos/red.png"}, {"image_path": "red.png"}]
+    data = write_lines(tmp_path / "t.jsonl", rows)
+    words = ("--image_dir", str(photos), "--max_error_rate", "0.6")
+    assert encode(data, tmp_path / "refused", *words) == 0
+    assert [row["row"] for row in table(tmp_path / "refused")] == [1]
+    assert encode(data, tmp_path / "o", *words, "--remote_images", "memory://photos/") == 0
+    found = np.array([row["vector"] for row in table(tmp_path / "o")], np.float32)
+    assert np.array_equal(found[0], found[1])
+    assert np.abs(found[0] - model.encode_document([photos / "red.png"])[0]).max() < 1e-6
 
 
 def test_search_loads_the_model_of_the_index_and_no_other(tmp_path: Path, capsys: Any) -> None:

@@ -20,6 +20,7 @@ from gen2embed_mteb.mteb_plugin.models.model_metas import as_meta, meta_of, wrap
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_model_of_text_alone_runs_every_text_task(tiny: Any) -> None:
     datasets.disable_progress_bars()
     encoder = wrap(tiny("llama"))

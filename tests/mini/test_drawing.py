@@ -228,6 +228,7 @@ def test_a_root_that_is_not_whole_is_refused(tmp_path, drawn):
         benchmark.ensure("eval", tmp_path / "no images")
 
 
+@pytest.mark.exhaustive
 def test_other_files_in_the_root_stay(tmp_path, small):
     """Such as a part drawn before, a results folder, and vectors."""
     benchmark.ensure("crepe", tmp_path)

@@ -60,6 +60,7 @@ def test_every_command(home: Path) -> None:
     assert list(Path().iterdir()) == []  # no folder called `~`
 
 
+@pytest.mark.exhaustive
 def test_demo(home: Path) -> None:
     assert cli.main(["demo", "--output_dir=~/demo", "--data_dir=~/mini", "--limit", "2", "--max_steps", "0"]) == 0
     assert (home / "demo" / "report.html").is_file()

@@ -222,6 +222,7 @@ def test_tiles_are_passed_to_the_models_that_have_them(tmp_path: Path) -> None:
     assert (words["gen2embed-mini"]["--max_length"], words[phi]["--num_crops"]) == ("256", "4")
 
 
+@pytest.mark.exhaustive
 def test_unimes_protocol_and_the_caption_benchmarks(
     drawn: Path, second: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,6 +138,7 @@ def test_training_with_a_readout(model, data, tmp_path, readout, norm):
 @pytest.mark.parametrize(
     "family", sample_of(["qwen3_5", "gemma3", "idefics3", "internvl", "llava_onevision"], ["idefics3"])
 )
+@pytest.mark.exhaustive
 def test_a_family_not_written_by_hand_from_sampling_to_a_plain_model(family, data, tmp_path):
     """Recurrent layers, sliding windows, padded images, tiles in one tensor, side features."""
     model, sampled, output = write_any(family, tmp_path / family), tmp_path / "sampled", tmp_path / "out"

@@ -34,7 +34,14 @@ from gen2embed_mteb.bulk.processes import Peers, Share
 from gen2embed_mteb.distributed.pool import RayPool
 from gen2embed_mteb.distributed.worker import require_same_folder
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.storage.atomic import new_token, put, remove_stale, temporary_of, write_atomic
+from gen2embed_mteb.storage.atomic import (
+    ForeignFileError,
+    new_token,
+    remove_stale,
+    set_aside,
+    temporary_of,
+    write_atomic,
+)
 from gen2embed_mteb.storage.owned_folder import MADE_BY
 from trainers.saha.scores import Floats, Integers, Vectors, check_unit_rows, error_bound, sliced_terms
 from trainers.saha.search import Backend, ExactSearch
@@ -236,7 +243,11 @@ def _write_result(folder: Path, job: BlockJob, columns: Integers, scores: Floats
     # float64 holds row numbers up to 2^53 and every float32 without loss.
     np.save(buffer, np.stack([columns.astype(np.float64), scores.astype(np.float64)]), allow_pickle=False)
     data, path = buffer.getvalue(), _path(folder, job)
-    put(path, _head(job, data) + b"\n" + data)  # the name is the digest of the work, and the same work has these bytes
+    try:
+        write_atomic(path, _head(job, data) + b"\n" + data)
+    except ForeignFileError:  # damaged, or not ours: the name is the digest of the work, which has these bytes alone
+        set_aside(path)
+        write_atomic(path, _head(job, data) + b"\n" + data)
 
 
 def _path(folder: Path, job: BlockJob) -> Path:

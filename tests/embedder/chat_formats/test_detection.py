@@ -192,6 +192,7 @@ def test_qwen3_vl_is_rendered_as_by_the_template_written_by_hand(name):
                 assert render(generic, messages, side) == render(by_hand, messages, side)
 
 
+@pytest.mark.exhaustive
 def test_a_format_that_is_found_is_a_fixed_point():
     for name, template in small_templates.FITTING.items():
         found = detect(template, image="<i>").chat_format

@@ -93,6 +93,7 @@ def test_a_default_prompt_name_says_the_side_where_nothing_else_does(tiny_dir: A
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_processes_are_told_the_side(tiny: Any) -> None:
     """LlamaIndex with parallel_process, LangChain with multi_process."""
     model = tiny("qwen2_vl")

@@ -106,7 +106,7 @@ def hooked(directory: Path, family: str, model: Gen2Embed, sample: dict[str, Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sample_of([*FAMILIES, *LOADABLE], ["qwen2_vl", "llama"]))
+@pytest.mark.parametrize("family", sample_of([*FAMILIES, *LOADABLE], ["llama"]))
 def test_vectors_are_the_hooked_states(scaled_dir: Any, pictures: Any, tmp_path: Path, family: str) -> None:
     """In memory, with the prefix cache, and in plain sentence-transformers; reloaded, the readout is known."""
     inputs = samples(family, pictures)
