@@ -13,6 +13,7 @@ from pathlib import Path
 
 import kills
 import pytest
+from samples import sample_of
 
 from gen2embed_mteb import cli
 from gen2embed_mteb.launcher import ORPHANED, end_with_launcher
@@ -95,7 +96,10 @@ def test_times_are_in_a_file_of_their_own(whole):
     assert "Training Time" not in (whole / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    sample_of(["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"], ["optimizer.pt"]),
+)
 def test_a_damaged_checkpoint_is_passed_over(begin, whole, tmp_path, caplog, name):
     output = shutil.copytree(whole, tmp_path / "out")
     (output / "model.safetensors").unlink()
