@@ -12,6 +12,7 @@ several sizes, each with a question; the processor is Qwen2-VL's, with its publi
 
 Time by the clock needs a machine that does nothing else; processor time is that of this process and the workers.
 On a GPU the bytes of patches are looked up there; here this process does it, which is timed apart, as `lookup`.
+The memory that a worker has for itself is read at the end.
 The pixels of all batches are compared with the stock processor's. No model runs.
 """
 
@@ -97,6 +98,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 equal[name] = equal.get(name, True) and all(map(torch.equal, pixels, expected))
                 if name == "1 worker" and repeat:
                     lookups.append(lookup[1])
+    memory = worker_mib(crews[2])
     for crew in crews.values():
         crew.stop()
     number = sum(len(batch) for batch in batches)
@@ -112,6 +114,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "sizes": SIZES,
         "ways": parts,
         "lookup_ms_per_picture": round(lookup_ms, 2),
+        "worker_mib": memory,
         "equal_to_stock": equal,
         "ratios": {
             "two workers / stock": round(two["pictures_per_second"] / parts["stock"]["pictures_per_second"], 2),
@@ -206,6 +209,15 @@ def cpu_seconds(crew: Workers | None) -> float:
         fields = Path(f"/proc/{worker._process.pid}/stat").read_text().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
+
+
+def worker_mib(crew: Workers) -> int:
+    """Return how much memory a worker has for itself; the pages of libraries that processes share are not counted."""
+    kib = []
+    for worker in crew._crew._running if crew._crew is not None else ():
+        lines = Path(f"/proc/{worker._process.pid}/smaps_rollup").read_text().splitlines()
+        kib.append(sum(int(line.split()[1]) for line in lines if line.startswith("Private_")))
+    return round(statistics.mean(kib) / 1024)
 
 
 def figures(times: list[tuple[float, float]], number: int) -> dict[str, float]:

@@ -41,8 +41,9 @@ def open_data(options: DataOptions, *, exif_orientation: bool = False) -> Opened
     Raises:
         DataError: A dataset or a column is missing, or a file is damaged.
         FileNotFoundError: The images cannot be found.
-        Gen2EmbedError: A dataset is unknown, or `data_dir` is missing.
+        Gen2EmbedError: A dataset is unknown, `data_dir` is missing, or an address in `remote_images` cannot be read.
     """
+    options.check_remote()
     chosen = BENCHMARKS[options.benchmark].select(options.subsets)
     data_dir, image_dir = options.data_dir, options.image_dir
     if options.benchmark == MMEB_MINI.name:
@@ -52,7 +53,13 @@ def open_data(options: DataOptions, *, exif_orientation: bool = False) -> Opened
     tables = open_subsets(data_dir, chosen.datasets, options.split)
     for dataset, table in tables:
         table.require(eval_columns(dataset, table.columns))
-    images = find_images(data_dir, image_dir, follow_links=options.follow_links, exif_orientation=exif_orientation)
+    images = find_images(
+        data_dir,
+        image_dir,
+        follow_links=options.follow_links,
+        exif_orientation=exif_orientation,
+        remote_images=options.remote_images,
+    )
     return OpenedData(tables, images)
 
 

@@ -11,7 +11,7 @@ from gen2embed_mteb.data_files.rows import RowLimits
 from gen2embed_mteb.embedder.prompts.strategies import TASK_STRATEGIES, strategy
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
-from gen2embed_mteb.images.options import LinkOption
+from gen2embed_mteb.images.options import LinkOption, RemoteOption
 from gen2embed_mteb.names import Side
 
 MMEB, MMEB_MINI = "mmeb", "mmeb-mini"
@@ -24,7 +24,7 @@ WORDS_OF = {MMEB: ("ImageNet-R", "OK-VQA", "MSCOCO_i2t"), MMEB_MINI: ("ColorShap
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(RowLimits, LinkOption):
+class DataOptions(RowLimits, LinkOption, RemoteOption):
     """Which datasets are read."""
 
     benchmark: str = option("benchmark whose datasets are read", default=MMEB, choices=(MMEB, MMEB_MINI))

@@ -25,7 +25,7 @@ from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.config import EncodingConfig, LoadingOptions
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import add_flags, as_words, from_flags
-from gen2embed_mteb.images.options import LinkOption
+from gen2embed_mteb.images.options import LinkOption, RemoteOption
 from gen2embed_mteb.paper_tables.averages import deviations
 from gen2embed_mteb.paper_tables.published import published
 from gen2embed_mteb.paper_tables.rendering import as_latex, as_markdown, as_text
@@ -70,7 +70,7 @@ def run_command_with(arguments: argparse.Namespace) -> int:
             "table runs in one process; to use several, run the commands that --dry_run lists with torchrun (each "
             "with --batch_size divided by their number in training), then table finds what is finished"
         )
-    plan = Plan(options, _passed(options, from_flags(LoadingOptions, arguments), encoding))
+    plan = Plan(options, passed_on(options, from_flags(LoadingOptions, arguments), encoding))
     folder = OwnedFolder(plan.output_dir, WRITER)
     files = {kind: f"table_{options.table}.{kind}" for kind in ("md", "tex", "json")}
     folder.check([*files.values(), *map(_log_name, plan.runs)])
@@ -136,16 +136,26 @@ def execute(run: Run, folder: OwnedFolder) -> None:
         raise Gen2EmbedError(f"gen2embed {run.command} has left no finished record in {run.folder}; run it again")
 
 
-def _passed(options: TableOptions, loading: LoadingOptions, encoding: EncodingConfig) -> Passed:
-    links = as_words(LinkOption(follow_links=options.follow_links))
+def passed_on(options: TableOptions, loading: LoadingOptions, encoding: EncodingConfig) -> Passed:
+    """Return the words that every run of a table gets: how models are loaded, how inputs are encoded and opened.
+
+    Args:
+        options: What `table` is asked for.
+        loading: How models are loaded.
+        encoding: How inputs are encoded.
+    """
+    reached = [
+        *as_words(LinkOption(follow_links=options.follow_links)),
+        *as_words(RemoteOption(remote_images=options.remote_images)),
+    ]
     own = [name for name in vars(loading) if name not in _TRAIN_LOADING]
     for_training = [] if loading.dtype == "auto" else as_words(loading, skip=own)
     unused = [name for name in vars(encoding) if name not in _TRAIN_ENCODING]
     on_cpu = ["--use_cpu", "true"] if (loading.device or "").startswith("cpu") else []
     return Passed(
         loading=tuple(as_words(loading)),
-        encoding=(*as_words(encoding), *links),
-        training=(*for_training, *on_cpu, *as_words(encoding, skip=unused), *links),
+        encoding=(*as_words(encoding), *reached),
+        training=(*for_training, *on_cpu, *as_words(encoding, skip=unused), *reached),
     )
 
 

@@ -9,7 +9,7 @@ from gen2embed_mteb.config import LAYOUTS
 from gen2embed_mteb.embedder.prompts.strategies import strategy
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
-from gen2embed_mteb.images.options import LinkOption
+from gen2embed_mteb.images.options import LinkOption, RemoteOption
 from gen2embed_mteb.paper_tables.published import NAMES
 
 TRAINED = ("V", "VII", "VIII")
@@ -110,7 +110,7 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions(TrainingOptions, LinkOption):
+class TableOptions(TrainingOptions, LinkOption, RemoteOption):
     """What `table` is asked for, beside how a model is loaded and encodes."""
 
     table: str = option(f"the table: {', '.join(NAMES)}", positional=True)
@@ -152,6 +152,7 @@ class TableOptions(TrainingOptions, LinkOption):
             Gen2EmbedError: A value is out of its range, is missing, or would have no effect on this table.
         """
         check_options(self)
+        self.check_remote()
         if self.table not in NAMES:
             raise Gen2EmbedError(f"there is no table {self.table!r}; known: {', '.join(NAMES)}")
         used = dict(_ONLY) | {field.name: TRAINED for field in fields(TrainingOptions)}

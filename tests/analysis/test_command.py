@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+from mmeb_files import colour_rows, write_images, write_table
 from PIL import Image
 
 from gen2embed_mteb import cli
@@ -65,6 +67,26 @@ def test_every_analysis_prints_figures_and_writes_the_same_files_again(
     # A picture of other figures does not stay beside the new ones.
     assert analyze(tmp_path / "out", "attention", "--text", "a", "--format", "svg") == 0
     assert not (tmp_path / "out" / "attention.png").exists()
+
+
+def test_images_by_address_are_read_where_allowed(tmp_path: Path, capsys: Any) -> None:
+    write_images(tmp_path / "MMEB" / "img")
+    rows = colour_rows(["red", "green"])
+    data = ("--data_dir", str(tmp_path / "MMEB"), "--subsets", "VOC2007", "--prompts", "hierarchical", "--limit", "2")
+    table = tmp_path / "MMEB" / "VOC2007" / "test.parquet"
+    write_table(table, rows)
+    assert analyze(tmp_path / "local", "words", *data) == 0
+    for name in ("red", "green"):
+        image = (tmp_path / "MMEB" / "img" / f"{name}.png").read_bytes()
+        fsspec.filesystem("memory").pipe(f"/photos/{name}.png", image)
+    write_table(table, [row | {"qry_img_path": f"memory://photos/{Path(row['qry_img_path']).name}"} for row in rows])
+    allowed = ("--remote_images", "memory://photos/")
+    assert analyze(tmp_path / "remote", "words", *data, *allowed) == 0
+    words = [json.loads((tmp_path / name / "words.json").read_text()) for name in ("local", "remote")]
+    assert words[0]["inputs"] == words[1]["inputs"]
+    capsys.readouterr()
+    assert analyze(tmp_path / "refused", "words", *data, "--remote_images", "file") == 2
+    assert "file" in capsys.readouterr().err
 
 
 def test_attention_of_rows_of_a_dataset(data_dir: str, tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from gen2embed_mteb import cli
-from gen2embed_mteb.config import EncodingConfig, EvaluationConfig
+from gen2embed_mteb.config import EncodingConfig, EvaluationConfig, LoadingOptions
 from gen2embed_mteb.embedder.prompts.strategies import TABLE_IV
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import FlagParser, add_flags, as_words, from_flags
 from gen2embed_mteb.names import MINI_FOLDER
+from gen2embed_mteb.table_command.command import passed_on
 from gen2embed_mteb.table_command.options import TableOptions
 from gen2embed_mteb.table_command.plans import Passed, Plan, Run, slug, standing_for
 
@@ -80,6 +81,20 @@ def test_folders_differ_where_figures_do() -> None:
     assert passing("--device", "cpu", "--batch_tokens", "512", "--overwrite", "--num_workers", "2") == base
     assert plan("V", mini=True, learning_rate=1e-4).rows[0].training != plan("V", mini=True).rows[0].training
     assert not any(":" in run.folder.name for run in plan("III", mini=True).runs)
+
+
+def test_what_may_be_read_from_elsewhere_is_passed_to_every_run() -> None:
+    options = TableOptions(
+        table="V", mini=True, checkpoint=("tuned",), model_name=("m",), remote_images=("memory://b/",), follow_links=True
+    )
+    loading, encoding = LoadingOptions(), EncodingConfig()
+    made = Plan(options, passed_on(options, loading, encoding))
+    assert {run.command for run in made.runs} == {"sample", "train", "evaluate"}
+    for run in made.runs:
+        assert run.words[run.words.index("--remote_images") + 1] == "memory://b/", run.words
+        assert "--follow_links" in run.words, run.words
+    with pytest.raises(Gen2EmbedError, match="file"):
+        TableOptions(table="II", mini=True, remote_images=("file",))
 
 
 def test_words_give_a_configuration_its_values_again() -> None:
