@@ -37,6 +37,7 @@ from trainers.loss.saha_loss import TEMPERATURE
 
 ROOT = Path(__file__).resolve().parents[1]
 _TABLE = re.compile(r"(<!-- families table -->\n\n).*?(<!-- end of the table -->)", re.S)
+PHI = "phi3_v"
 _FOLDER = re.compile(r"(?<=[ =])/[^ ]*/")
 
 
@@ -85,15 +86,18 @@ def known() -> list[str]:
     from tiny_models import FAMILIES
     from tiny_torchvision import TORCHVISION
 
-    return [*FAMILIES, *ANY, *(TORCHVISION if is_torchvision_available() else ())]
+    return [*FAMILIES, *ANY, PHI, *(TORCHVISION if is_torchvision_available() else ())]
 
 
 def write(name: str, folder: Path) -> Path:
     """Write the tiny model of a family."""
     from tiny_any import write_any
     from tiny_models import FAMILIES, write_tiny
+    from tiny_phi3v import write_phi3v
     from tiny_torchvision import TORCHVISION
 
+    if name == PHI:
+        return write_phi3v(folder)
     if name in FAMILIES:
         return write_tiny(name, folder)
     return write_any(name, folder, tiny=TORCHVISION.get(name))
@@ -108,8 +112,9 @@ def facts(source: str | Path, **options: Any) -> dict[str, Any]:
 
     Returns:
         `checks`, what `gen2embed doctor` finds, by name: [whether it passed, what was measured]; `export`, the largest
-        difference of a vector of the exported folder, loaded by sentence-transformers alone; `gradients`, the largest
-        difference of a gradient of the cached loss and of one pass, by the largest gradient.
+        difference of a vector of the exported folder, loaded by sentence-transformers alone, None if there are no stock
+        classes to export to; `gradients`, the largest difference of a gradient of the cached loss and of one pass, by
+        the largest gradient.
     """
     model = Gen2Embed(source, device="cpu", model_kwargs={"dtype": torch.float32}, **options)
     found: dict[str, Any] = {"images": model.takes_images, "type": model[0].config.model_type}
@@ -117,13 +122,17 @@ def facts(source: str | Path, **options: Any) -> dict[str, Any]:
     if model.takes_images:
         picture = Image.effect_noise((90, 60), 64).convert("RGB")
         inputs += [{"image": picture}, {"text": "What is it?", "image": picture}]
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        plain = SentenceTransformer(folder, device="cpu")
-        found["export"] = float(np.abs(plain.encode_query(inputs) - model.encode_query(inputs)).max())
+    found["export"] = None if found["type"] == PHI else _exported(model, inputs)
     found["gradients"] = _gradients(model, inputs)
     found["checks"] = {check.name: [check.passed, check.found] for check in check_model(model)}
     return found
+
+
+def _exported(model: Gen2Embed, inputs: list[Any]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        plain = SentenceTransformer(folder, device="cpu")
+        return float(np.abs(plain.encode_query(inputs) - model.encode_query(inputs)).max())
 
 
 def _gradients(model: Gen2Embed, inputs: list[Any]) -> float:
@@ -203,7 +212,9 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
 
 def _is_whole(found: dict[str, Any]) -> bool:
     return (
-        all(passed for passed, _ in found["checks"].values()) and found["export"] < 1e-5 and found["gradients"] < 1e-4
+        all(passed for passed, _ in found["checks"].values())
+        and (found["export"] or 0) < 1e-5
+        and found["gradients"] < 1e-4
     )
 
 
@@ -212,7 +223,9 @@ def _markdown(table: list[list[str]], marks: str) -> str:
     return "\n".join([header, marks, *lines, ""])
 
 
-def _rounded(value: float) -> str:
+def _rounded(value: float | None) -> str:
+    if value is None:
+        return "–"
     return f"{value:.0e}" if value else "0"
 
 

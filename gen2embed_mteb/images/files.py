@@ -120,7 +120,9 @@ def refuse_address(name: str) -> None:
         # The message must not show a user's name, password, or a signature after the question mark.
         address = re.sub(r"//[^/@]*@", "//", name.partition("?")[0])
         raise ImageError(
-            address, "nothing is fetched from a URL", "download it, and pass the path of the file, or a PIL image"
+            address,
+            "nothing is fetched from a URL",
+            "download it, and pass the path of the file, or a PIL image; for addresses in data see --remote_images",
         )
 
 

@@ -61,7 +61,15 @@ def run_command_with(arguments: argparse.Namespace) -> None:
     if page is not None:
         from gen2embed_mteb.search_command.page import page_bytes
 
-        data = page_bytes(index, hits, options.query, picture, scoring=options.scoring, notes=notes)
+        data = page_bytes(
+            index,
+            hits,
+            options.query,
+            picture,
+            scoring=options.scoring,
+            notes=notes,
+            remote_images=options.remote_images,
+        )
         _say(f"\nWritten to {OwnedFolder(page.parent, WRITER).write(page.name, data)}")
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from gen2embed_mteb.config import CSLS_NEIGHBORS, SCORINGS
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.flags import check_options, option
+from gen2embed_mteb.images.options import RemoteOption
 
 CSLS_SAMPLE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions:
+class SearchOptions(RemoteOption):
     """What is searched for, where, and how the result is shown."""
 
     index: str = option("folder that gen2embed encode wrote", needs="the --output_dir of gen2embed encode")
@@ -37,13 +38,18 @@ class SearchOptions:
         """Check every value.
 
         Raises:
-            Gen2EmbedError: A value is out of its range, or there is nothing to search for.
+            Gen2EmbedError: A value is out of its range or has no effect, or there is nothing to search for.
         """
         check_options(self)
+        self.check_remote()
         if not self.query and not self.image:
             raise Gen2EmbedError("nothing to search for; pass --query, --image, or both")
         if self.html and not self.html.lower().endswith((".html", ".htm")):
             raise Gen2EmbedError(f"html is {self.html}; pass a file that ends in .html, since it is a page")
+        if self.remote_images and not self.html:
+            raise Gen2EmbedError(
+                "remote_images has an effect with --html alone, where pictures are shown; pass it, too"
+            )
         if self.scoring != "csls" and (self.csls_neighbors, self.csls_sample) != (CSLS_NEIGHBORS, CSLS_SAMPLE):
             raise Gen2EmbedError(
                 "csls_neighbors and csls_sample have an effect with --scoring csls alone; pass it, too"

@@ -35,7 +35,14 @@ _STYLE = """
 
 
 def page_bytes(
-    index: Index, hits: Sequence[Hit], query: str, picture: Image.Image | None, *, scoring: str, notes: Sequence[str]
+    index: Index,
+    hits: Sequence[Hit],
+    query: str,
+    picture: Image.Image | None,
+    *,
+    scoring: str,
+    notes: Sequence[str],
+    remote_images: Sequence[str] = (),
 ) -> bytes:
     """Return the page.
 
@@ -46,6 +53,8 @@ def page_bytes(
         picture: The image that was searched for.
         scoring: The name of the score.
         notes: Sentences below the query.
+        remote_images: Which images may be read from other machines; what the index was made with does not count, as
+            it may come from others.
     """
     rows, fault = _rows_of(index, hits)
     asked = [f"<h1>Nearest to “{pages.plain(query)}”</h1>" if query else "<h1>Nearest to this picture</h1>"]
@@ -57,22 +66,22 @@ def page_bytes(
         *notes,
         *([fault] if fault else []),
     ]
-    cards = [_card(rank, hit, rows.get(hit.row), index) for rank, hit in enumerate(hits, 1)]
+    cards = [_card(rank, hit, rows.get(hit.row), index, remote_images) for rank, hit in enumerate(hits, 1)]
     body = [*asked, f"<p>{html.escape(' '.join(told))}</p>", "<div class='hits'>", *cards, "</div>"]
     return pages.page_bytes("Search", _STYLE, body)
 
 
-def _card(rank: int, hit: Hit, row: tuple[Row, Source] | None, index: Index) -> str:
+def _card(rank: int, hit: Hit, row: tuple[Row, Source] | None, index: Index, remote_images: Sequence[str]) -> str:
     text = hit.text or (row[0].text if row else "")
     parts = [f"<div><b>{rank}. {hit.score:.4f}</b></div>"]
     if row is not None:
-        parts += [_image(image, row[1], index) for image in row[0].images]
+        parts += [_image(image, row[1], index, remote_images) for image in row[0].images]
     parts += [f"<div class='id'>{html.escape(hit.id)}</div>"]
     parts += [f"<div>{pages.plain(text)}</div>"] if text else []
     return f"<div class='hit'>{''.join(parts)}</div>"
 
 
-def _image(image: str | bytes, source: Source, index: Index) -> str:
+def _image(image: str | bytes, source: Source, index: Index, remote_images: Sequence[str]) -> str:
     turned = bool(index.manifest["settings"].get("exif_orientation"))
     try:
         if isinstance(image, bytes):
@@ -81,7 +90,9 @@ def _image(image: str | bytes, source: Source, index: Index) -> str:
             if source.image_root is None:
                 return ""
             follow = bool(index.manifest["data"].get("follow_links"))
-            opened = ImageSource(source.image_root, follow_links=follow, exif_orientation=turned).open(image)
+            opened = ImageSource(
+                source.image_root, follow_links=follow, exif_orientation=turned, remote_images=remote_images
+            ).open(image)
     except (ImageError, FileNotFoundError) as error:
         reason = error.reason if isinstance(error, ImageError) else str(error)
         return f"<div class='fault'>{html.escape(reason)}</div>"

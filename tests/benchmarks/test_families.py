@@ -23,11 +23,11 @@ def record():
 
 
 def test_every_family_was_put_through_every_check(record):
-    assert set(record["families"]) == {*FAMILIES, *ANY, *TORCHVISION}
+    assert set(record["families"]) == {*FAMILIES, *ANY, *TORCHVISION, families.PHI}
     for name, found in {**record["families"], **record["real"]}.items():
         assert len(found["checks"]) == 9, name
         assert all(passed for passed, _ in found["checks"].values()), name
-        assert found["export"] < 1e-5, name
+        assert found["export"] is None if found["type"] == families.PHI else found["export"] < 1e-5, name
         assert found["gradients"] < 5e-5, name
 
 

@@ -113,6 +113,12 @@ def test_images_by_address_are_those_of_local_files(model: Gen2Embed, photos: Pa
     found = np.array([row["vector"] for row in table(tmp_path / "o")], np.float32)
     assert np.array_equal(found[0], found[1])
     assert np.abs(found[0] - model.encode_document([photos / "red.png"])[0]).max() < 1e-6
+    page, asked = tmp_path / "page.html", ("--index", str(tmp_path / "o"), "--query", "red")
+    assert run("search", *asked, "--html", str(page)) == 0
+    assert (page.read_text().count("<img"), page.read_text().count("class='fault'")) == (1, 1)
+    assert run("search", *asked, "--html", str(page), "--remote_images", "memory://photos/") == 0
+    assert page.read_text().count("<img") == 2
+    assert run("search", *asked, "--remote_images", "memory") == 2
 
 
 def test_search_loads_the_model_of_the_index_and_no_other(tmp_path: Path, capsys: Any) -> None:

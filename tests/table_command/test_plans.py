@@ -85,7 +85,12 @@ def test_folders_differ_where_figures_do() -> None:
 
 def test_what_may_be_read_from_elsewhere_is_passed_to_every_run() -> None:
     options = TableOptions(
-        table="V", mini=True, checkpoint=("tuned",), model_name=("m",), remote_images=("memory://b/",), follow_links=True
+        table="V",
+        mini=True,
+        checkpoint=("tuned",),
+        model_name=("m",),
+        remote_images=("memory://b/",),
+        follow_links=True,
     )
     loading, encoding = LoadingOptions(), EncodingConfig()
     made = Plan(options, passed_on(options, loading, encoding))
