@@ -37,13 +37,14 @@ from typing import Any
 import numpy as np
 from real import sources
 from real.pairs import write_pairs
+from real.report import write_tables
 from real.scores import Scorer, Setting, mean_of, names_of
 from real.tasks import Task, digest, make_tasks
 from real.vectors import VectorCache, exported
 
 from gen2embed_mteb.embedder.readouts.choice import Readout
 from gen2embed_mteb.evaluation.run import installed_versions
-from gen2embed_mteb.evaluation.tables import as_text, percent
+from gen2embed_mteb.evaluation.tables import Table, as_markdown, as_text, percent
 from gen2embed_mteb.storage.developer_files import write_json
 from trainers.sampling.files import SampledClusters, read_sampling
 
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the CPU has AMX")
     parser.add_argument("--no_dora", action="store_true", help="plain LoRA: a step takes three fifths of the time")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pages", action="store_true", help="write the table into the page of results")
     arguments = parser.parse_args()
     settings = {
         name: getattr(arguments, name) for name in ("max_steps", "batch_size", "learning_rate", "bf16", "no_dora")
@@ -121,7 +123,9 @@ def main() -> None:
                     bench.write(record)
                     print(f"{row.name}, seed {seed}: {percent(runs[str(seed)]['reported'])}", flush=True)
     bench.write(record)
-    print(_table(record))
+    print(as_text(table(record)))
+    if arguments.pages:
+        write_tables(page_tables(record))
 
 
 class _Bench:
@@ -239,19 +243,36 @@ def _false_share(clusters: SampledClusters, truth: Any) -> dict[str, float]:
     return {"false": round(float(equal.sum() / real.sum()), 4), "chosen": int(real.sum())}
 
 
-def _table(record: dict[str, Any]) -> str:
+def table(record: dict[str, Any]) -> Table:
+    """Return the figures as a table, with its header.
+
+    Args:
+        record: The content of the JSON file.
+    """
     zero = record["figures"]["zero-shot"]["reported"]
-    rows = [["", "P@1, reported", "seeds", "steps", "false negatives"], ["zero-shot", percent(zero), *["–"] * 3]]
+    rows = [["", "P@1, reported", "seeds", "steps", "negatives", "of them false"]]
+    rows += [["zero-shot", percent(zero), *["–"] * 4]]
     for name, runs in record["runs"].items():
         figures = [run["reported"] for run in runs.values()]
         if figures:
             deviation = f" ± {100 * statistics.stdev(figures):.1f}" if len(figures) > 1 else ""
-            false = record["negatives"].get(name, {}).get("false")
-            steps = str(next(iter(runs.values()))["steps"])
+            mined = record["negatives"].get(name, {})
             rows.append(
-                [name, percent(statistics.fmean(figures)) + deviation, str(len(figures)), steps, percent(false)]
+                [
+                    name,
+                    percent(statistics.fmean(figures)) + deviation,
+                    str(len(figures)),
+                    str(next(iter(runs.values()))["steps"]),
+                    f"{mined['chosen']:,}" if mined else "–",
+                    percent(mined.get("false")),
+                ]
             )
-    return as_text(rows)
+    return rows
+
+
+def page_tables(record: dict[str, Any]) -> dict[str, str]:
+    """Return the table of the page in Markdown, by its name there."""
+    return {"fine-tuning on real weights": as_markdown(table(record))}
 
 
 if __name__ == "__main__":

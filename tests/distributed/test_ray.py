@@ -132,15 +132,16 @@ def test_a_killed_worker_costs_at_most_one_shard(cluster, tmp_path: Path, whole:
 
 
 def test_nodes_come_and_go_in_mid_run(cluster, tmp_path: Path, whole: dict[str, bytes]) -> None:
-    run = Run(tmp_path, delay=0.1)
+    hold = tmp_path / "hold"
+    hold.touch()
+    run = Run(tmp_path, hold=str(hold))
     thread = threading.Thread(target=run.bulk.add, args=("query", ITEMS))  # Ray adds nodes in the main thread only
     thread.start()
-    run.when(BATCHES_PER_SHARD, lambda: None).join()
+    run.when(2, lambda: None).join()
     added = cluster.add_node(num_cpus=1)
-    deadline = time.monotonic() + 60
-    while len(set(run.calls())) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    run.when(3, lambda: None).join()  # both wait with their first batch, so the third call is the new node's
     cluster.remove_node(added, allow_graceful=False)
+    hold.unlink()
     thread.join()
     assert len(set(run.calls())) >= 3
     assert stored(tmp_path / "e") == whole
