@@ -119,18 +119,24 @@ def _preprocess(
     from transformers import BatchFeature
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-    patches, grids = [], []
-    for picture in images:
-        height, width = smart_resize(
-            picture.height, picture.width, patch_size * merge_size, size.shortest_edge, size.longest_edge
-        )
+    sizes = [
+        smart_resize(picture.height, picture.width, patch_size * merge_size, size.shortest_edge, size.longest_edge)
+        for picture in images
+    ]
+    grids = [[1, height // patch_size, width // patch_size] for height, width in sizes]
+    # The three channels of a pixel stay side by side, so that whole rows of a patch are copied; and only once.
+    patches = np.empty((sum(rows * columns for _, rows, columns in grids), patch_size, patch_size, 3), np.uint8)
+    start = 0
+    for picture, (height, width), (_, rows, columns) in zip(images, sizes, grids, strict=True):
         resized = picture if picture.size == (width, height) else picture.resize((width, height), resample)
-        rows, columns = height // patch_size, width // patch_size
         blocks = np.asarray(resized).reshape(
             rows // merge_size, merge_size, patch_size, columns // merge_size, merge_size, patch_size, 3
         )
-        # The three channels of a pixel stay side by side, so that whole rows of a patch are copied.
-        patches.append(blocks.transpose(0, 3, 1, 4, 2, 5, 6).reshape(-1, patch_size, patch_size, 3))
-        grids.append([1, rows, columns])
-    data = {PIXELS: np.concatenate(patches), "image_grid_thw": np.array(grids, dtype=np.int64)}
+        ordered = blocks.transpose(0, 3, 1, 4, 2, 5, 6)
+        own = patches[start : start + rows * columns]
+        own.reshape(ordered.shape)[...] = ordered
+        start += rows * columns
+    data: dict[str, Any] = {PIXELS: patches, "image_grid_thw": np.array(grids, dtype=np.int64)}
+    if return_tensors == "pt":
+        data[PIXELS] = torch.from_numpy(patches)  # BatchFeature would copy it
     return BatchFeature(data=data, tensor_type=return_tensors)
