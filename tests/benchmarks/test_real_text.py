@@ -211,6 +211,16 @@ def test_the_page_shows_the_reranking() -> None:
     assert record["chosen"]["likelihood"]["gain"][1] > 0
 
 
+def test_the_page_shows_the_fine_tuning() -> None:
+    from real_fine_tuning import page_tables as of_fine_tuning
+
+    record = json.loads((ROOT / "benchmarks" / "results" / "real_fine_tuning.json").read_text("utf-8"))
+    text = (ROOT / "docs" / "results" / "training_free.md").read_text("utf-8")
+    for label, table in of_fine_tuning(record).items():
+        assert f"<!-- {label} -->\n\n{table}\n\n<!-- end of the table -->" in text, label
+    assert all(run["reported"] > 0.5 for runs in record["runs"].values() for run in runs.values())
+
+
 def test_tables_are_put_into_their_places(tmp_path: Path) -> None:
     record = json.loads((ROOT / "benchmarks" / "results" / "real_text.json").read_text("utf-8"))
     page = tmp_path / "page.md"
