@@ -182,6 +182,7 @@ def test_python_starts_and_libraries_import_when_half_of_it_was_removed(from_whe
     assert from_wheel.run("print('fine')").stderr == ""
 
 
+@pytest.mark.exhaustive
 def test_uninstalling_leaves_nothing_behind(from_wheel: Environment) -> None:
     command = [sys.executable, "-m", "pip", "--python", str(from_wheel.python), "uninstall", "-qq", "-y", "gen2embed"]
     subprocess.run(command, check=True)

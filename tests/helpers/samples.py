@@ -16,7 +16,11 @@ SELDOM = frozenset({"qwen2_5_vl", *ANY, *TORCHVISION} - {*FAMILIES, "qwen3_vl"})
 """The families whose cases only `make test-all` runs, in every test; qwen3_vl keeps a template of its own."""
 
 
-def sample_of(cases: Iterable[str], sample: Iterable[str] = FAMILIES) -> list[Any]:
+def sample_of(cases: Iterable[Any], sample: Iterable[Any] = FAMILIES) -> list[Any]:
     """Return all cases for `pytest.mark.parametrize`; those that are not in the sample are marked as exhaustive."""
     kept = set(sample)
-    return [case if case in kept else pytest.param(case, marks=pytest.mark.exhaustive) for case in cases]
+    return [case if case in kept else pytest.param(*_values(case), marks=pytest.mark.exhaustive) for case in cases]
+
+
+def _values(case: Any) -> tuple[Any, ...]:
+    return case if isinstance(case, tuple) else (case,)

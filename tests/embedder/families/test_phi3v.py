@@ -427,6 +427,7 @@ def test_export_is_refused_with_the_reason(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_stock_loaders_find_it_and_ask_nothing(folder: Path, model: Gen2Embed) -> None:
     code = """
 import sys

@@ -11,6 +11,7 @@ import torch
 from model_folders import copied, edited, in_hub_cache, pickled
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from samples import sample_of
 from transformers import AutoModelForImageTextToText
 
 from gen2embed_mteb import Gen2Embed
@@ -91,7 +92,7 @@ def test_keys_that_import_fetch_copy_or_run_are_refused(tiny_dir, adapter, tmp_p
     assert "imported_by_peft" not in sys.modules
 
 
-@pytest.mark.parametrize("pattern", [r"(.*.*)*\.nothing", r"(\w+\.?)+!", r"(.*\.?){20}!"])
+@pytest.mark.parametrize("pattern", sample_of([r"(.*.*)*\.nothing", r"(\w+\.?)+!", r"(.*\.?){20}!"], [r"(\w+\.?)+!"]))
 @pytest.mark.slow
 def test_a_pattern_that_never_ends_is_refused(tiny_dir, adapter, tmp_path, monkeypatch, pattern):
     monkeypatch.setattr(adapter_settings, "MATCHING_SECONDS", 1)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from samples import sample_of
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import LSTM, Dense, Dropout, LayerNorm, Normalize, Pooling
 from tiny_models import FAMILIES
@@ -193,7 +194,7 @@ def _behind(model: Any, name: str) -> None:
         model.add_module(str(number), part.to(model.dtype).eval())
 
 
-@pytest.mark.parametrize("truncate_dim", [None, 8])
+@pytest.mark.parametrize("truncate_dim", sample_of([None, 8], [8]))
 @pytest.mark.parametrize("name", ["Dense", "Dense behind Normalize", "LayerNorm", "Router", "Dropout", "nothing"])
 @pytest.mark.slow
 def test_modules_behind_pooling_are_run(

@@ -41,7 +41,7 @@ def folder(request: Any, tiny_dir: Any, tmp_path_factory: pytest.TempPathFactory
     return made
 
 
-@pytest.mark.parametrize(("readout", "norm"), READOUTS)
+@pytest.mark.parametrize(("readout", "norm"), sample_of(READOUTS, READOUTS[:1]))
 def test_its_reranker_is_saved_as_the_generator(folder: Path, tmp_path: Path, readout: str, norm: bool) -> None:
     expected = Gen2Embed(folder, device="cpu").reranker().predict(PAIRS)
     model = Gen2Embed(folder, device="cpu", readout=readout, readout_norm=norm)
@@ -56,7 +56,7 @@ def test_its_reranker_is_saved_as_the_generator(folder: Path, tmp_path: Path, re
     assert reranker.rank("a", ["b", "c"]) == ranked
 
 
-@pytest.mark.parametrize(("readout", "norm"), READOUTS)
+@pytest.mark.parametrize(("readout", "norm"), sample_of(READOUTS, READOUTS[:1]))
 def test_threads_embed_and_generate_at_the_same_time(folder: Path, readout: str, norm: bool) -> None:
     model = Gen2Embed(folder, device="cpu", readout=readout, readout_norm=norm)
     vectors, written = model.encode_query(TEXTS), model.generator.generate(TEXTS[:4], max_new_tokens=8)
