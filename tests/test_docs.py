@@ -106,6 +106,13 @@ def test_links_lead_somewhere(page: str, hooks: Any) -> None:
         assert not anchor or anchor in anchors_of(target, hooks), f"{page}: {link}: no such heading"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.endswith(".md") and page != "CHANGELOG.md"])
+def test_no_section_is_there_twice(page: str) -> None:
+    text = re.sub(r"^ *```.*?^ *```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    sections = re.findall(r"^## .+$", text, flags=re.M)
+    assert len(sections) == len(set(sections)), page
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
