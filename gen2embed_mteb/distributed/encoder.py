@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from gen2embed_mteb.bulk.store import EmbeddingStore, StoredShard
 from gen2embed_mteb.bulk.types import DatasetEncoder, Encoder, Opener, PromptedEncoder, staged
 from gen2embed_mteb.distributed.options import EngineOptions
 from gen2embed_mteb.distributed.pool import Needs, RayPool, connect
+from gen2embed_mteb.distributed.shared_folder import probe_in, wait_until_seen
 from gen2embed_mteb.distributed.worker import Place, ShardDone, ShardJob, StoreSetup, read_place
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.decoding import Size
@@ -37,9 +37,6 @@ MAX_DEATHS = 5
 """The number of workers that may die with one shard, wherever in it."""
 MAX_DEATHS_WITH_INPUT = 2
 """The number of workers that may die while they run the same input alone."""
-APPEARANCE_SECONDS = 60.0
-"""Seconds after which a shard that a worker has written must be seen here; file systems of networks can be late."""
-TOUCH_SECONDS = 60.0
 _TEXT_SHOWN = 80
 
 
@@ -133,24 +130,16 @@ class RayEngine:
         Raises:
             Gen2EmbedError: A host does not see the same folders, or workers die with the same input.
         """
-        folder, token = Path(self._setup.directory), new_token()
-        probe = temporary_of(folder / "probe", token)
-        probe.write_text(token, encoding="utf-8")
-        setup = dataclasses.replace(self._setup, probe=probe.name, token=token)
+        folder = Path(self._setup.directory)
         jobs = [_ShardInWork(side, planned, folder) for planned in missing]
-        touched = time.monotonic()
         try:
-            with shard_bar(missing, label, place) as (bar, placed):
+            with probe_in(folder) as probe, shard_bar(missing, label, place) as (bar, placed):
 
                 def look() -> None:
-                    nonlocal touched
-                    state = self._pool.state
-                    lost = f", {state.num_lost} lost" if state.num_lost else ""
-                    bar.set_description_str(f"{label} ({state.num_ready} workers{lost})", refresh=False)
-                    if time.monotonic() - touched > TOUCH_SECONDS:
-                        probe.touch()  # a temporary file that is an hour old counts as left over
-                        touched = time.monotonic()
+                    bar.set_description_str(self._pool.state.after(label), refresh=False)
+                    probe.keep()
 
+                setup = dataclasses.replace(self._setup, probe=probe.name, token=probe.token)
                 for job, answer in self._pool.run(setup, jobs, look, num_jobs=len(jobs)):
                     done: ShardDone = answer
                     self._num_encoded += done.num_encoded
@@ -158,20 +147,15 @@ class RayEngine:
                     bar.update(job.planned.num_tokens)
                     placed(job.planned, self._await(job.planned))
         finally:
-            probe.unlink(missing_ok=True)
             for job in jobs:
                 job.note.unlink(missing_ok=True)
 
     def _await(self, planned: PlannedShard) -> StoredShard:
-        started = time.monotonic()
-        while (found := self._store.get(planned.key, planned.num_rows)) is None:
-            if time.monotonic() - started > APPEARANCE_SECONDS:
-                raise Gen2EmbedError(
-                    f"{self._store.directory}: a worker has written the shard {planned.key[:32]}, which is not seen "
-                    f"here after {APPEARANCE_SECONDS:.0f} s; put the folder on a file system that all hosts share"
-                )
-            time.sleep(0.1)
-        return found
+        return wait_until_seen(
+            lambda: self._store.get(planned.key, planned.num_rows),
+            self._store.directory,
+            f"the shard {planned.key[:32]}",
+        )
 
 
 class _ShardInWork:

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from gen2embed_mteb.distributed.host import Host
 from gen2embed_mteb.errors import Gen2EmbedError
@@ -32,6 +32,8 @@ PATIENCE = 600.0
 """Seconds after which a run without any place for a worker ends."""
 MAX_FAILED_STARTS = 3
 """The number of workers, one after another, that may die before they are ready."""
+MAX_DEATHS = 3
+"""The number of workers that may die with one `CountedJob`."""
 _PASSED_ON = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _PASSED_PREFIX = "GEN2EMBED_"
 
@@ -47,6 +49,30 @@ class Job(Protocol):
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
+Work = TypeVar("Work")
+
+
+class CountedJob(Generic[Work]):
+    """A job that is given up when `MAX_DEATHS` workers died with it.
+
+    Args:
+        work: What is sent to the worker.
+        advice: What follows "3 workers died" in the message.
+    """
+
+    def __init__(self, work: Work, advice: str) -> None:
+        """Keep the arguments."""
+        self.work, self._advice, self._deaths = work, advice, 0
+
+    def payload(self) -> Work:
+        """Return the work."""
+        return self.work
+
+    def died(self) -> None:
+        """Count a death; see `Job.died`."""
+        self._deaths += 1
+        if self._deaths >= MAX_DEATHS:
+            raise Gen2EmbedError(f"{self._deaths} workers died {self._advice}")
 
 
 @dataclass(frozen=True)
@@ -90,6 +116,11 @@ class PoolState:
     num_ready: int = 0
     num_lost: int = 0
     done: dict[str, int] = field(default_factory=dict)
+
+    def after(self, label: str) -> str:
+        """Return a label of a progress bar with the number of workers."""
+        lost = f", {self.num_lost} lost" if self.num_lost else ""
+        return f"{label} ({self.num_ready} workers{lost})"
 
     def table(self) -> str:
         """Return the jobs of each worker as lines of text."""

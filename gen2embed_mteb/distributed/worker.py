@@ -11,7 +11,6 @@ starts anew for each shard, since a worker gets the next shard when it has finis
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from gen2embed_mteb.bulk.pipeline import Batch, Pipeline, Stages
 from gen2embed_mteb.bulk.preparation import Helpers, InThreads
 from gen2embed_mteb.bulk.store import EmbeddingStore
 from gen2embed_mteb.bulk.types import DatasetEncoder, Encoder, Opener, staged
+from gen2embed_mteb.distributed.shared_folder import require_same_folder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.errors import ImageError
 from gen2embed_mteb.images.source import Images
@@ -190,26 +190,6 @@ def load_shard_worker(
             f"the run (fingerprint {found[:12]}, not {fingerprint[:12]}); give all hosts the same files and packages"
         )
     return ShardWorker(PrefixEncoder(model))
-
-
-def require_same_folder(folder: Path, probe: str, token: str) -> None:
-    """Refuse a folder that is not the driver's.
-
-    Args:
-        folder: The folder.
-        probe: The name of a file in it that the driver wrote.
-        token: The content of that file.
-
-    Raises:
-        Gen2EmbedError: The file is missing or has another content.
-    """
-    with contextlib.suppress(OSError):
-        if (folder / probe).read_text(encoding="utf-8") == token:
-            return
-    raise Gen2EmbedError(
-        f"{socket.gethostname()} does not see the folder {folder} of the process that started the run; put it on a "
-        "file system that all hosts share under the same path (--output_dir, --embedding_dir)"
-    )
 
 
 def read_place(path: Path) -> Place | None:

@@ -283,13 +283,12 @@ ALLOWED = {
     "gen2embed_mteb/storage/developer_files.py": "replaces what a benchmark's --output names",
     # What each of these may do beside the three above, and why.
     "gen2embed_mteb/mini/pretrain.py": "a developers' tool that writes the embedded model",
-    "gen2embed_mteb/distributed/encoder.py": "a probe and notes, under temporary names with a token of this run",
+    "gen2embed_mteb/distributed/encoder.py": "notes, under temporary names with a token of this run",
+    "gen2embed_mteb/distributed/shared_folder.py": "a probe, under a temporary name with a token of this run",
     "gen2embed_mteb/distributed/worker.py": "the note whose temporary name the driver made up for this shard",
-    "gen2embed_mteb/encode_command/ray_driver.py": "a probe, under a temporary name with a token of this run",
     "gen2embed_mteb/encode_command/report.py": "a file of a scratch folder",
     "gen2embed_mteb/encode_command/shard.py": "a folder under a temporary name with a token of this run",
     "gen2embed_mteb/serving/plain_client.py": "a folder of tempfile, new and empty",
-    "trainers/saha/block_jobs.py": "a probe, under a temporary name with a token of this run",
 }
 
 

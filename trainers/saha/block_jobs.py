@@ -31,15 +31,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gen2embed_mteb.bulk.processes import Peers, Share
-from gen2embed_mteb.distributed.pool import RayPool
-from gen2embed_mteb.distributed.worker import require_same_folder
+from gen2embed_mteb.distributed.pool import CountedJob, RayPool
+from gen2embed_mteb.distributed.shared_folder import probe_in, require_same_folder
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.storage.atomic import (
     ForeignFileError,
-    new_token,
     remove_stale,
     set_aside,
-    temporary_of,
     write_atomic,
 )
 from gen2embed_mteb.storage.owned_folder import MADE_BY
@@ -49,7 +47,6 @@ from trainers.saha.search import Backend, ExactSearch
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-MAX_DEATHS = 3
 _STEM = 32
 _ROWS_HASHED = 65_536
 
@@ -301,34 +298,19 @@ def _hashes(vectors: Any) -> npt.NDArray[np.uint64]:
     return np.array(parts, np.uint64)
 
 
-class _JobInWork:
-    """A job of the pool, and how many workers died with it."""
-
-    def __init__(self, job: BlockJob) -> None:
-        self._job, self._deaths = job, 0
-
-    def payload(self) -> BlockJob:
-        return self._job
-
-    def died(self) -> None:
-        self._deaths += 1
-        if self._deaths >= MAX_DEATHS:
-            raise Gen2EmbedError(
-                f"{self._deaths} workers died while they searched candidates {self._job.candidates[0]:,} to "
-                f"{self._job.candidates[1]:,}; is there memory for such a block? Pass a smaller --search_block"
-            )
+def _counted(job: BlockJob) -> CountedJob[BlockJob]:
+    first, end = job.candidates
+    return CountedJob(
+        job,
+        f"while they searched candidates {first:,} to {end:,}; is there memory for such a block? Pass a smaller "
+        "--search_block",
+    )
 
 
 def _run_in_pool(pool: RayPool, setup: BlockSetup, folder: Path, jobs: list[BlockJob]) -> None:
     from tqdm import tqdm
 
-    token = new_token()
-    probe = temporary_of(folder / "probe", token)
-    probe.write_text(token, encoding="utf-8")
-    try:
-        with tqdm(total=len(jobs), desc="searching", unit="block", disable=None) as bar:
-            prepared = replace(setup, probe=probe.name, token=token)
-            for _ in pool.run(prepared, map(_JobInWork, jobs), probe.touch, num_jobs=len(jobs)):
-                bar.update()
-    finally:
-        probe.unlink(missing_ok=True)
+    with probe_in(folder) as probe, tqdm(total=len(jobs), desc="searching", unit="block", disable=None) as bar:
+        prepared = replace(setup, probe=probe.name, token=probe.token)
+        for _ in pool.run(prepared, map(_counted, jobs), probe.keep, num_jobs=len(jobs)):
+            bar.update()
