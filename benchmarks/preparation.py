@@ -11,7 +11,9 @@ several sizes, each with a question; the processor is Qwen2-VL's, with its publi
   runs; with workers, their arrays are received and laid out by this process.
 
 Time by the clock needs a machine that does nothing else; processor time is that of this process and the workers. Each
-ratio is the median of those of the rounds, since one round sees the same machine.
+ratio is the median of those of the rounds, since one round sees the same machine. `one core / floor` compares times by
+the clock while this process and its worker share one core (Linux), with the floor before and after in every round: two
+cores of a rented machine differ by a factor of two within seconds. `processor time / floor` is the sum over two cores.
 On a GPU the bytes of patches are looked up there; here this process does it, which is timed apart, as `lookup`.
 The memory that a worker has for itself is read at the end.
 The pixels of all batches are compared with the stock processor's. No model runs.
@@ -101,6 +103,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 equal[name] = equal.get(name, True) and all(map(torch.equal, pixels, expected))
                 if name == "1 worker" and repeat:
                     lookups.append(lookup[1])
+    alone = on_one_core(ways["floor"], ways["1 worker"], crews[1], arguments.repeats)
     memory = worker_mib(crews[2])
     for crew in crews.values():
         crew.stop()
@@ -127,11 +130,13 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "ratios": {
             "two workers / stock": ratio("stock", "2 workers", WALL),
             "two workers / one": ratio("1 worker", "2 workers", WALL),
-            "one core / floor": ratio("1 worker", "floor", CPU),
-            "one core with lookup / floor": round(
+            "one core / floor": round(statistics.median(alone), 2),
+            "processor time / floor": ratio("1 worker", "floor", CPU),
+            "processor time with lookup / floor": round(
                 ratio("1 worker", "floor", CPU) + lookup_ms / parts["floor"]["cpu_ms_per_picture"], 2
             ),
         },
+        "one_core_rounds": [round(one, 2) for one in alone],
         "targets": TARGETS,
     }
 
@@ -217,6 +222,26 @@ def cpu_seconds(crew: Workers | None) -> float:
         fields = Path(f"/proc/{worker._process.pid}/stat").read_text().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
+
+
+def on_one_core(floor: Callable[[], Any], way: Callable[[], Any], crew: Workers, repeats: int) -> list[float]:
+    """Return for some rounds how many times the floor's time by the clock a way takes, all on one core."""
+    allowed = os.sched_getaffinity(0)
+    pin({max(allowed)}, crew)
+    ratios = []
+    for _ in range(repeats):
+        before, between, after = (timed(call, None)[0][WALL] for call in (floor, way, floor))
+        ratios.append(between / statistics.mean((before, after)))
+    pin(allowed, crew)
+    return ratios
+
+
+def pin(cores: set[int], crew: Workers) -> None:
+    """Let all threads of this process and of its workers run on these cores alone."""
+    workers = [worker._process.pid for worker in (crew._crew._running if crew._crew is not None else ())]
+    for process in (os.getpid(), *workers):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def worker_mib(crew: Workers) -> int:

@@ -88,7 +88,7 @@ def decode(file: IO[bytes], name: str, *, max_pixels: int = MAX_PIXELS, exif_ori
         ImageError: The file has none of `FORMATS`, is too large, or is damaged.
     """
     with _opened(file, name, max_pixels) as image:
-        return to_rgb(upright(image) if exif_orientation else image, name)
+        return to_rgb(upright(image) if exif_orientation else image, name, copy=False)
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -17,8 +17,8 @@ from gen2embed_mteb.images.errors import ImageError, reason_of
 _BITS_PER_SAMPLE, _LEAST_VALUE, _GREATEST_VALUE = 258, 340, 341  # tags of TIFF
 
 
-def to_rgb(image: Image.Image, name: str = "<PIL image>") -> Image.Image:
-    """Convert any mode to RGB as the reference client does (`.convert("RGB")`), in a copy that owns its pixels.
+def to_rgb(image: Image.Image, name: str = "<PIL image>", *, copy: bool = True) -> Image.Image:
+    """Convert any mode to RGB as the reference client does (`.convert("RGB")`), in an image that owns its pixels.
 
     Alpha is dropped, not blended. Three modes need an additional step: palettes whose transparency is a byte string
     (otherwise Pillow warns; the pixels are the same); 16-bit grayscale, of which the high byte is kept, since Pillow
@@ -28,6 +28,7 @@ def to_rgb(image: Image.Image, name: str = "<PIL image>") -> Image.Image:
     Args:
         image: Any PIL image, loaded or not.
         name: The name of the image in error messages.
+        copy: `False` takes the pixels over where the mode is RGB; the given image must not be used again.
 
     Returns:
         A plain image in memory, mode RGB, without an open file and without metadata that a processor could use (such
@@ -44,7 +45,11 @@ def to_rgb(image: Image.Image, name: str = "<PIL image>") -> Image.Image:
             image = _high_byte(image)
         elif image.mode in ("I", "F"):
             image = _scaled(image, name)
-        rgb = image.convert("RGB")  # a copy, also where the mode fits
+        if image.mode == "RGB" and not copy:
+            image.load()
+            rgb = image._new(image.im)
+        else:
+            rgb = image.convert("RGB")  # a copy, also where the mode fits
     except ImageError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged input
