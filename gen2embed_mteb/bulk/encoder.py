@@ -26,7 +26,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -251,9 +251,7 @@ class BulkEncoder:
         return digests if isinstance(digests, Fault) else self._places[side, item.text, digests]
 
     def _digests(self, item: Item) -> tuple[str, ...] | Fault:
-        facts = [self._facts[path] for path in item.images]
-        faults = [fact for fact in facts if isinstance(fact, Fault)]
-        return faults[0] if faults else tuple(fact.digest for fact in facts if isinstance(fact, ImageFacts))
+        return digests_of(item, self._facts)
 
     def _cut(self, side: Side, works: list[Work]) -> list[Batch]:
         """Return batches of inputs of similar length, longest first."""
@@ -289,6 +287,18 @@ class BulkEncoder:
 
     def _place_shard(self, planned: PlannedShard, shard: StoredShard) -> None:
         self._shards[planned.number] = shard
+
+
+def digests_of(item: Item, facts: Mapping[str, ImageFacts | Fault]) -> tuple[str, ...] | Fault:
+    """Return the digests of an item's images, or what is wrong with the first that cannot be used.
+
+    Args:
+        item: The item.
+        facts: What is known of its images, by path.
+    """
+    found = [facts[path] for path in item.images]
+    faults = [fact for fact in found if isinstance(fact, Fault)]
+    return faults[0] if faults else tuple(fact.digest for fact in found if isinstance(fact, ImageFacts))
 
 
 def cut_batches(

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 
 from gen2embed_mteb.bulk.processes import Peers, Share
@@ -20,7 +23,15 @@ from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.distributed.encoder import RayEncoder
 from gen2embed_mteb.encode_command.parts_folder import PartRecord
 from gen2embed_mteb.encode_command.run_record import Run
-from gen2embed_mteb.encode_command.shard import EncodeJob, ShardWorker, content_of, encode_shard
+from gen2embed_mteb.encode_command.shard import (
+    EncodeJob,
+    PartInputs,
+    ShardWorker,
+    content_of,
+    encode_part,
+    encode_shard,
+    read_part,
+)
 from gen2embed_mteb.encode_command.sources import Part
 
 PARTS_OF_PATIENCE = 3
@@ -54,17 +65,15 @@ def run_job(encoder: Encoder, job: EncodeJob, share: Share | None = None) -> Run
     ):
         before = worker.folder.numbers()
         others: dict[str, int] = {}
-        longest = 0.0
-        for part in job.source.parts(size):
-            if not share.owns(part.number):
-                others[str(part.number)] = part.number
-                continue
-            began = time.monotonic()
-            encode_shard(part, worker, f"part {part.number + 1} of {count}")
-            longest = max(longest, time.monotonic() - began)
-            checked.add(part.number)
-            rows += part.num_rows
-            bar.update(part.num_rows)
+        longest, began = 0.0, time.monotonic()
+        own = _own_parts(job.source.parts(size), share, others)
+        with closing(_read_ahead(own, worker, count)) as read:
+            for inputs, label in read:
+                encode_part(inputs, worker, label)
+                longest, began = max(longest, time.monotonic() - began), time.monotonic()
+                checked.add(inputs.part.number)
+                rows += inputs.part.num_rows
+                bar.update(inputs.part.num_rows)
         # A process shows a sign of life once per part, which may take longer than the usual patience.
         patient = replace(share, patience=max(share.patience, PARTS_OF_PATIENCE * longest))
         waiting = _Waiting(job, worker, before)
@@ -77,6 +86,34 @@ def run_job(encoder: Encoder, job: EncodeJob, share: Share | None = None) -> Run
             bar.update(part.num_rows if found is None else found.num_rows)
         num_encoded = worker.bulk.num_encoded
     return Run(count, frozenset(checked), num_encoded, rows, time.monotonic() - started)
+
+
+def _own_parts(parts: Iterator[Part], share: Share, others: dict[str, int]) -> Iterator[Part]:
+    """Yield the parts of this process, and note the numbers of the others'."""
+    for part in parts:
+        if share.owns(part.number):
+            yield part
+        else:
+            others[str(part.number)] = part.number
+
+
+def _read_ahead(parts: Iterator[Part], worker: ShardWorker, count: int) -> Generator[tuple[PartInputs, str]]:
+    """Yield parts that were read, with their labels: a thread reads the next one while a part is encoded."""
+    ahead: deque[tuple[Future[PartInputs], str]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        try:
+            for part in parts:
+                label = f"part {part.number + 1} of {count}"
+                ahead.append((reader.submit(read_part, part, worker, label), label))
+                if len(ahead) > 1:
+                    future, label = ahead.popleft()
+                    yield future.result(), label
+            for future, label in ahead:
+                yield future.result(), label
+        finally:
+            worker.stop_reading.set()
+            reader.shutdown(cancel_futures=True)
+            worker.stop_reading.clear()
 
 
 class _Waiting:

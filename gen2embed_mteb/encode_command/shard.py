@@ -8,17 +8,19 @@ content. Otherwise it encodes every distinct input of the part once, in batches 
 files under temporary names that are renamed once. A part that is encoded twice, by whichever process, has the same
 bytes. `EncodeJob` and `Part` can be pickled; so any driver can hand parts to any number of workers.
 
-Memory holds one part: its texts and its vectors. Images that are embedded in a table lie on the disk until the part is
-done.
+Its first half, `read_part`, does not touch the model: a thread may read the next part while this one is encoded.
+
+Memory holds one part, its texts and its vectors, and the texts of the next. Images that are embedded in a table lie on
+the disk until the part is done.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Iterable
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,24 +28,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gen2embed_mteb.bulk.encoder import BulkEncoder
+from gen2embed_mteb.bulk.encoder import BulkEncoder, digests_of
 from gen2embed_mteb.bulk.image_facts import FactsReader
+from gen2embed_mteb.bulk.processes import Peers, Share
 from gen2embed_mteb.bulk.store import EmbeddingStore, Shard, StoredShard
-from gen2embed_mteb.bulk.types import Encoder, Item
+from gen2embed_mteb.bulk.types import Encoder, Fault, Item
 from gen2embed_mteb.data_files.rows import BadRow
 from gen2embed_mteb.encode_command.options import PICTURES, EncodeOptions
 from gen2embed_mteb.encode_command.part_files import part_bytes
 from gen2embed_mteb.encode_command.parts_folder import PartRecord, PartsFolder
+from gen2embed_mteb.encode_command.row_images import RowImages
 from gen2embed_mteb.encode_command.rows import Row
 from gen2embed_mteb.encode_command.sources import Part, Source
 from gen2embed_mteb.encode_command.vectors import rounded, shortened
 from gen2embed_mteb.errors import Gen2EmbedError
-from gen2embed_mteb.images.source import ImageSource
+from gen2embed_mteb.images.decoding import ImageFacts
 from gen2embed_mteb.names import Side
 from gen2embed_mteb.storage.atomic import new_temporary
-
-EMBEDDED = "embedded:"
-"""The beginning of the path of an image that is embedded in a table; its SHA-256 follows."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ class EncodeJob:
 class ShardWorker:
     """A model with what it needs to encode parts of one job, one after the other; use it in a `with` statement.
 
+    Attributes:
+        stop_reading: Set where a part that a thread reads is no longer wanted.
+
     Args:
         encoder: The model.
         job: The job.
@@ -103,6 +107,7 @@ class ShardWorker:
     def __init__(self, encoder: Encoder, job: EncodeJob) -> None:
         """Keep the arguments; nothing is read yet."""
         self.job, self.folder, options = job, job.folder(), job.options
+        self.stop_reading = threading.Event()
         self._scratch = new_temporary(self.folder.inside / "images")
         self._scratch.mkdir(parents=True)
         self.images = RowImages(
@@ -112,6 +117,7 @@ class ShardWorker:
             exif_orientation=options.exif_orientation,
             remote_images=options.remote_images,
         )
+        self.facts = FactsReader(self.images, options.image_options(), None, Share(), Peers(Share()))
         self.bulk = PartEncoder(
             encoder,
             _OnePart(),
@@ -131,8 +137,30 @@ class ShardWorker:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
 
+class PartInputs(NamedTuple):
+    """A part that was read.
+
+    Attributes:
+        part: The part.
+        rows: Its good rows.
+        items: What is encoded of each.
+        errors: Its faulty rows, by their numbers in the input.
+        facts: Digest and size of every image, or what is wrong with it.
+        embedded: The images that wait on the disk, as `RowImages.forget` takes them.
+        content: The digest of all.
+    """
+
+    part: Part
+    rows: list[Row]
+    items: list[Item]
+    errors: dict[int, list[Any]]
+    facts: dict[str, ImageFacts | Fault]
+    embedded: set[str]
+    content: str
+
+
 def encode_shard(part: Part, worker: ShardWorker, label: str = "") -> PartRecord:
-    """Encode a part and write its files, unless that was done before.
+    """Encode a part and write its files, unless that was done before: `read_part`, then `encode_part`.
 
     Args:
         part: The part.
@@ -148,15 +176,79 @@ def encode_shard(part: Part, worker: ShardWorker, label: str = "") -> PartRecord
         TypeError: The model returns something other than unit rows.
         OSError: The system cannot read or write a file.
     """
-    job, bulk = worker.job, worker.bulk
-    label = label or f"part {part.number}"
+    return encode_part(read_part(part, worker, label), worker, label)
+
+
+def read_part(part: Part, worker: ShardWorker, label: str = "") -> PartInputs:
+    """Read a part; embedded images go to the disk, and of all images digest and size are read.
+
+    Another part may be encoded at the same time. What is returned must be given to `encode_part`, or its `embedded` to
+    `RowImages.forget`.
+
+    Args:
+        part: The part.
+        worker: The job; the model is not used.
+        label: The name of the part in the progress bar.
+
+    Raises:
+        Gen2EmbedError: The input cannot be read, or has other rows than before.
+        OSError: The system cannot read or write a file.
+    """
+    rows: list[Row] = []
+    items: list[Item] = []
+    errors: dict[int, list[Any]] = {}
+    embedded: set[str] = set()
     try:
-        inputs = _read(part, worker, label)
+        for row in worker.job.source.rows(part, worker.job.options):
+            if worker.stop_reading.is_set():
+                raise Gen2EmbedError("the run was stopped")
+            if isinstance(row, BadRow):
+                errors[row.index] = [row.index, "", row.file, row.reason]
+                continue
+            paths = tuple(
+                worker.images.keep(image, embedded) if isinstance(image, bytes) else image for image in row.images
+            )
+            # The row is kept without the bytes of its images.
+            rows.append(replace(row, images=tuple(image for image in row.images if isinstance(image, str))))
+            items.append(Item(row.text, paths))
+        if len(rows) + len(errors) != part.num_rows:
+            raise Gen2EmbedError(
+                f"{worker.job.source.source}: part {part.number} has {len(rows) + len(errors)} rows now, "
+                f"{part.num_rows} when it was cut; leave the input as it is while it is encoded, and run the same "
+                "command again"
+            )
+        paths_of_all = {path for item in items for path in item.images}
+        facts = worker.facts.read(paths_of_all, label or f"part {part.number}")
+    except BaseException:
+        worker.images.forget(embedded)
+        raise
+    digest = hashlib.sha256()
+    for row, item in zip(rows, items, strict=True):
+        described = [row.index, row.id, row.text, row.images, list(digests_of(item, facts))]
+        digest.update(json.dumps(described).encode())
+    digest.update(json.dumps(sorted(errors.items())).encode())
+    return PartInputs(part, rows, items, errors, facts, embedded, digest.hexdigest())
+
+
+def encode_part(inputs: PartInputs, worker: ShardWorker, label: str = "") -> PartRecord:
+    """Encode a part that was read, and write its files, unless that was done before.
+
+    Args:
+        inputs: What `read_part` returned.
+        worker: The model and the job.
+        label: The name of the part in the progress bar.
+
+    Returns:
+        As `encode_shard`, and its errors are raised, but for those of `read_part`.
+    """
+    job, bulk, part = worker.job, worker.bulk, inputs.part
+    try:
         found = worker.folder.find(part.number, inputs.content)
         if found is not None:
             return found
         halvings, side = bulk.num_halvings, job.options.side
-        bulk.add(side, inputs.items, label)
+        bulk.begin(inputs.facts)
+        bulk.add(side, inputs.items, label or f"part {part.number}")
         errors, good = dict(inputs.errors), []
         for number, (row, item) in enumerate(zip(inputs.rows, inputs.items, strict=True)):
             if fault := bulk.fault(side, item):
@@ -192,52 +284,14 @@ def encode_shard(part: Part, worker: ShardWorker, label: str = "") -> PartRecord
         return worker.folder.put(record, files)
     finally:
         bulk.forget()
-        worker.images.forget()
+        worker.images.forget(inputs.embedded)
 
 
 def content_of(part: Part, worker: ShardWorker) -> str:
     """Return the digest of the content of a part, without encoding anything."""
-    try:
-        return _read(part, worker, f"part {part.number}").content
-    finally:
-        worker.bulk.forget()
-        worker.images.forget()
-
-
-class _Inputs(NamedTuple):
-    """A part that was read: its rows with what is encoded of them, its faulty rows, and the digest of all."""
-
-    rows: list[Row]
-    items: list[Item]
-    errors: dict[int, list[Any]]
-    content: str
-
-
-def _read(part: Part, worker: ShardWorker, label: str) -> _Inputs:
-    """Read a part; embedded images go to the disk, and of all images digest and size are read."""
-    rows: list[Row] = []
-    items: list[Item] = []
-    errors: dict[int, list[Any]] = {}
-    for row in worker.job.source.rows(part, worker.job.options):
-        if isinstance(row, BadRow):
-            errors[row.index] = [row.index, "", row.file, row.reason]
-            continue
-        paths = tuple(worker.images.keep(image) if isinstance(image, bytes) else image for image in row.images)
-        # The row is kept without the bytes of its images.
-        rows.append(replace(row, images=tuple(image for image in row.images if isinstance(image, str))))
-        items.append(Item(row.text, paths))
-    if len(rows) + len(errors) != part.num_rows:
-        raise Gen2EmbedError(
-            f"{worker.job.source.source}: part {part.number} has {len(rows) + len(errors)} rows now, {part.num_rows} "
-            "when it was cut; leave the input as it is while it is encoded, and run the same command again"
-        )
-    worker.bulk.read_images(items, label)
-    digest = hashlib.sha256()
-    for row, item in zip(rows, items, strict=True):
-        described = [row.index, row.id, row.text, row.images, worker.bulk.described(item)]
-        digest.update(json.dumps(described).encode())
-    digest.update(json.dumps(sorted(errors.items())).encode())
-    return _Inputs(rows, items, errors, digest.hexdigest())
+    inputs = read_part(part, worker)
+    worker.images.forget(inputs.embedded)
+    return inputs.content
 
 
 def _vectors(bulk: PartEncoder, side: Side, items: list[Item], dim: int | None) -> npt.NDArray[np.float32]:
@@ -247,21 +301,9 @@ def _vectors(bulk: PartEncoder, side: Side, items: list[Item], dim: int | None) 
 class PartEncoder(BulkEncoder):
     """Bulk encoding of one part after the other: what is known of a part is dropped before the next one."""
 
-    def __init__(self, encoder: Encoder, store: EmbeddingStore, images: ImageSource, **options: Any) -> None:
-        """Keep the arguments, which are those of `BulkEncoder`."""
-        super().__init__(encoder, store, images, **options)
-        # A part's digests decide whether it is encoded again, so every image is read in every run.
-        self._reader = FactsReader(images, self._image_options, None, self._share, self._peers)
-
-    def read_images(self, items: Iterable[Item], label: str) -> None:
-        """Read the digests and sizes of the images of items, before the items are added."""
-        unknown = {path for item in items for path in item.images} - self._facts.keys()
-        self._facts.update(self._reader.read(unknown, label))
-
-    def described(self, item: Item) -> list[str]:
-        """Return the digests of an item's images, or the reason why one cannot be used; call `read_images` before."""
-        digests = self._digests(item)
-        return list(digests)
+    def begin(self, facts: Mapping[str, ImageFacts | Fault]) -> None:
+        """Take over what is known of the images of a part, before its items are added."""
+        self._facts = dict(facts)
 
     def forget(self) -> None:
         """Drop the items and images of a part, so that memory does not grow with the number of parts."""
@@ -296,40 +338,3 @@ class _OnePart(EmbeddingStore):
         """Keep a shard; it lives as long as the bulk encoder refers to it."""
         rows, width = shard.vectors.shape
         return _HeldShard(Path(key), rows, width, shard.errors, shard.num_halvings, shard.vectors)
-
-
-class RowImages(ImageSource):
-    """The images of a table: those with a path where they lie, embedded ones on the disk until `forget`.
-
-    Args:
-        root: The folder or archive of the images with a path; None if there are none.
-        scratch: An empty folder of ours for embedded images.
-        options: As for `ImageSource`.
-    """
-
-    def __init__(self, root: Path | None, scratch: Path, **options: Any) -> None:
-        """Check the root."""
-        super().__init__(scratch if root is None else root, **options)
-        self._scratch = scratch
-        self._written: set[str] = set()
-
-    def keep(self, data: bytes) -> str:
-        """Write an encoded image to the disk, once, and return the path under which `open` finds it."""
-        digest = hashlib.sha256(data).hexdigest()
-        if digest not in self._written:
-            (self._scratch / digest).write_bytes(data)
-            self._written.add(digest)
-        return EMBEDDED + digest
-
-    def forget(self) -> None:
-        """Delete the embedded images."""
-        for digest in self._written:
-            (self._scratch / digest).unlink(missing_ok=True)
-        self._written = set()
-
-    def read(self, path: str) -> bytes:
-        """Read the file of an image, also of an embedded one; see `ImageSource.read`."""
-        digest = path.removeprefix(EMBEDDED)
-        if digest != path and re.fullmatch("[0-9a-f]{64}", digest):
-            return (self._scratch / digest).read_bytes()
-        return super().read(path)

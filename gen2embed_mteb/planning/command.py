@@ -158,7 +158,7 @@ def _encoding_inputs(arguments: argparse.Namespace, folder: Path) -> Inputs:
     from gen2embed_mteb.data_files.rows import BadRow
     from gen2embed_mteb.encode_command.opening import open_source
     from gen2embed_mteb.encode_command.options import ROWS_PER_SHARD, InputOptions
-    from gen2embed_mteb.encode_command.shard import RowImages
+    from gen2embed_mteb.encode_command.row_images import RowImages
 
     options = from_flags(InputOptions, arguments)
     source = open_source(options)
@@ -173,8 +173,9 @@ def _encoding_inputs(arguments: argparse.Namespace, folder: Path) -> Inputs:
             place = len(drawn) if len(drawn) < arguments.num_sampled else dice.randrange(count)
             if place < arguments.num_sampled:
                 drawn[place : place + 1] = [row]
+    kept: set[str] = set()
     items = [
-        Item(row.text, tuple(images.keep(one) if isinstance(one, bytes) else one for one in row.images))
+        Item(row.text, tuple(images.keep(one, kept) if isinstance(one, bytes) else one for one in row.images))
         for row in drawn
     ]
     return Inputs({arguments.side: items}, [], images, count)

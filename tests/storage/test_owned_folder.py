@@ -287,6 +287,7 @@ ALLOWED = {
     "gen2embed_mteb/distributed/shared_folder.py": "a probe, under a temporary name with a token of this run",
     "gen2embed_mteb/distributed/worker.py": "the note whose temporary name the driver made up for this shard",
     "gen2embed_mteb/encode_command/report.py": "a file of a scratch folder",
+    "gen2embed_mteb/encode_command/row_images.py": "images in the folder of `shard.py`",
     "gen2embed_mteb/encode_command/shard.py": "a folder under a temporary name with a token of this run",
     "gen2embed_mteb/serving/plain_client.py": "a folder of tempfile, new and empty",
 }
