@@ -11,6 +11,7 @@ of a process is what is tested, run a new one.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -81,6 +82,8 @@ def _serve() -> list[str]:
     """Fork once per line of standard input; returns the command, in the forks only."""
     for name in LIBRARIES:
         __import__(name)
+    gc.collect()
+    gc.freeze()  # the forks need not look at all of it, nor copy it for that
     for line in sys.stdin:
         task = json.loads(line)
         child = os.fork()

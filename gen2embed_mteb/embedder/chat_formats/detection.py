@@ -5,14 +5,17 @@
 2. Each is rendered for six conversations on both sides (`rules`). The first that breaks no rule is taken.
 3. Then every switch that changes no rendering is dropped.
 
-Cost: about sixty renderings of one compiled template, whose lines are counted (`limits`): 110 to 200 ms. An exported
-model is not probed: its format is read from its template, which is rendered once, to see that it still can be.
+Cost: about sixty renderings of one compiled template, whose lines are counted (`limits`): 110 to 200 ms, once for each
+template in a process. An exported model is not probed: its format is read from its template, which is rendered once, to
+see that it still can be.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -38,6 +41,8 @@ from gen2embed_mteb.names import Side
 
 DETECTION_VERSION = 1
 """Changes whenever the same template is given another format than before."""
+_KEPT = 64
+"""Of how many templates the format is kept, for models that are loaded again."""
 
 
 class Detected(NamedTuple):
@@ -74,7 +79,12 @@ def detect(
         Gen2EmbedError: No candidate keeps all rules; the message names the rules that each one breaks. Or the template
             runs or writes more than is allowed (see `limits`).
     """
-    variables = dict(variables or {})
+    return _detect(template, json.dumps(dict(variables or {}), default=str), images, image)
+
+
+@lru_cache(maxsize=_KEPT)
+def _detect(template: str, given: str, images: bool, image: str) -> Detected:
+    variables = json.loads(given)
     conversations = [one for one in CONVERSATIONS if images or not one.images]
     failed: dict[str, str] = {}
     for candidate in candidates(image):
