@@ -282,19 +282,30 @@ class ExportOptions:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     from gen2embed_mteb.config import LoadingOptions, ModelArgument
     from gen2embed_mteb.embedder.reranking.config import ExportKind
+    from gen2embed_mteb.serving.options import UnmergedOption
 
     add_flags(parser, ModelArgument)
     add_flags(parser, ExportOptions)
     add_flags(parser, ExportKind)
+    add_flags(parser, UnmergedOption)
     add_flags(parser, LoadingOptions)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from gen2embed_mteb.config import LoadingOptions, ModelArgument
     from gen2embed_mteb.embedder.reranking.config import ExportKind
+    from gen2embed_mteb.serving.options import UnmergedOption
 
     model, output = from_flags(ModelArgument, arguments).model, from_flags(ExportOptions, arguments).output
     asked, options = from_flags(ExportKind, arguments), from_flags(LoadingOptions, arguments).arguments()
+    adapter_dir = from_flags(UnmergedOption, arguments).vllm_adapter
+    if adapter_dir:
+        from gen2embed_mteb.serving.lora import export_for_vllm
+
+        if asked.kind == "reranker" or asked.check:
+            raise Gen2EmbedError("--vllm_adapter goes with neither --kind reranker nor --check; leave one of them out")
+        print(export_for_vllm(model, output, adapter_dir, **options).told())
+        return 0
     if asked.kind == "reranker":
         from gen2embed_mteb.embedder.reranking.export import export_reranker as export
 

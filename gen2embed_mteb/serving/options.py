@@ -29,3 +29,13 @@ class ServingOptions:
     def __post_init__(self) -> None:
         """Check every value."""
         check_options(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnmergedOption:
+    """Whether `export` writes an adapter beside its base model."""
+
+    vllm_adapter: str = option(
+        "do not merge --adapter: write it to this directory for vLLM's --lora-modules, and the base model to OUTPUT",
+        default="",
+    )
