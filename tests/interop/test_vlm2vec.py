@@ -227,6 +227,7 @@ def test_a_folder_of_another_configuration_is_refused(finished: Any, data: Path,
     assert before == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("checkout", ONE_IN_THE_GATE)
 def test_a_killed_run_goes_on_where_it_stopped(
     finished: Any, data: Path, preloaded: Preloaded, tmp_path: Path, checkout: Checkout

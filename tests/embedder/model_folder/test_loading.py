@@ -57,13 +57,27 @@ assert ("gen2embed_mteb" in sys.modules) == (sys.argv[1] == "with")
 """
 
 
+class Saved:
+    """`saved / name`: the folder of a generic model, saved when it is first asked for.
+
+    Args:
+        tiny: The fixture.
+        folder: Where to save.
+    """
+
+    def __init__(self, tiny, folder):
+        self.tiny, self.folder = tiny, folder
+
+    def __truediv__(self, name):
+        if not (self.folder / name).exists():
+            self.tiny(name.removeprefix("text-")).save_pretrained(str(self.folder / name))
+        return self.folder / name
+
+
 @pytest.fixture(scope="module")
 def saved(tiny, tmp_path_factory):
-    """The folder with every generic model, saved; models of text alone under names that begin with "text"."""
-    folder = tmp_path_factory.mktemp("saved")
-    for name in ANY:
-        tiny(name).save_pretrained(str(folder / _name(name)))
-    return folder
+    """Generic models, saved; those of text alone under names that begin with "text"."""
+    return Saved(tiny, tmp_path_factory.mktemp("saved"))
 
 
 def _name(family: str) -> str:
@@ -103,12 +117,13 @@ def test_prompt_and_format_are_read_back_and_the_prompt_can_be_changed(tiny, sav
 
     from gen2embed_mteb.embedder.chat_formats import probing
 
+    folder = saved / _name(name)
     monkeypatch.setattr(probing, "detect", never)
-    again = Gen2Embed(saved / _name(name), device="cpu")
+    again = Gen2Embed(folder, device="cpu")
     assert (again.prompt_mode, again.chat_format) == ("hierarchical", tiny(name).chat_format)
     assert fingerprint(again) == fingerprint(tiny(name))
     monkeypatch.undo()
-    other = Gen2Embed(saved / _name(name), prompt_mode="d-rein", device="cpu")
+    other = Gen2Embed(folder, prompt_mode="d-rein", device="cpu")
     assert other.render("a fox", "document") == tiny(name, prompt_mode="d-rein").render("a fox", "document")
     assert fingerprint(other) != fingerprint(again)
 
