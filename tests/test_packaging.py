@@ -117,6 +117,10 @@ print(len(mteb.get_benchmark("MMEB").tasks), len(mteb.get_benchmark("MMEB-mini")
         "36 16",
     ]
     assert "gen2embed" not in result.stderr.lower()
+
+
+@pytest.mark.exhaustive
+def test_mteb_knows_none_of_them_with_the_hook_off(installed: Environment) -> None:
     without = installed.run("import mteb; mteb.get_model_meta('gen2embed-mini')", expect=1, GEN2EMBED_NO_HOOK="1")
     assert "KeyError" in without.stderr
 

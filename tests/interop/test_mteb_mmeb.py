@@ -30,10 +30,10 @@ SETS = ["swap_object", "swap_attribute", "replace_object", "replace_attribute", 
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small MMEB-mini: 16 rows a dataset, 8 records a set."""
+    """A small MMEB-mini: 8 rows a dataset, 8 records a set."""
     root = tmp_path_factory.mktemp("mini")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "NUM_QUERIES", 16)
+        patch.setattr(benchmark, "NUM_QUERIES", 8)
         patch.setattr(crepe, "NUM_RECORDS", 8)
         benchmark.ensure("eval", root)
         benchmark.ensure("crepe", root)
@@ -85,7 +85,7 @@ def test_console_script_from_a_wheel_scores_as_gen2embed_evaluate(
     assert scores["main_score"] == pytest.approx(expected["precision_at_1"], abs=1e-6)
     assert scores["mmeb_precision_at_1"] == scores["main_score"]
     assert scores["mmeb_precision_at_1_strict"] == pytest.approx(expected["precision_at_1_strict"], abs=1e-6)
-    assert (scores["num_queries"], scores["num_errors"]) == (expected["num_queries"], 0) == (16, 0)
+    assert (scores["num_queries"], scores["num_errors"]) == (expected["num_queries"], 0) == (8, 0)
     assert scores["hit_rate_at_1"] <= scores["hit_rate_at_3"]  # mteb's own metrics are there as well
 
 
@@ -110,7 +110,7 @@ def test_gen2embed_mteb_runs_with_the_start_up_hook_off(environment: Environment
     words += ["--overwrite-strategy", "always", "-v", "0"]
     off = {"GEN2EMBED_NO_HOOK": "1", "MMEB_MINI_DIR": str(mini), "CUDA_VISIBLE_DEVICES": ""}
     environment.script("gen2embed", *words, **off)
-    assert scores_of(tmp_path, "MMEB-mini-Digits")["num_queries"] == 16
+    assert scores_of(tmp_path, "MMEB-mini-Digits")["num_queries"] == 8
     stock = "import mteb; print('gen2embed' in mteb.models.model_implementations.MODEL_REGISTRY)"
     assert environment.run(stock, **off).stdout.split() == ["False"]
 
