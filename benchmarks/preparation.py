@@ -13,7 +13,7 @@ several sizes, each with a question; the processor is Qwen2-VL's, with its publi
 Time by the clock needs a machine that does nothing else; processor time is that of this process and the workers. Each
 ratio is the median of those of the rounds, since one round sees the same machine. `one core / floor` compares times by
 the clock while this process and its worker share one core (Linux), with the floor before and after in every round: two
-cores of a rented machine differ by a factor of two within seconds. `processor time / floor` is the sum over two cores.
+cores of a virtual machine may differ by a factor of two. `processor time / floor` is the sum over two cores.
 On a GPU the bytes of patches are looked up there; here this process does it, which is timed apart, as `lookup`.
 The memory that a worker has for itself is read at the end.
 The pixels of all batches are compared with the stock processor's. No model runs.
