@@ -111,9 +111,9 @@ def _read_ahead(parts: Iterator[Part], worker: ShardWorker, count: int) -> Gener
             for future, label in ahead:
                 yield future.result(), label
         finally:
-            worker.stop_reading.set()
+            worker.images.stop_reading.set()  # of slow images, too
             reader.shutdown(cancel_futures=True)
-            worker.stop_reading.clear()
+            worker.images.stop_reading.clear()
 
 
 class _Waiting:

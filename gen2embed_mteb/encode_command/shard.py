@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,9 +95,6 @@ class EncodeJob:
 class ShardWorker:
     """A model with what it needs to encode parts of one job, one after the other; use it in a `with` statement.
 
-    Attributes:
-        stop_reading: Set where a part that a thread reads is no longer wanted.
-
     Args:
         encoder: The model.
         job: The job.
@@ -107,7 +103,6 @@ class ShardWorker:
     def __init__(self, encoder: Encoder, job: EncodeJob) -> None:
         """Keep the arguments; nothing is read yet."""
         self.job, self.folder, options = job, job.folder(), job.options
-        self.stop_reading = threading.Event()
         self._scratch = new_temporary(self.folder.inside / "images")
         self._scratch.mkdir(parents=True)
         self.images = RowImages(
@@ -200,8 +195,7 @@ def read_part(part: Part, worker: ShardWorker, label: str = "") -> PartInputs:
     embedded: set[str] = set()
     try:
         for row in worker.job.source.rows(part, worker.job.options):
-            if worker.stop_reading.is_set():
-                raise Gen2EmbedError("the run was stopped")
+            worker.images.require_wanted()
             if isinstance(row, BadRow):
                 errors[row.index] = [row.index, "", row.file, row.reason]
                 continue

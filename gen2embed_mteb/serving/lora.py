@@ -78,7 +78,8 @@ def export_for_vllm(
     base, target = empty_directory(output_dir), empty_directory(adapter_dir)
     tuned = Gen2Embed(model, adapter=adapter, prompt_mode=prompt_mode, **options)
     weights, config = _servable(tuned, str(adapter))
-    Gen2Embed(model, prompt_mode=tuned.prompt, **options).save_pretrained(str(base))
+    prompt = tuned.prompt if tuned.prompt_mode == "custom" else tuned.prompt_mode
+    Gen2Embed(model, prompt_mode=prompt, **options).save_pretrained(str(base))
     with new_folder(target, "export") as folder:
         _write(weights, config, folder)
     rank = next(rank for rank in _RANKS if rank >= config.r)

@@ -19,7 +19,9 @@ from plain_encoder import PlainEncoder, vector
 
 from gen2embed_mteb.bulk.processes import Share
 from gen2embed_mteb.encode_command.driver import run_job
+from gen2embed_mteb.encode_command.row_images import RowImages
 from gen2embed_mteb.encode_command.shard import EncodeJob, ShardWorker, encode_part, read_part
+from gen2embed_mteb.encode_command.sources import Part
 
 
 def png(color: Any = "red", size: tuple[int, int] = (32, 32)) -> bytes:
@@ -113,3 +115,35 @@ def test_an_error_ends_the_reading_and_leaves_nothing(tmp_path: Path, monkeypatc
     assert max(read) == 1
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("read")]
     assert not list((tmp_path / "o").rglob("*images*"))
+
+
+def test_slow_images_of_the_next_part_are_given_up_when_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(301):
+        (tmp_path / "in" / f"{number:03}.png").write_bytes(png())
+    read: list[str] = []
+    fetch = RowImages.read
+
+    def slow(images: RowImages, path: str) -> bytes:
+        if path > "001":
+            time.sleep(0.02)
+            read.append(path)
+        return fetch(images, path)
+
+    class Failing(PlainEncoder):
+        def _encode(self, side: str, inputs: list[dict[str, Any]]) -> np.ndarray:
+            deadline = time.monotonic() + 30
+            while not read and time.monotonic() < deadline:
+                time.sleep(0.005)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RowImages, "read", slow)
+    job = job_of(tmp_path / "in", tmp_path / "o", rows_per_shard=300)
+    parts = list(job.source.parts(300))
+    first, rest = parts[0].place[:1], parts[0].place[1:]
+    monkeypatch.setattr(type(job.source), "parts", lambda *_: iter([Part(0, 0, 1, first), Part(1, 1, len(rest), rest)]))
+    with pytest.raises(KeyboardInterrupt):
+        run_job(Failing(), job, Share())
+    assert 0 < len(read) < 150
