@@ -21,6 +21,7 @@ from dataclasses import replace
 from gen2embed_mteb.bulk.processes import Peers, Share
 from gen2embed_mteb.bulk.types import Encoder
 from gen2embed_mteb.distributed.encoder import RayEncoder
+from gen2embed_mteb.encode_command.options import STREAM
 from gen2embed_mteb.encode_command.parts_folder import PartRecord
 from gen2embed_mteb.encode_command.run_record import Run
 from gen2embed_mteb.encode_command.shard import (
@@ -98,7 +99,15 @@ def _own_parts(parts: Iterator[Part], share: Share, others: dict[str, int]) -> I
 
 
 def _read_ahead(parts: Iterator[Part], worker: ShardWorker, count: int) -> Generator[tuple[PartInputs, str]]:
-    """Yield parts that were read, with their labels: a thread reads the next one while a part is encoded."""
+    """Yield parts that were read, with their labels: a thread reads the next one while a part is encoded.
+
+    A stream of the hub is read by this thread: a stalled connection can be interrupted here alone.
+    """
+    if worker.job.source.kind == STREAM:
+        for part in parts:
+            label = f"part {part.number + 1} of {count}"
+            yield read_part(part, worker, label), label
+        return
     ahead: deque[tuple[Future[PartInputs], str]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         try:

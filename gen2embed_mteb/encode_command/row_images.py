@@ -11,6 +11,7 @@ from typing import Any
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.decoding import ImageFacts
+from gen2embed_mteb.images.kept_bytes import KEPT_BYTES, KeptBytes
 from gen2embed_mteb.images.source import ImageSource
 
 EMBEDDED = "embedded:"
@@ -44,6 +45,7 @@ class RowImages(ImageSource):
         self.stop_reading = threading.Event()
         self._users: Counter[str] = Counter()
         self._changing = threading.Lock()
+        self._kept = KeptBytes(2 * KEPT_BYTES)  # of the part in work, and of the next one
 
     def require_wanted(self) -> None:
         """Raise if what is read is no longer wanted.

@@ -45,7 +45,7 @@ def to_rgb(image: Image.Image, name: str = "<PIL image>", *, copy: bool = True) 
             image = _high_byte(image)
         elif image.mode in ("I", "F"):
             image = _scaled(image, name)
-        if image.mode == "RGB" and not copy:
+        if image.mode == "RGB" and not copy and hasattr(image, "_new"):  # private: it may go
             image.load()
             rgb = image._new(image.im)
         else:

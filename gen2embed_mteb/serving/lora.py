@@ -1,14 +1,16 @@
 """A base model and a LoRA adapter for vLLM, which puts adapters on the model while it serves (`--enable-lora`).
 
 vLLM knows layers by their names in the generation model (`model.language_model.layers.0…`); an adapter that was trained
-on the model without its head lacks the first `model.`. vLLM takes such a file without a word, and then serves the base
-model's vectors under the adapter's name. So the adapter is written again under the names that it knows, and refused
-where vLLM cannot apply all of it.
+on the model without its head lacks the first `model.`. Of a Qwen2-VL, vLLM takes such a file without a word, and then
+serves the base model's vectors under the adapter's name. So the adapter is written again under the names that it knows.
+Families whose names were not compared with a running vLLM are refused, as is what it would not apply as a whole.
 """
 
 from __future__ import annotations
 
 import copy
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` takes."""
+_TRIED = ("qwen2_vl",)
+"""The model types whose vectors a running vLLM gave with an adapter beside them (`tests/serving/test_lora.py`)."""
+_LAYER = re.compile(r"(.*\.layers\.\d+\..+)\.lora_[AB]\.weight")
 
 
 class ForVllm(NamedTuple):
@@ -45,7 +50,7 @@ class ForVllm(NamedTuple):
         """Return what was written and how it is served, in sentences."""
         return (
             f"Written to {self.base} and {self.adapter}.\n"
-            f"Serve both: vllm serve {self.base} --runner pooling --convert embed {self.flags}"
+            f"Serve both: vllm serve {shlex.quote(str(self.base))} --runner pooling --convert embed {self.flags}"
         )
 
 
@@ -62,7 +67,8 @@ def export_for_vllm(
 
     Args:
         model: Hub id or local directory of the base model.
-        output_dir: Where to write the base model, with the prompt that the adapter was trained with; missing or empty.
+        output_dir: Where to write the base model, with the prompt of `prompt_mode`; missing or empty. An adapter does
+            not state its prompt: pass the one that it was trained with.
         adapter_dir: Where to write the adapter; missing or empty.
         adapter: Hub id or directory of the LoRA adapter.
         prompt_mode: As for `export`.
@@ -76,14 +82,22 @@ def export_for_vllm(
     if not adapter:
         raise Gen2EmbedError("--vllm_adapter needs --adapter: there is nothing to serve beside the base model")
     base, target = empty_directory(output_dir), empty_directory(adapter_dir)
+    if base.resolve() == target.resolve():
+        raise Gen2EmbedError(f"{base} cannot hold both the base model and the adapter; name another --vllm_adapter")
     tuned = Gen2Embed(model, adapter=adapter, prompt_mode=prompt_mode, **options)
     weights, config = _servable(tuned, str(adapter))
-    prompt = tuned.prompt if tuned.prompt_mode == "custom" else tuned.prompt_mode
-    Gen2Embed(model, prompt_mode=prompt, **options).save_pretrained(str(base))
+    plain = Gen2Embed(model, prompt_mode=prompt_mode, **options)
+    if plain.calibration is not None or [type(one) for one in plain] != [type(one) for one in tuned]:
+        raise Gen2EmbedError(
+            f"{model}: it has modules behind pooling, such as a calibration, that do not belong to the adapter, and "
+            "vLLM would apply them to its vectors; pass the model without them, or merge: leave --vllm_adapter out"
+        )
+    plain.save_pretrained(str(base))
     with new_folder(target, "export") as folder:
         _write(weights, config, folder)
     rank = next(rank for rank in _RANKS if rank >= config.r)
-    flags = f"--enable-lora --max-lora-rank {rank} --lora-modules {target.name}={target}"
+    module = shlex.quote(f"{target.resolve().name}={target}")
+    flags = f"--enable-lora --max-lora-rank {rank} --lora-modules {module}"
     return ForVllm(base, target, flags)
 
 
@@ -96,17 +110,23 @@ def _servable(tuned: Gen2Embed, source: str) -> tuple[dict[str, torch.Tensor], A
     decoder = model.get_decoder()
     inside = next(name for name, module in model.named_modules() if module is decoder)
     weights = get_peft_model_state_dict(model)
-    outside = [key for key in weights if not key.startswith(f"{inside}." if inside else "layers.")]
+    outside = [key for key in weights if not (_LAYER.fullmatch(key) and key.startswith(f"{inside}."))]
     faults = {
+        f"it is for the model type {model.config.model_type!r}; {', '.join(_TRIED)} alone was compared with vLLM": (
+            model.config.model_type not in _TRIED
+        ),
         "it is a DoRA adapter": config.use_dora,
         f"its type is {getattr(config.peft_type, 'value', config.peft_type)}": config.peft_type != "LORA",
         "it has ranks or factors of single layers": bool(config.rank_pattern or config.alpha_pattern),
         "it trains whole modules": bool(config.modules_to_save),
-        "it trains biases": config.bias != "none",
+        "it trains tokens": bool(config.trainable_token_indices),
+        "it trains biases": config.bias != "none" or config.lora_bias,
+        f"it began as {config.init_lora_weights!r}, which may change the base": (
+            config.init_lora_weights not in (True, False, "gaussian")
+        ),
         f"its rank {config.r} is above {_RANKS[-1]}": config.r > _RANKS[-1],
-        f"it changes {outside[0] if outside else ''}, which is not of the language model": bool(outside),
+        f"it changes {outside[0] if outside else ''}, which is no layer of the language model": bool(outside),
         f"it was trained with readout={readout_of(model).state!r}": readout_of(model) != Readout(),
-        "the model's layers have other names than those of generation models": model.base_model_prefix != "model",
     }
     for reason, found in faults.items():
         if found:
@@ -116,7 +136,8 @@ def _servable(tuned: Gen2Embed, source: str) -> tuple[dict[str, torch.Tensor], A
             )
     config = copy.copy(config)
     config.inference_mode = True
-    config.target_modules = sorted({key.rpartition(".lora_")[0].rpartition(".")[2] for key in weights})
+    # Whole names: other parts of the model have layers that are called alike.
+    config.target_modules = sorted({key.rpartition(".lora_")[0] for key in weights})
     named = {f"base_model.model.model.{key}": value.detach().cpu().contiguous() for key, value in weights.items()}
     return named, config
 

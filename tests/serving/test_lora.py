@@ -15,7 +15,7 @@ from gen2embed_mteb.cli import main
 from gen2embed_mteb.embedder.model_folder.adapters import new_adapter, save_adapter
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.serving.http_client import EmbeddingServer
-from gen2embed_mteb.serving.lora import export_for_vllm
+from gen2embed_mteb.serving.lora import _servable, export_for_vllm
 
 TEXTS = ["a red circle", "two green squares beside a wall"]
 
@@ -35,16 +35,16 @@ def trained(base: Any, folder: Path, *, spread: float = 0.2, **settings: Any) ->
     return folder
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "llama"])
 def test_names_are_those_of_the_generation_model_and_vectors_those_of_the_adapter(
-    family: str, tiny_dir: Any, tmp_path: Path
+    tiny_dir: Any, tmp_path: Path
 ) -> None:
+    family = "qwen2_vl"
     adapter = trained(tiny_dir(family), tmp_path / "adapter", loading={"prompt_mode": "e5-v"})
     made = export_for_vllm(
         tiny_dir(family), tmp_path / "base", tmp_path / "tuned", adapter=adapter, prompt_mode="e5-v", device="cpu"
     )
     assert made.flags == f"--enable-lora --max-lora-rank 8 --lora-modules tuned={tmp_path / 'tuned'}"
-    inside = "language_model." if family == "qwen2_vl" else ""
+    inside = "language_model."
     written = load_file(made.adapter / "adapter_model.safetensors")
     own = load_file(adapter / "adapter_model.safetensors")
     assert f"base_model.model.model.{inside}layers.0.self_attn.q_proj.lora_A.weight" in written
@@ -80,12 +80,44 @@ def test_what_vllm_would_apply_in_part_is_refused_before_anything_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
+def test_other_families_are_refused(tiny_dir: Any, tmp_path: Path) -> None:
+    adapter = trained(tiny_dir("llama"), tmp_path / "adapter")
+    with pytest.raises(Gen2EmbedError, match=r"model type 'llama'.*merge it"):
+        export_for_vllm(tiny_dir("llama"), tmp_path / "base", tmp_path / "tuned", adapter=adapter)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [("init_lora_weights", "pissa", "began as"), ("trainable_token_indices", [1], "trains tokens")],
+)
+def test_settings_that_vllm_does_not_apply_are_refused(
+    key: str, value: Any, reason: str, tiny_dir: Any, tmp_path: Path
+) -> None:
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", adapter=trained(tiny_dir("qwen2_vl"), tmp_path / "a"))
+    (config,) = model[0].model.peft_config.values()
+    setattr(config, key, value)
+    with pytest.raises(Gen2EmbedError, match=reason):
+        _servable(model, "a")
+
+
+def test_a_calibrated_base_is_refused(tiny_dir: Any, tmp_path: Path) -> None:
+    adapter = trained(tiny_dir("qwen2_vl"), tmp_path / "adapter")
+    model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
+    texts = [f"a text with the number {n}" for n in range(120)]
+    model.calibrate(texts[::2], texts[1::2])
+    model.save_pretrained(str(tmp_path / "calibrated"))
+    with pytest.raises(Gen2EmbedError, match="calibration, that do not belong to the adapter"):
+        export_for_vllm(tmp_path / "calibrated", tmp_path / "base", tmp_path / "tuned", adapter=adapter, device="cpu")
+    assert not (tmp_path / "base").exists()
+    assert not (tmp_path / "tuned").exists()
+
+
 def test_layers_outside_the_language_model_are_refused(tiny_dir: Any, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
     get_peft_model(model[0].model, LoraConfig(r=4, target_modules=["qkv", "q_proj"])).save_pretrained(tmp_path / "a")
-    with pytest.raises(Gen2EmbedError, match=r"visual\..*qkv.*not of the language model"):
+    with pytest.raises(Gen2EmbedError, match=r"visual\..*qkv.*no layer of the language model"):
         export_for_vllm(tiny_dir("qwen2_vl"), tmp_path / "base", tmp_path / "tuned", adapter=tmp_path / "a")
 
 
@@ -98,7 +130,19 @@ def test_the_command_says_how_to_serve_both(tiny_dir: Any, tmp_path: Path, capsy
         f"vllm serve {base} --runner pooling --convert embed --enable-lora --max-lora-rank 8 --lora-modules tuned="
         in (capsys.readouterr().out)
     )
-    for faulty, reason in ((given, "needs --adapter"), ([*given, "--check"], "leave one of them out")):
+    same = [
+        *command,
+        str(tmp_path / "x"),
+        "--vllm_adapter",
+        str(tmp_path / "y" / ".." / "x"),
+        "--adapter",
+        str(adapter),
+    ]
+    for faulty, reason in (
+        (same, "cannot hold both"),
+        (given, "needs --adapter"),
+        ([*given, "--check"], "leave one of them out"),
+    ):
         assert main(faulty) == 2
         assert reason in capsys.readouterr().err
 
@@ -106,7 +150,8 @@ def test_the_command_says_how_to_serve_both(tiny_dir: Any, tmp_path: Path, capsy
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not os.environ.get("GEN2EMBED_VLLM"), reason="GEN2EMBED_VLLM names no interpreter with vLLM")
 def test_vllm_gives_the_vectors_of_the_merged_model_under_the_adapter_s_name(tmp_path: Path) -> None:
-    adapter = trained("gen2embed-mini", tmp_path / "adapter", spread=0.1)
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapter = trained("gen2embed-mini", tmp_path / "adapter", spread=0.1, targets=layers)
     made = export_for_vllm("gen2embed-mini", tmp_path / "base", tmp_path / "tuned", adapter=adapter, device="cpu")
     options = {"device": "cpu", "model_kwargs": {"dtype": "float32"}}
     merged, base = Gen2Embed(made.base, adapter=adapter, **options), Gen2Embed(made.base, **options)
