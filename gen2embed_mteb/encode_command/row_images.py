@@ -6,6 +6,7 @@ import hashlib
 import re
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ class RowImages(ImageSource):
                     (self._scratch / digest).unlink(missing_ok=True)
                     del self._users[digest]
         mine.clear()
+
+    def drop_bytes(self, paths: Iterable[str]) -> None:
+        """Let the files of a part go that is done, so that they do not push out those of the next one."""
+        self._kept.drop(paths)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave behind who has which image: only this process keeps and deletes them."""

@@ -278,6 +278,7 @@ def encode_part(inputs: PartInputs, worker: ShardWorker, label: str = "") -> Par
         return worker.folder.put(record, files)
     finally:
         bulk.forget()
+        worker.images.drop_bytes(inputs.facts)
         worker.images.forget(inputs.embedded)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 
 KEPT_BYTES = 2**28
 """The most bytes that a source of images keeps: a quarter of a GiB."""
@@ -39,3 +40,9 @@ class KeptBytes:
             if name in self._files:
                 self._files.move_to_end(name)
             return self._files.get(name)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Let some files go; names that are not kept cost nothing."""
+        with self._lock:
+            for name in names:
+                self._total -= len(self._files.pop(name, b""))

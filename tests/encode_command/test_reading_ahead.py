@@ -147,3 +147,52 @@ def test_slow_images_of_the_next_part_are_given_up_when_the_run_ends(
     with pytest.raises(KeyboardInterrupt):
         run_job(Failing(), job, Share())
     assert 0 < len(read) < 150
+
+
+def test_pictures_of_two_parts_are_kept_so_that_each_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        (tmp_path / "in" / f"{number:02}.png").write_bytes(png((number, 0, 0)))
+    size = max(path.stat().st_size for path in (tmp_path / "in").iterdir())
+    monkeypatch.setattr("gen2embed_mteb.encode_command.row_images.KEPT_BYTES", 3 * size)  # one part
+    read: list[str] = []
+    fetch = RowImages.read
+    monkeypatch.setattr(RowImages, "read", lambda images, path: read.append(path) or fetch(images, path))
+    job = job_of(tmp_path / "in", tmp_path / "o", rows_per_shard=3)
+    run_job(Noted(read), job, Share())
+    assert sorted(read) == [f"{number:02}.png" for number in range(12)]
+
+
+class Noted(PlainEncoder):
+    """Waits with a part until the next one is read: 3 pictures each, 12 in all."""
+
+    def __init__(self, read: list[str]) -> None:
+        super().__init__()
+        self.read, self.parts = read, 0
+
+    def _encode(self, side: str, inputs: list[dict[str, Any]]) -> np.ndarray:
+        self.parts += 1
+        deadline = time.monotonic() + 30
+        while len(self.read) < min(12, 3 * self.parts + 3) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return super()._encode(side, inputs)
+
+
+def test_a_stream_is_read_by_the_thread_that_can_be_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lines(tmp_path / "in" / "train.jsonl", [{"text": f"{n} t"} for n in range(6)])
+    job = job_of(tmp_path / "in", tmp_path / "o", rows_per_shard=2, streaming=True)
+    readers: list[str] = []
+    rows = type(job.source).rows
+
+    def noted(source: Any, part: Any, limits: Any) -> Any:
+        readers.append(threading.current_thread().name)
+        return rows(source, part, limits)
+
+    monkeypatch.setattr(type(job.source), "rows", noted)
+    run_job(PlainEncoder(), job, Share())
+    assert readers == [threading.current_thread().name] * 3
+    assert [row["text"] for row in table(tmp_path / "o")] == [f"{n} t" for n in range(6)]
