@@ -4,6 +4,7 @@ Also makes the modules of `helpers/` and `benchmarks/` importable (pytest's impo
 """
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,12 +99,28 @@ def exported(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def preloaded() -> Iterator[Any]:
-    """Runs programs in processes that need not load the libraries."""
+def preloaded(shared_folder: Path) -> Iterator[Any]:
+    """Runs programs in processes that need not load the libraries and ours."""
     from preloaded import Preloaded
 
-    with Preloaded() as python:
+    with Preloaded(shared_folder) as python:
         yield python
+
+
+@pytest.fixture(scope="session")
+def preloaded_stock(shared_folder: Path) -> Iterator[Any]:
+    """Runs programs in processes that need not load plain sentence-transformers, and know nothing of Gen2Embed."""
+    from preloaded import Preloaded
+
+    with Preloaded(shared_folder, "stock") as python:
+        yield python
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of the tests have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from doc_blocks import PLAIN, ROOT, RUN, blocks_of, pages
+from preloaded import Preloaded
 from samples import sample_of
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,9 @@ def hooks() -> Any:
 
 
 @pytest.fixture(scope="module")
-def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def ran(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, preloaded: Preloaded
+) -> dict[str, list[dict[str, Any]]]:
     """What the blocks of each page printed that is to be tested."""
     folder = tmp_path_factory.mktemp("docs")
     chosen = {
@@ -44,10 +46,10 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     }
     runs = [page for page in PAGES if any(b.language in RUN and not b.reason for b in blocks_of(page))]
     wanted = [page for page in runs if page in chosen]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GEN2EMBED_")}
-    environment = kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "helpers" / "doc_blocks.py"), str(folder), *wanted]
-    subprocess.run(command, check=True, env=environment, cwd=folder)
+    own = dict.fromkeys(name for name in os.environ if name.startswith("GEN2EMBED_"))
+    caches = {"HF_HOME": str(folder / "cache"), "HF_DATASETS_CACHE": str(folder / "cache" / "datasets")}
+    command = [str(ROOT / "tests" / "helpers" / "doc_blocks.py"), str(folder), *wanted]
+    preloaded.run(command, check=True, cwd=folder, **own, **caches)
     results = {}
     for number, page in enumerate(wanted):
         said = (folder / f"{number}.err").read_text(errors="replace")[-4000:]

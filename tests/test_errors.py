@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from preloaded import Preloaded
 
 from gen2embed_mteb.errors import Gen2EmbedError, full_disk_as_os_error, is_of_the_system, one_line, run_command
 
@@ -130,7 +131,7 @@ def test_the_command_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("writer", ["safetensors", "torch", "python"])
 @pytest.mark.slow
-def test_libraries_on_a_disk_without_room(tmp_path: Path, writer: str) -> None:
+def test_libraries_on_a_disk_without_room(tmp_path: Path, writer: str, preloaded: Preloaded) -> None:
     """A limit on the size of files fails as a full disk does: in the middle of a write, in the library's own way."""
     code = f"""
 import resource, sys, torch, safetensors.torch
@@ -150,7 +151,7 @@ except OSError as error:
     assert error.filename == {str(tmp_path)!r}, error.filename
     sys.exit(error.errno)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = preloaded.run(["-c", code])
     assert done.returncode == errno.EFBIG, done.stderr
 
 

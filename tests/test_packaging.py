@@ -103,6 +103,7 @@ def test_short_name_loads_from_any_folder(printed: dict[str, list[str]]) -> None
     assert printed["short name"] == ["1"]
 
 
+@pytest.mark.exhaustive  # test_mteb_mmeb runs `mteb` from a wheel
 def test_mteb_knows_models_tasks_and_benchmarks_without_an_import_of_ours(installed: Environment) -> None:
     code = """
 import mteb

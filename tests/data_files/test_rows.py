@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 from mmeb_files import M, eval_row, write_images
 from PIL import Image
 from plain_encoder import PlainEncoder
+from preloaded import Preloaded
 
 from gen2embed_mteb import cli
 from gen2embed_mteb.config import EvaluationConfig
@@ -32,19 +30,13 @@ LIMITS = ["--max_text_chars", "2000", "--max_candidates", "50", "--max_row_bytes
 LONG, WIDE = "x" * 3000, 60
 
 
-def run_twice(words: list[str], output: Path) -> list[dict[str, Any]]:
+def run_twice(words: list[str], output: Path, preloaded: Preloaded) -> list[dict[str, Any]]:
     """Runs a command here and in a process of another hash seed; returns the lines of `errors.jsonl`, equal in both."""
     folders = [output / "here", output / "process"]
     here, process = ([*words, "--output_dir", str(folder)] for folder in folders)
     assert cli.main(here) == 1  # more than --max_error_rate
-    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    done = subprocess.run(
-        [sys.executable, "-m", "gen2embed_mteb.cli", *process],
-        env={**os.environ, "PYTHONHASHSEED": seed},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    assert preloaded.run(["-c", "print(hash('a'))"]).stdout != f"{hash('a')}\n"
+    done = preloaded.run(["-m", "gen2embed_mteb.cli", *process])
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     written = [(folder / "errors.jsonl").read_bytes() for folder in folders]
@@ -129,10 +121,10 @@ def images(tmp_path: Path) -> Path:
     return root
 
 
-def test_evaluate_counts_every_kind_once(images: Path, tmp_path: Path) -> None:
+def test_evaluate_counts_every_kind_once(images: Path, tmp_path: Path, preloaded: Preloaded) -> None:
     reasons = write_eval_tables(images)
     words = ["evaluate", "--model_name", "gen2embed-mini", "--data_dir", str(images), "--subsets", "GQA", *LIMITS]
-    errors = run_twice(words, tmp_path / "out")
+    errors = run_twice(words, tmp_path / "out", preloaded)
     assert [list(error) for error in errors] == [["dataset", "row", "file", "reason"]] * len(reasons)
     for error, reason in zip(errors, reasons, strict=True):
         assert reason in error["reason"] + error["file"], error
@@ -216,12 +208,12 @@ def write_pairs(root: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("method", [pytest.param("saha", marks=pytest.mark.exhaustive), "in-batch"])
-def test_sample_counts_every_kind_once(images: Path, tmp_path: Path, method: str) -> None:
+def test_sample_counts_every_kind_once(images: Path, tmp_path: Path, preloaded: Preloaded, method: str) -> None:
     reasons = write_pairs(images)
     if method == "in-batch":  # without a model only what is opened when it is read is found
         reasons["lines"] = [reason for reason in reasons["lines"] if reason not in ("not found", "img/no-image.png")]
     words = ["sample", "--model_name", "gen2embed-mini", "--data_dir", str(images), "--method", method, *LIMITS]
-    errors = run_twice([*words, "--num_hard_negatives", "2"], tmp_path / "out")
+    errors = run_twice([*words, "--num_hard_negatives", "2"], tmp_path / "out", preloaded)
     for name, expected in reasons.items():
         own = [error for error in errors if error["dataset"] == name]
         assert len(own) == len(expected)

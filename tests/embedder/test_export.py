@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +56,17 @@ def files(pictures, tmp_path_factory):
     return [str(path) for path in paths]
 
 
-def client(mode: str, out: Path, files: list[str], directories: list[Path]) -> list[str]:
-    """Runs `CLIENT` in an interpreter of its own, in another folder, and returns its lines."""
-    env = {**os.environ, "GEN2EMBED_NO_HOOK": "1", "PYTHONPATH": str(ROOT) if mode == "with" else ""}
-    arguments = [mode, str(out), *files, *map(str, directories)]
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, *arguments], cwd=out, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [line for line in done.stdout.splitlines() if line.startswith(("done", "ImportError"))]
+@pytest.fixture
+def client(request, files, tmp_path):
+    """`client(mode, directories)`: runs `CLIENT` in a process of its own, in another folder, and returns its lines."""
+
+    def lines(mode: str, directories: list[Path]) -> list[str]:
+        arguments = [mode, str(tmp_path), *files, *map(str, directories)]
+        python = request.getfixturevalue("preloaded" if mode == "with" else "preloaded_stock")
+        done = python.run(["-c", CLIENT, *arguments], cwd=tmp_path, check=True)
+        return [line for line in done.stdout.splitlines() if line.startswith(("done", "ImportError"))]
+
+    return lines
 
 
 def in_memory(model: Gen2Embed, pictures: list) -> np.ndarray:
@@ -78,10 +77,10 @@ def in_memory(model: Gen2Embed, pictures: list) -> np.ndarray:
 
 @pytest.mark.exhaustive
 def test_after_importing_the_package_plain_sentence_transformers_gives_the_same_vectors(
-    tiny, exported, files, pictures, tmp_path
+    tiny, exported, client, pictures, tmp_path
 ):
     directories = [exported(family) for family in FAMILIES] + [exported("qwen2_vl", prompt_mode="d-rein")]
-    lines = client("with", tmp_path, files, directories)
+    lines = client("with", directories)
     assert lines == [f"done {directory}" for directory in directories]
     models = [tiny(family) for family in FAMILIES] + [tiny("qwen2_vl", prompt_mode="d-rein")]
     for directory, model in zip(directories, models, strict=True):
@@ -89,10 +88,10 @@ def test_after_importing_the_package_plain_sentence_transformers_gives_the_same_
         assert np.abs(vectors - in_memory(model, pictures)).max() < 1e-6, directory
 
 
-def test_without_importing_the_package(tiny, exported, files, pictures, tmp_path):
+def test_without_importing_the_package(tiny, exported, client, pictures, tmp_path):
     """Where torchvision is present all families do, to the same vectors; where it is not, those without videos do."""
     directories = [exported(family) for family in FAMILIES]
-    lines = client("without", tmp_path, files, directories)
+    lines = client("without", directories)
     assert len(lines) == len(FAMILIES)
     for family, directory, line in zip(FAMILIES, directories, lines, strict=True):
         if HAS_TORCHVISION or family == "llava_next":

@@ -5,7 +5,6 @@ The variables of torchrun say which share. Each process writes the gradients it 
 
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,22 +27,18 @@ def fixed_pairs() -> tuple[list[Any], list[Any]]:
     return queries, positives
 
 
-def run_two_processes(model_dir: Path, output: Path) -> list[dict[str, Any]]:
+def run_two_processes(model_dir: Path, output: Path, preloaded: Any) -> list[dict[str, Any]]:
     """What two processes under DDP, over gloo, end with: each one's loss and gradients, by loss."""
     import torch
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, __file__, str(model_dir), str(output)]
-    processes = [
-        subprocess.Popen(command, env={**environment, "RANK": rank}, stderr=subprocess.PIPE) for rank in ("0", "1")
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    command = [__file__, str(model_dir), str(output)]
+    for process in [preloaded.start(command, **environment, RANK=rank) for rank in ("0", "1")]:
+        done = process.wait()
+        assert done.returncode == 0, done.stderr
     return [torch.load(output / f"{rank}.pt") for rank in (0, 1)]
 
 

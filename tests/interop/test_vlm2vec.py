@@ -7,7 +7,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,10 +69,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def preloaded(data: Path) -> Iterator[Preloaded]:
+def rerun(data: Path, preloaded: Preloaded) -> Callable[..., Any]:
     """For runs beside the first ones, which are processes of their own from the start."""
-    with Preloaded(HF_DATASETS_CACHE=str(data / "cache")) as python:
-        yield python
+    return partial(preloaded.run, cwd=data, HF_DATASETS_CACHE=str(data / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +215,12 @@ def test_the_log_names_what_is_stubbed_and_what_runs(finished: Any, checkout: Ch
 
 
 @pytest.mark.exhaustive
-def test_a_folder_of_another_configuration_is_refused(finished: Any, data: Path, preloaded: Preloaded) -> None:
+def test_a_folder_of_another_configuration_is_refused(finished: Any, data: Path, rerun: Callable[..., Any]) -> None:
     checkout = CHECKOUTS[0].values[0]
     output, _ = finished(checkout)
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     words = ["-m", "vlm2vec_adapter", checkout.script, *MODEL, *flags("v1", output), "--max_len", str(MAX_LEN)]
-    result = preloaded.run(words, cwd=data, GEN2EMBED_PROMPT_MODE="none")
+    result = rerun(words, GEN2EMBED_PROMPT_MODE="none")
     assert result.returncode == 2
     assert f"{output} was made with prompt_mode 'hierarchical', not 'none'" in result.stderr
     assert "name another --encode_output_path" in result.stderr
@@ -230,7 +230,7 @@ def test_a_folder_of_another_configuration_is_refused(finished: Any, data: Path,
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("checkout", ONE_IN_THE_GATE)
 def test_a_killed_run_goes_on_where_it_stopped(
-    finished: Any, data: Path, preloaded: Preloaded, tmp_path: Path, checkout: Checkout
+    finished: Any, data: Path, rerun: Callable[..., Any], tmp_path: Path, checkout: Checkout
 ) -> None:
     output, _ = finished(checkout)
     shutil.copytree(output, tmp_path / "out")
@@ -241,7 +241,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     kept = (tmp_path / "out" / "VOC2007_qry").stat().st_mtime_ns
     words = ["-m", "vlm2vec_adapter", checkout.script, "--model_backbone=gen2embed", *MODEL[2:]]
     words += [*flags(checkout.generation, tmp_path / "out"), "--max_len", str(MAX_LEN)]
-    result = preloaded.run(words, cwd=data, check=True)
+    result = rerun(words, check=True)
     assert "NIGHTS_tgt is half written" in result.stderr
     assert (tmp_path / "out" / "VOC2007_qry").stat().st_mtime_ns == kept
     assert half.read_bytes() == whole
@@ -254,20 +254,20 @@ TRAP = "cos\nmkdir\n(Vsprung\ntR."
 
 @pytest.mark.parametrize("checkout", ONE_IN_THE_GATE)
 def test_a_pickle_of_others_is_never_loaded(
-    finished: Any, data: Path, preloaded: Preloaded, tmp_path: Path, checkout: Checkout
+    finished: Any, data: Path, rerun: Callable[..., Any], tmp_path: Path, checkout: Checkout
 ) -> None:
     output, _ = finished(checkout)
     words = ["-m", "vlm2vec_adapter", checkout.script, *MODEL]
 
-    def rerun(folder: Path) -> Any:
-        return preloaded.run([*words, *flags(checkout.generation, folder), "--max_len", str(MAX_LEN)], cwd=data)
+    def run_in(folder: Path) -> Any:
+        return rerun([*words, *flags(checkout.generation, folder), "--max_len", str(MAX_LEN)])
 
     # In the place of vectors that were encoded: set aside, and encoded again.
     changed = tmp_path / "changed"
     shutil.copytree(output, changed)
     (changed / "NIGHTS_tgt").write_text(TRAP)
     (changed / "NIGHTS_score.json").unlink()
-    assert rerun(changed).returncode == 0
+    assert run_in(changed).returncode == 0
     assert [path.read_text() for path in changed.glob("NIGHTS_tgt.set-aside-*")] == [TRAP]
     assert score(changed, "NIGHTS") == score(output, "NIGHTS")
     # With a copied record, or with none: refused.
@@ -278,7 +278,7 @@ def test_a_pickle_of_others_is_never_loaded(
             shutil.copy(output / "gen2embed.json", foreign)
         for ending in ("qry", "tgt"):
             (foreign / f"NIGHTS_{ending}").write_text(TRAP)
-        refused = rerun(foreign)
+        refused = run_in(foreign)
         assert refused.returncode == 2
         assert len(refused.stderr.strip().splitlines()[-1:]) == 1
         assert "vlm2vec_adapter: error:" in refused.stderr
@@ -292,7 +292,7 @@ def test_a_pickle_of_others_is_never_loaded(
 @pytest.mark.parametrize("checkout", ONE_IN_THE_GATE)
 @pytest.mark.exhaustive
 def test_killed_while_vectors_are_written_the_next_run_ends_alike(
-    finished: Any, data: Path, preloaded: Preloaded, tmp_path: Path, checkout: Checkout
+    finished: Any, data: Path, rerun: Callable[..., Any], tmp_path: Path, checkout: Checkout
 ) -> None:
     output, _ = finished(checkout)
     folder = tmp_path / "out"
@@ -311,9 +311,9 @@ vector_files._Digesting = Dying
 from vlm2vec_adapter.__main__ import main
 main({words!r})
 """
-    assert preloaded.run(["-c", dying], cwd=data).returncode == 9
+    assert rerun(["-c", dying]).returncode == 9
     assert (folder / "NIGHTS_tgt").exists()
-    result = preloaded.run(["-m", "vlm2vec_adapter", *words], cwd=data, check=True)
+    result = rerun(["-m", "vlm2vec_adapter", *words], check=True)
     assert "NIGHTS_tgt is half written" in result.stderr
     for name in SUBSETS:
         for ending in ("qry", "tgt"):

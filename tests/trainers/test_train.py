@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -331,23 +327,16 @@ def test_the_record_of_an_earlier_version_names_no_loss(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_to_the_same_bits(trained, sampled, model, tmp_path):
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(trained, sampled, model, tmp_path, preloaded):
     """Also without the evaluations of the other run, which leave training as it is."""
     output = tmp_path / "model"
-    code = "import sys; from gen2embed_mteb.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words(model, sampled, output)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = preloaded.start(["-m", "gen2embed_mteb.cli", *words(model, sampled, output)])
     deadline = time.monotonic() + 120
     while not (output / "checkpoint-1" / "trainer_state.json").is_file():
-        assert process.poll() is None
+        assert not process.ended(), process.wait().stderr
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     assert not (output / "adapter").exists()
     # As a kill in the middle of saving leaves it.
     shutil.copytree(output / "checkpoint-1", output / "checkpoint-9")

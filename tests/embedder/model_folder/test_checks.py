@@ -147,7 +147,9 @@ def test_pickled_weights_beside_safetensors_are_not_read(tiny_dir, tiny, tmp_pat
 
 @pytest.mark.parametrize("which", ["base", "exported"])
 @pytest.mark.slow
-def test_a_folder_without_safetensors_is_refused_with_the_way_to_convert_it(tiny_dir, exported, tiny, tmp_path, which):
+def test_a_folder_without_safetensors_is_refused_with_the_way_to_convert_it(
+    tiny_dir, exported, tiny, tmp_path, *, which, preloaded_stock
+):
     folder = copied(tiny_dir("qwen2_vl") if which == "base" else exported("qwen2_vl"), tmp_path / "bin")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -156,7 +158,7 @@ def test_a_folder_without_safetensors_is_refused_with_the_way_to_convert_it(tiny
     assert "pytorch_model.bin is pickled" in said
     if which == "base":  # what the message says is what helps
         command = said.partition('python -c "')[2].rpartition('"')[0]
-        subprocess.run([sys.executable, "-c", command], check=True, capture_output=True)
+        preloaded_stock.run(["-c", command], check=True)
         assert np.abs(Gen2Embed(folder).encode_query(TEXTS) - tiny("qwen2_vl").encode_query(TEXTS)).max() < 1e-6
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,59 +36,24 @@ import gen2embed_mteb  # torchvision may be absent
 import numpy as np
 from sentence_transformers import SentenceTransformer
 texts = json.loads(sys.argv[1])
-for line in sys.stdin:
-    for directory in json.loads(line):
-        model = SentenceTransformer(directory)
-        assert type(model) is SentenceTransformer
-        np.save(directory + ".npy", model.encode_query([{"text": text} for text in texts]))
-    print("done", flush=True)
+for directory in sys.argv[2:]:
+    model = SentenceTransformer(directory)
+    assert type(model) is SentenceTransformer
+    np.save(directory + ".npy", model.encode_query([{"text": text} for text in texts]))
 """
 
 
-class CleanProcess:
-    """An interpreter of its own with plain sentence-transformers, asked for the vectors of saved directories.
+@pytest.fixture
+def by_a_clean_process(preloaded: Any) -> Callable[..., list[np.ndarray]]:
+    """The vectors that plain sentence-transformers makes of saved directories, in a process of its own."""
 
-    It serves the whole file, since loading its libraries takes longer than loading the tiny models.
-    """
-
-    def __init__(self, log: Path) -> None:
-        environment = {**os.environ, "GEN2EMBED_NO_HOOK": "1", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-W", "ignore", "-c", CLIENT, json.dumps(TEXTS)]
-        self.log = log
-        with log.open("wb") as errors:
-            self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-            )
-
-    def vectors(self, directories: Sequence[Path]) -> list[np.ndarray]:
-        before = self.log.stat().st_size
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([str(directory) for directory in directories]) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        said = self.log.read_bytes()[before:].decode()
-        assert answer == "done\n", said
-        assert "MISSING" not in said
-        assert "UNEXPECTED" not in said
+    def vectors(*directories: Path) -> list[np.ndarray]:
+        done = preloaded.run(["-c", CLIENT, json.dumps(TEXTS), *map(str, directories)], check=True)
+        assert "MISSING" not in done.stderr
+        assert "UNEXPECTED" not in done.stderr
         return [np.load(f"{directory}.npy") for directory in directories]
 
-
-_STARTED: list[CleanProcess] = []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def clean_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    _STARTED.append(CleanProcess(tmp_path_factory.mktemp("clean") / "stderr"))
-    yield
-    process = _STARTED.pop().process
-    process.communicate()
-    assert process.returncode == 0
-
-
-def by_a_clean_process(*directories: Path) -> list[np.ndarray]:
-    """The vectors that plain sentence-transformers makes of saved directories, in an interpreter of its own."""
-    return _STARTED[-1].vectors(directories)
+    return vectors
 
 
 def shaken(model: Any) -> Any:
@@ -111,7 +73,7 @@ def shaken(model: Any) -> Any:
 @pytest.mark.parametrize("source", ["base", "exported"])
 @pytest.mark.parametrize("family", sample_of(FAMILIES, ["qwen2_vl"]))
 def test_export_of_what_sentence_transformers_saved_with_an_adapter(
-    tiny_dir: Any, exported: Any, tmp_path: Path, family: str, source: str
+    tiny_dir: Any, exported: Any, tmp_path: Path, *, family: str, source: str, by_a_clean_process: Any
 ) -> None:
     """Its loader leaves renamings of the adapter's keys on the model, which its saver would reverse."""
     directory = tiny_dir(family) if source == "base" else exported(family)
@@ -159,7 +121,7 @@ def merged(tiny_dir: Any, tmp_path_factory: Any) -> dict[str, tuple[np.ndarray, 
     return made
 
 
-def test_every_kind_of_adapter_is_merged_to_the_vectors_it_had(merged: Any, tiny: Any) -> None:
+def test_every_kind_of_adapter_is_merged_to_the_vectors_it_had(merged: Any, tiny: Any, by_a_clean_process: Any) -> None:
     plain = tiny("qwen2_vl").encode_query(TEXTS)
     for name, vectors in zip(KINDS, by_a_clean_process(*(out for _, out in merged.values())), strict=True):
         want = merged[name][0]
@@ -167,7 +129,7 @@ def test_every_kind_of_adapter_is_merged_to_the_vectors_it_had(merged: Any, tiny
         assert np.abs(vectors - want).max() < 1e-5, name
 
 
-def test_a_tuner_of_another_kind_is_merged(tiny_dir: Any, tmp_path: Path) -> None:
+def test_a_tuner_of_another_kind_is_merged(tiny_dir: Any, tmp_path: Path, by_a_clean_process: Any) -> None:
     model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
     inject_adapter_in_model(LoHaConfig(r=4, target_modules=["q_proj", "v_proj"], init_weights=False), model[0].model)
     want = model.encode_query(TEXTS)
@@ -175,7 +137,7 @@ def test_a_tuner_of_another_kind_is_merged(tiny_dir: Any, tmp_path: Path) -> Non
     assert np.abs(by_a_clean_process(tmp_path / "out")[0] - want).max() < 1e-5
 
 
-def test_what_is_switched_off_is_not_merged(tiny_dir: Any, tiny: Any, tmp_path: Path) -> None:
+def test_what_is_switched_off_is_not_merged(tiny_dir: Any, tiny: Any, tmp_path: Path, by_a_clean_process: Any) -> None:
     model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
     model.add_adapter(LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["norm"]))
     shaken(model)
@@ -186,7 +148,7 @@ def test_what_is_switched_off_is_not_merged(tiny_dir: Any, tiny: Any, tmp_path: 
     assert np.abs(by_a_clean_process(tmp_path / "out")[0] - want).max() < 1e-5
 
 
-def test_two_adapters_of_which_one_is_active(tiny_dir: Any, tmp_path: Path) -> None:
+def test_two_adapters_of_which_one_is_active(tiny_dir: Any, tmp_path: Path, by_a_clean_process: Any) -> None:
     model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu")
     for name in ("first", "second"):
         model.add_adapter(LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False), name)
@@ -215,7 +177,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused(tiny_dir: Any, tmp_path: Pa
 # What was written is read back
 
 
-def test_a_user_given_renaming_of_keys_is_not_reversed(tiny_dir: Any, tmp_path: Path) -> None:
+def test_a_user_given_renaming_of_keys_is_not_reversed(tiny_dir: Any, tmp_path: Path, by_a_clean_process: Any) -> None:
     """Weights under names of one's own load with `key_mapping`; the export needs none."""
     weights = load_file(tiny_dir("qwen2_vl") / "model.safetensors")
     odd = tmp_path / "odd"
@@ -449,7 +411,7 @@ def test_another_backend_is_refused(tiny_dir: Any, exported: Any, backend: str, 
 
 
 def test_it_is_said_that_half_precision_is_normalised_otherwise_in_plain_sentence_transformers(
-    tiny_dir: Any, tmp_path: Path, caplog: Any
+    tiny_dir: Any, tmp_path: Path, caplog: Any, by_a_clean_process: Any
 ) -> None:
     model = Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", model_kwargs={"dtype": torch.bfloat16})
     model.save_pretrained(str(tmp_path / "half"))

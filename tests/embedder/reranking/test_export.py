@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from sentence_transformers import CrossEncoder
@@ -21,19 +19,19 @@ CLIENT = """
 import sys
 from sentence_transformers import CrossEncoder
 scores = CrossEncoder(sys.argv[1], device="cpu").predict([("a cat", "a dog"), ("b", "c")])
-assert "gen2embed_mteb.embedder.model" not in sys.modules
+assert "gen2embed_mteb" not in sys.modules
 print(*map(float, scores))
 """
 
 
-def test_the_command_writes_stock_modules(tiny, tiny_dir, tmp_path, capsys):
+def test_the_command_writes_stock_modules(tiny, tiny_dir, tmp_path, capsys, preloaded_stock):
     out = tmp_path / "out"
     assert cli.main(["export", str(tiny_dir("llama")), str(out), "--as", "reranker", "--framing", "yes-no"]) == 0
     assert f'Load it with CrossEncoder("{out}")' in capsys.readouterr().out
     types = [module["type"] for module in json.loads((out / "modules.json").read_text())]
     assert [one.rpartition(".")[2] for one in types] == ["Transformer", "LogitScore"]
     assert all(one.startswith("sentence_transformers.") for one in types)
-    found = subprocess.run([sys.executable, "-c", CLIENT, str(out)], check=True, capture_output=True, text=True)
+    found = preloaded_stock.run(["-c", CLIENT, str(out)], check=True)
     expected = tiny("llama").reranker("yes-no").predict([("a cat", "a dog"), ("b", "c")])
     assert list(map(float, found.stdout.split())) == pytest.approx(list(expected), abs=1e-5)
 

@@ -143,9 +143,9 @@ def test_without_equal_positives_it_is_the_stock_loss(model):
 
 
 @pytest.fixture(scope="module")
-def of_two_processes(tiny_dir, tmp_path_factory):
+def of_two_processes(tiny_dir, tmp_path_factory, preloaded):
     """Under DDP, over gloo; every two equal positives are in different processes."""
-    return run_two_processes(tiny_dir("qwen2_vl"), tmp_path_factory.mktemp("two"))
+    return run_two_processes(tiny_dir("qwen2_vl"), tmp_path_factory.mktemp("two"), preloaded)
 
 
 @pytest.mark.slow

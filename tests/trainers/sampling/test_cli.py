@@ -1,9 +1,6 @@
 """`gen2embed sample` and `gen2embed inspect` as people type them, on gen2embed-mini and MMEB-mini's training sets."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -74,17 +71,15 @@ def finished_shards(folder):
     return {shard.name: shard.stat().st_mtime_ns for shard in shards if shard.is_file()}
 
 
-def test_killed_and_started_again_it_ends_in_the_same_bytes(data, whole, tmp_path, capsys):
+def test_killed_and_started_again_it_ends_in_the_same_bytes(data, whole, tmp_path, capsys, preloaded):
     output = tmp_path / "killed"
     # The number of threads is part of what decides the last bits of a product.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "gen2embed_mteb.cli", *words(data, output)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    threads = str(torch.get_num_threads())
+    process = preloaded.start(["-m", "gen2embed_mteb.cli", *words(data, output)], OMP_NUM_THREADS=threads)
     shards = output / "embeddings"
-    while process.poll() is None and len(finished_shards(shards)) < 3:
+    while not process.ended() and len(finished_shards(shards)) < 3:
         time.sleep(0.01)
     process.kill()
-    process.wait()
     assert not all((output / f"{name}.json").exists() for name in SUBSETS)
     made = finished_shards(shards)
     assert made
