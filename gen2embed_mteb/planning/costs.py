@@ -52,9 +52,10 @@ GPUS = {
     "A100": Gpu(312, 19.5, 80, 2039),
     "H100": Gpu(989, 67, 80, 3350),
     "H200": Gpu(989, 67, 141, 4800),
+    "B200": Gpu(2250, 75, 180, 7700),
     "MI300X": Gpu(1307, 163.4, 192, 5300),
 }
-"""From the makers' data sheets: V100, A100, H100 and H200 as SXM modules, A100 with 80 GB."""
+"""From the makers' data sheets: V100, A100, H100, H200 and B200 as SXM modules, A100 with 80 GB."""
 
 
 @dataclass(frozen=True)

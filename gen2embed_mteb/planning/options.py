@@ -16,7 +16,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 class PlanOptions(PromptOptions, ModelName):
     """With which model and on what the run is planned."""
 
-    gpu: str = option("type of the GPUs: T4, V100, A10, L4, L40S, A100, H100, H200 or MI300X", default="H100")
+    gpu: str = option("type of the GPUs: T4, V100, A10, L4, L40S, A100, H100, H200, B200 or MI300X", default="H100")
     num_gpus: int = option("number of GPUs", default=1, least=1)
     utilization: float = option("share of the GPUs' published peak that is assumed to be reached", default=0.4, most=1)
     dtype: str = option("type of the weights", default="bfloat16", choices=DTYPES)
