@@ -303,7 +303,7 @@ def _export(arguments: argparse.Namespace) -> int:
         from gen2embed_mteb.serving.lora import export_for_vllm
 
         if asked.kind == "reranker" or asked.check:
-            raise Gen2EmbedError("--vllm_adapter goes with neither --kind reranker nor --check; leave one of them out")
+            raise Gen2EmbedError("--vllm_adapter goes with neither --as reranker nor --check; leave one of them out")
         print(export_for_vllm(model, output, adapter_dir, **options).told())
         return 0
     if asked.kind == "reranker":

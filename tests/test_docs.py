@@ -1,5 +1,7 @@
 """What README and docs say is so: their code runs, prints what they state, and their links, flags and paths exist."""
 
+import ast
+import importlib
 import importlib.util
 import json
 import os
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.slow
 PAGES = pages()
 READ_FIRST = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/guides/encode.md", "docs/guides/evaluate.md")
 """The pages whose blocks the gate runs; `make test-all` runs those of all."""
+OURS = ("gen2embed_mteb", "trainers", "vlm2vec_adapter")
 REPOSITORY = "https://github.com/gen2embed/gen2embed"
 _LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -67,6 +70,19 @@ def test_every_block_is_run_or_says_why_not() -> None:
             assert block.language, f"{where}: name the language of this block"
             assert block.language in (*RUN, *PLAIN), f"{where}: {block.language} is neither run nor known as plain text"
             assert block.language in RUN or not block.reason, f"{where}: {block.language} is never run; drop the reason"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_blocks_import_of_ours_is_there(page: str) -> None:
+    """Of every page, also of blocks that are not run."""
+    for block in blocks_of(page):
+        if block.language != "python" or block.is_output:
+            continue
+        for node in ast.walk(ast.parse(block.code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in OURS:
+                module = importlib.import_module(node.module or "")
+                for name in node.names:
+                    assert hasattr(module, name.name), f"{page}:{block.line}: {node.module} has no {name.name}"
 
 
 @pytest.mark.parametrize("page", sample_of(PAGES, READ_FIRST))

@@ -104,6 +104,12 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
         name = resolve(config.model_name) or config.model_name
         width = width_by_files(name, revision=config.revision, gguf_file=config.gguf_file)
         check_widths(config.matryoshka_dims, config.matryoshka_weights, width)
+        if width is not None and config.matryoshka_dims[0] < width:
+            logger.warning(
+                "matryoshka_dims begins with %d: whole vectors, of %d dimensions, get no loss of their own; name %d, "
+                "too, if they are to be used",
+                *(config.matryoshka_dims[0], width, width),
+            )
     agreed(args, lambda: check_output(args.output_dir, _inputs(config)))
     samplings = read_samplings(config.processed_data_path, config.subsets, config.sampled_k)
     record = _record(config, args, samplings)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gen2embed_mteb.data_files.shards import DataError
-from gen2embed_mteb.encode_command.options import PICTURES, SAVED, InputOptions
+from gen2embed_mteb.encode_command.options import PICTURES, SAVED, EncodeOptions, InputOptions
+from gen2embed_mteb.encode_command.parts_folder import is_written
 from gen2embed_mteb.encode_command.sources import (
     PICTURE_ENDINGS,
     TABLE_ENDINGS,
@@ -18,6 +19,9 @@ from gen2embed_mteb.encode_command.sources import (
 )
 from gen2embed_mteb.encode_command.streams import open_stream
 from gen2embed_mteb.encode_command.tables import open_table
+
+_SAVED = ("dataset_info.json", "dataset_dict.json")
+"""What `datasets.save_to_disk` writes, of which a folder has one."""
 
 
 def open_source(options: InputOptions) -> Source:
@@ -49,6 +53,33 @@ def open_source(options: InputOptions) -> Source:
     return open_table(path, kind, options)
 
 
+def require_apart(options: EncodeOptions) -> None:
+    """Refuse an output folder in which what is written would be read as input.
+
+    A folder of pictures may hold the output folder, whose files are no pictures.
+
+    Args:
+        options: Input and output.
+
+    Raises:
+        DataError: The output folder is the input, or is in a folder of `datasets.save_to_disk`; or the input is a file
+            of the output folder with a name that is written there.
+    """
+    if options.streaming:
+        return
+    read, written = (Path(name).expanduser().resolve() for name in (options.input, options.output_dir))
+    saved = any((read / name).is_file() for name in _SAVED)
+    if read == written or (saved and written.is_relative_to(read)):
+        what = "is the folder of the input" if read == written else f"is in the input, {options.input}"
+        raise DataError(
+            f"{options.output_dir}: {what}, and what is written there would be read as rows; pass another --output_dir"
+        )
+    if read.parent == written and is_written(read.name):
+        raise DataError(
+            f"{options.input}: a file of this name is written to {options.output_dir}; pass another --output_dir"
+        )
+
+
 def _kind_of(path: Path) -> str:
     if not path.is_dir():
         if path.suffix.lower() in TABLE_ENDINGS:
@@ -57,7 +88,7 @@ def _kind_of(path: Path) -> str:
             f"{path}: neither a folder nor a file that ends in {', '.join(TABLE_ENDINGS)}; pass one of these, or name "
             "the file after what it is"
         )
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+    if any((path / name).is_file() for name in _SAVED):
         return SAVED
     found = {TABLE_ENDINGS[file.suffix.lower()] for file in table_files(path)}
     if len(found) > 1:

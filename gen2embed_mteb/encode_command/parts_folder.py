@@ -14,6 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from gen2embed_mteb.storage.atomic import (
     sha256_of,
     write_atomic,
 )
+from gen2embed_mteb.storage.held_folder import held_folder, remove_abandoned
 from gen2embed_mteb.storage.owned_folder import MADE_BY, OwnedFolder
 from gen2embed_mteb.version import __version__
 
@@ -46,6 +48,12 @@ RUN = "run.json"
 MANIFEST, ERRORS = "manifest.json", "errors.jsonl"
 FORMAT = 1
 _MARKER = re.compile(r"part-(\d{6,})\.json")
+_PART = re.compile(r"part-(\d{6,})\.(parquet|npy|jsonl)")
+
+
+def is_written(name: str) -> bool:
+    """Return whether an output folder has, or may get, a file of this name."""
+    return name in (MANIFEST, ERRORS) or _PART.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,11 @@ class PartsFolder:
 
         Raises:
             StoreMismatchError: The folder is of another run; the message says how it differs.
-            ForeignFileError: A file of ours would replace one that is not.
+            ForeignFileError: A file of ours would replace one that is not, or lie among others of its kind.
         """
         self.owned.check([MANIFEST, ERRORS])
+        if self._read_run() is None:
+            self._refuse_parts_of_others()
         if (differing := self._differing()) and not overwrite:
             raise StoreMismatchError(
                 f"{self.path}: made by another run ({'; '.join(differing)}); pass another --output_dir, or --overwrite "
@@ -127,8 +137,14 @@ class PartsFolder:
             if self._read_run() is None:
                 run = {"made_by": MADE_BY, "format": FORMAT, "settings": self.settings}
                 write_atomic(self.inside / RUN, json_bytes(run))
+            remove_abandoned(self.inside)
         remove_stale(self.path)
         remove_stale(self.inside)
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """Make a temporary folder that no other process removes while this one lives; it is deleted in the end."""
+        self.inside.mkdir(parents=True, exist_ok=True)
+        return held_folder(self.inside / "images", self._lock())
 
     def numbers(self) -> set[int]:
         """Return the numbers of the parts that have a marker."""
@@ -194,6 +210,13 @@ class PartsFolder:
         for one in doomed:
             self._remove(one)
         return len(doomed)
+
+    def _refuse_parts_of_others(self) -> None:
+        """Refuse files with the names of parts that no marker of ours proves."""
+        ours = self.numbers()
+        for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
+            if (match := _PART.fullmatch(path.name)) and int(match[1]) not in ours:
+                raise ForeignFileError.of(path, "has the name of a part of this run, which has not begun")
 
     def _marker(self, number: int) -> Path:
         return self.inside / f"part-{number:06d}.json"

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from gen2embed_mteb.bulk.processes import Peers, Share
 from gen2embed_mteb.bulk.store import EmbeddingStore, Shard, StoredShard
 from gen2embed_mteb.bulk.types import Encoder, Fault, Item
 from gen2embed_mteb.data_files.rows import BadRow
+from gen2embed_mteb.encode_command.opening import require_apart
 from gen2embed_mteb.encode_command.options import PICTURES, EncodeOptions
 from gen2embed_mteb.encode_command.part_files import part_bytes
 from gen2embed_mteb.encode_command.parts_folder import PartRecord, PartsFolder
@@ -43,7 +44,6 @@ from gen2embed_mteb.encode_command.vectors import rounded, shortened
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.images.decoding import ImageFacts
 from gen2embed_mteb.names import Side
-from gen2embed_mteb.storage.atomic import new_temporary
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,18 @@ class EncodeJob:
         options: The settings.
         source: The input.
         fingerprint: The digest of everything that decides the model's vectors.
+
+    Raises:
+        DataError: The output folder is the folder of the input.
     """
 
     options: EncodeOptions
     source: Source
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        """Refuse an output folder whose files would be read as input; see `require_apart`."""
+        require_apart(self.options)
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides which rows are read and what is written, by name; it can be written as JSON."""
@@ -103,25 +110,25 @@ class ShardWorker:
     def __init__(self, encoder: Encoder, job: EncodeJob) -> None:
         """Keep the arguments; nothing is read yet."""
         self.job, self.folder, options = job, job.folder(), job.options
-        self._scratch = new_temporary(self.folder.inside / "images")
-        self._scratch.mkdir(parents=True)
-        self.images = RowImages(
-            job.source.image_root,
-            self._scratch,
-            follow_links=options.follow_links,
-            exif_orientation=options.exif_orientation,
-            remote_images=options.remote_images,
-        )
-        self.facts = FactsReader(self.images, options.image_options(), None, Share(), Peers(Share()))
-        self.bulk = PartEncoder(
-            encoder,
-            _OnePart(),
-            self.images,
-            batch_tokens=options.batch_tokens,
-            batch_size=options.batch_size,
-            image_options=options.image_options(),
-            num_workers=options.num_workers,
-        )
+        with ExitStack() as ending:
+            self.images = RowImages(
+                job.source.image_root,
+                ending.enter_context(self.folder.scratch()),
+                follow_links=options.follow_links,
+                exif_orientation=options.exif_orientation,
+                remote_images=options.remote_images,
+            )
+            self.facts = FactsReader(self.images, options.image_options(), None, Share(), Peers(Share()))
+            self.bulk = PartEncoder(
+                encoder,
+                _OnePart(),
+                self.images,
+                batch_tokens=options.batch_tokens,
+                batch_size=options.batch_size,
+                image_options=options.image_options(),
+                num_workers=options.num_workers,
+            )
+            self._ending = ending.pop_all()
 
     def __enter__(self) -> ShardWorker:
         """Return the worker."""
@@ -129,7 +136,7 @@ class ShardWorker:
 
     def __exit__(self, *_: object) -> None:
         """Delete the images that were kept for the last part."""
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._ending.close()
 
 
 class PartInputs(NamedTuple):

@@ -42,7 +42,7 @@ def open_table(path: Path, kind: str, options: InputOptions) -> Source:
     if kind == PARQUET:
         from gen2embed_mteb.mmeb.tables import open_files
 
-        opened = open_files(files)
+        opened = open_files(files, "write it again, or pass another --input")
         ends = opened.ends
         return ParquetTable(files, ends, find_columns(opened.columns, asked, str(path)), root, options.limit)
     if kind != JSONL:

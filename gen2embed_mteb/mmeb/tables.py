@@ -185,11 +185,12 @@ def local_files(root: Path, dataset: DatasetInfo, split: str) -> tuple[Path, ...
     return whole_table(files, split) if files else ()
 
 
-def open_files(files: Sequence[Path]) -> SubsetTable:
+def open_files(files: Sequence[Path], remedy: str = "download it again, or leave it out with --subsets") -> SubsetTable:
     """Open the table in one or several Parquet files; only their metadata is read.
 
     Args:
         files: The files in order.
+        remedy: What to do about a table without rows, for the message.
 
     Raises:
         DataError: A file is damaged, two columns share a name, or there are no rows.
@@ -208,7 +209,7 @@ def open_files(files: Sequence[Path]) -> SubsetTable:
         # A column counts only if all files have it.
         columns = tuple(name for name in columns if name in names) if path != files[0] else names
     if not sum(counts):
-        raise DataError(f"{files[0]}: the table has no rows; download it again, or leave it out with --subsets")
+        raise DataError(f"{files[0]}: the table has no rows; {remedy}")
     return SubsetTable(str(files[0]), columns, sum(counts), tuple(files), tuple(accumulate(counts)))
 
 

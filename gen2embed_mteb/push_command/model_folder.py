@@ -8,6 +8,7 @@ optimizer states, and logs and records name folders of the user's machine.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ DECISIVE = re.compile(rf"(.*/)?({_WEIGHTS}|{_SETTINGS})")
 _MODULE = re.compile(r"\d+_[A-Z]\w*/|\w+_\d+_[A-Z]\w*/|additional_chat_templates/")
 _TEMPLATE = re.compile(r"[\w.-]+\.jinja")
 _HOMES = r"/home/|/root/|/Users/|[A-Za-z]:\\+Users\\+"
+_PATH = re.compile(r"(?<![\w./:])(?:/[\w.+@-]+){2,}")
 _MOST_SEARCHED = 1 << 20
 _PLACEHOLDER = "sentence_transformers_model_id"
 _USAGE = """## Queries and documents
@@ -103,15 +105,22 @@ def model_plan(folder: str | Path, repo_id: str, results: Sequence[str] = ()) ->
 
 
 def _notes(root: Path, files: Sequence[PlannedFile]) -> tuple[str, ...]:
-    """Return a note for every small file that names a folder of this machine."""
+    """Return a note for every small file that names a folder of this machine, or pictures that are not sent."""
     own = re.compile(rf"({_HOMES}|{re.escape(str(root.resolve()))})[^\s\"'`)\]]*")
     notes = []
     for file in files:
         if Path(file.name).suffix not in (".json", ".md", ".txt") or file.size > _MOST_SEARCHED:
             continue
         data = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-        if found := own.search(data.decode("utf-8", "replace")):
-            notes.append(f"{file.name} names a place of this machine, {found[0]}, which all readers will see")
+        text = data.decode("utf-8", "replace")
+        found = own.search(text)
+        place = found[0] if found else next((one for one in _PATH.findall(text) if os.path.lexists(one)), "")
+        if place:
+            remedy = "; write the hub id of the base model there, by which others can load the adapter"
+            remedy = remedy if file.name == "adapter_config.json" else ""
+            notes.append(f"{file.name} names a place of this machine, {place}, which all readers will see{remedy}")
+        if file.name == CARD and "assets/" in text and (root / "assets").is_dir():
+            notes.append(f"{CARD} shows pictures of your data in assets/, which are not sent; take these lines out")
     return tuple(notes)
 
 

@@ -82,8 +82,8 @@ def export_for_vllm(
     if not adapter:
         raise Gen2EmbedError("--vllm_adapter needs --adapter: there is nothing to serve beside the base model")
     base, target = empty_directory(output_dir), empty_directory(adapter_dir)
-    if base.resolve() == target.resolve():
-        raise Gen2EmbedError(f"{base} cannot hold both the base model and the adapter; name another --vllm_adapter")
+    if base.resolve().is_relative_to(target.resolve()):
+        raise Gen2EmbedError(f"{target} would hold the base model as well as the adapter; name another --vllm_adapter")
     tuned = Gen2Embed(model, adapter=adapter, prompt_mode=prompt_mode, **options)
     weights, config = _servable(tuned, str(adapter))
     plain = Gen2Embed(model, prompt_mode=prompt_mode, **options)

@@ -24,6 +24,9 @@ from gen2embed_mteb.errors import Gen2EmbedError
 STALE_SECONDS = 3600
 """The age after which a temporary file or folder must belong to a process that was killed."""
 
+HELD = "held.lock"
+"""The lock in a temporary folder of `held_folder`, which `remove_stale` leaves alone."""
+
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.gen2embed-tmp")
 
 
@@ -146,6 +149,8 @@ def require_vacant(target: Path) -> None:
 def remove_stale(folder: Path, older_than: float = STALE_SECONDS) -> None:
     """Delete temporary files that killed processes left in a folder: those with our name that are an hour old.
 
+    Folders of `held_folder` stay: their processes may take longer.
+
     Args:
         folder: The folder; its subfolders are not searched.
         older_than: Seconds; 0 only where `OwnedFolder.exclusive` keeps other processes out.
@@ -155,9 +160,15 @@ def remove_stale(folder: Path, older_than: float = STALE_SECONDS) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process may clean up, too
             if _TEMPORARY.fullmatch(path.name) and path.lstat().st_mtime <= oldest:
                 if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
+                    if not (path / HELD).exists():
+                        shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink()
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a name is that of a temporary file or folder of ours."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def new_token() -> str:

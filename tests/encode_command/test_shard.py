@@ -193,8 +193,8 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_files_of_others_stay(tmp_path: Path) -> None:
     data = write_lines(tmp_path / "t.jsonl", texts(10))
     output = tmp_path / "o"
-    output.mkdir()
-    (output / "part-000000.parquet").write_bytes(b"mine")
+    job_of(data, output)
+    (output / "part-000000.parquet").write_bytes(b"mine")  # put there after the run began
     (output / "notes.txt").write_text("mine")
     encode(data, output)
     kept = [path.read_bytes() for path in output.iterdir() if ".set-aside-" in path.name]

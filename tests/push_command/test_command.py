@@ -252,6 +252,22 @@ def test_a_file_that_names_a_folder_of_this_machine_is_noted(model, capsys):
     )
 
 
+def test_a_base_model_in_a_folder_and_pictures_of_the_card_are_noted(model, tmp_path, capsys):
+    """Wherever the folder is: it is one if it exists."""
+    (tmp_path / "base").mkdir()
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
+    (model / "assets").mkdir()
+    with (model / "README.md").open("a") as card:
+        card.write("See /not/there and https://example.org/a/b, and assets/image_0.jpg\n")
+    assert push(model, "--dry_run") == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: README.md shows pictures of your data in assets/, which are not sent; take these lines out",
+        f"note: adapter_config.json names a place of this machine, {tmp_path / 'base'}, which all readers will see; "
+        "write the hub id of the base model there, by which others can load the adapter",
+    ]
+
+
 def test_a_damaged_sampling_file_is_not_sent(sampled):
     table = sampled / "Shapes.parquet"
     table.write_bytes(table.read_bytes()[:-4])

@@ -130,21 +130,16 @@ def test_the_command_says_how_to_serve_both(tiny_dir: Any, tmp_path: Path, capsy
         f"vllm serve {base} --runner pooling --convert embed --enable-lora --max-lora-rank 8 --lora-modules tuned="
         in (capsys.readouterr().out)
     )
-    same = [
-        *command,
-        str(tmp_path / "x"),
-        "--vllm_adapter",
-        str(tmp_path / "y" / ".." / "x"),
-        "--adapter",
-        str(adapter),
-    ]
+    both = ["--vllm_adapter", str(tmp_path / "y" / ".." / "x"), "--adapter", str(adapter)]
     for faulty, reason in (
-        (same, "cannot hold both"),
+        ([*command, str(tmp_path / "x"), *both], "would hold the base model as well"),
+        ([*command, str(tmp_path / "x" / "base"), *both], "would hold the base model as well"),
         (given, "needs --adapter"),
         ([*given, "--check"], "leave one of them out"),
     ):
         assert main(faulty) == 2
         assert reason in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.exhaustive

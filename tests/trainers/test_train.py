@@ -232,6 +232,14 @@ def test_more_matryoshka_dimensions_than_the_model_has(sampled, model, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_whole_vectors_without_a_loss_of_their_own_are_warned_of(sampled, model, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    for dims, said in (("16", True), ("32", False)):
+        caplog.clear()
+        assert cli.main([*words(model, sampled, tmp_path / "file"), "--matryoshka_dims", dims]) == 2
+        assert ("whole vectors, of 32 dimensions, get no loss of their own" in caplog.text) == said
+
+
 @pytest.mark.slow
 def test_matryoshka_training_reports_every_width(sampled, model, tmp_path):
     output = tmp_path / "out"
