@@ -6,14 +6,13 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import mteb
 import pytest
 from mteb.models.model_implementations import MODEL_REGISTRY
+from preloaded import Preloaded
 from safetensors.torch import load_file, save_file
 
 from gen2embed_mteb.embedder.families import family_of
@@ -277,18 +276,14 @@ def test_mteb_that_keeps_tasks_elsewhere_still_gets_the_models(
     assert MODEL_REGISTRY["gen2embed"].name == "Gen2Embed/gen2embed-mini"
 
 
-def test_mteb_of_another_make_is_imported_with_one_warning(tmp_path: Path) -> None:
+def test_mteb_of_another_make_is_imported_with_one_warning(tmp_path: Path, preloaded_stock: Preloaded) -> None:
     (tmp_path / "mteb").mkdir()
     (tmp_path / "mteb" / "__init__.py").write_text("works = True\n", encoding="utf-8")
-    code = "import _gen2embed_hook; _gen2embed_hook.start(); import mteb; print(mteb.works)"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "GEN2EMBED_NO_HOOK": ""},
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        check=True,
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import _gen2embed_hook; _gen2embed_hook.start(); "
+        "import mteb; print(mteb.works)"
     )
+    result = preloaded_stock.run(["-c", code], cwd=tmp_path, check=True, GEN2EMBED_NO_HOOK=None)
     assert result.stdout.split() == ["True"]
     assert result.stderr.count("RuntimeWarning") == 1
     assert "pip install 'mteb>=2.26,<3'" in result.stderr
