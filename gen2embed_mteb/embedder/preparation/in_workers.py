@@ -13,6 +13,7 @@ import torch
 
 from gen2embed_mteb.embedder.preparation.compact_patches import CompactPatches
 from gen2embed_mteb.embedder.preparation.features import PreparesInputs
+from gen2embed_mteb.embedder.preparation.token_runs import repeat_image_tokens
 
 
 class Weightless:
@@ -53,9 +54,10 @@ class FeaturePreparer:
         self._model, self._patches = WithoutWeights(model), patches
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Let the processor of this process, which no other object has, return patches in the compact form."""
+        """Quicken the processor of this process, which no other object has."""
         vars(self).update(state)
         torch.set_num_threads(1)
+        repeat_image_tokens(self._model.processor)
         if self._patches is not None:
             self._patches.install(self._model.processor.image_processor)
 
