@@ -3,7 +3,7 @@
 A processor writes the image token once per token of the picture, often a thousand times, and the tokenizer then finds
 it again as often. A control token is cut out of the text before anything else is looked at, so what stands around a run
 becomes the same whether the token stands there once or often. That holds for added tokens that take neither spaces nor
-word boundaries into account; for others the tokenizer does all of it.
+word boundaries into account, and with which no longer one begins; for others the tokenizer does all of it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ def repeat_image_tokens(processor: Any) -> None:
         processor: A processor of transformers; one without an image token is left as it is.
     """
     tokenizer, token = getattr(processor, "tokenizer", None), getattr(processor, "image_token", None)
-    added = getattr(tokenizer, "added_tokens_decoder", None)
-    for number, one in (added or {}).items():
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    if not token or sum(one.content.startswith(token) for one in added.values()) != 1:
+        return
+    for number, one in added.items():
         if one.content == token and not (one.normalized or one.lstrip or one.rstrip or one.single_word):
-            vars(tokenizer)["encode"] = _Encode(tokenizer, str(token), number)
+            vars(tokenizer)["encode"] = _Encode(tokenizer, token, number)
 
 
 class _Encode:

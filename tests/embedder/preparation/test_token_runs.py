@@ -80,3 +80,10 @@ def test_a_token_that_looks_at_what_is_around_it_is_left_to_the_tokenizer(tiny, 
     processor.tokenizer.add_tokens(AddedToken("<own>", **{"normalized": False, flag: True}))
     repeat_image_tokens(processor)
     assert "encode" not in vars(processor.tokenizer)
+
+
+def test_a_token_with_which_a_longer_one_begins_is_left_to_the_tokenizer(tiny):
+    processor = copy.deepcopy(tiny("qwen2_vl").processor)
+    processor.tokenizer.add_tokens([AddedToken(processor.image_token * 2, normalized=False)])
+    repeat_image_tokens(processor)
+    assert "encode" not in vars(processor.tokenizer)
