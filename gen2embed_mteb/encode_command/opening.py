@@ -72,7 +72,7 @@ def require_apart(options: EncodeOptions) -> None:
     if read == written or (saved and written.is_relative_to(read)):
         what = "is the folder of the input" if read == written else f"is in the input, {options.input}"
         raise DataError(
-            f"{options.output_dir}: {what}, and what is written there would be read as rows; pass another --output_dir"
+            f"{options.output_dir}: {what}, and what is written there would be mixed with it; pass another --output_dir"
         )
     if read.parent == written and is_written(read.name):
         raise DataError(

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,7 +109,7 @@ class PartsFolder:
             ForeignFileError: A file of ours would replace one that is not, or lie among others of its kind.
         """
         self.owned.check([MANIFEST, ERRORS])
-        if self._read_run() is None:
+        if self._read_run() is None and not overwrite:  # a killed run with `overwrite` may leave parts and no record
             self._refuse_parts_of_others()
         if (differing := self._differing()) and not overwrite:
             raise StoreMismatchError(
@@ -140,6 +140,20 @@ class PartsFolder:
             remove_abandoned(self.inside)
         remove_stale(self.path)
         remove_stale(self.inside)
+
+    def tidy(self, files: Collection[str]) -> None:
+        """Rename files that would be taken for parts and are none, and delete what dead processes left.
+
+        Such a file is left by a run that was killed before it had written the marker.
+
+        Args:
+            files: The names of all files of the parts.
+        """
+        with self._lock():
+            for path in sorted(self.path.iterdir()):
+                if _PART.fullmatch(path.name) and path.name not in files:
+                    logger.warning("%s is of no part; it is kept as %s", path, set_aside(path).name)
+            remove_abandoned(self.inside)
 
     def scratch(self) -> AbstractContextManager[Path]:
         """Make a temporary folder that no other process removes while this one lives; it is deleted in the end."""

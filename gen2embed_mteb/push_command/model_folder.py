@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from gen2embed_mteb.errors import Gen2EmbedError
 from gen2embed_mteb.evaluation.run_folder import RESULTS
@@ -31,6 +32,7 @@ DECISIVE = re.compile(rf"(.*/)?({_WEIGHTS}|{_SETTINGS})")
 _MODULE = re.compile(r"\d+_[A-Z]\w*/|\w+_\d+_[A-Z]\w*/|additional_chat_templates/")
 _TEMPLATE = re.compile(r"[\w.-]+\.jinja")
 _HOMES = r"/home/|/root/|/Users/|[A-Za-z]:\\+Users\\+"
+_ADAPTER = "adapter_config.json"
 _PATH = re.compile(r"(?<![\w./:])(?:/[\w.+@-]+){2,}")
 _MOST_SEARCHED = 1 << 20
 _PLACEHOLDER = "sentence_transformers_model_id"
@@ -106,22 +108,49 @@ def model_plan(folder: str | Path, repo_id: str, results: Sequence[str] = ()) ->
 
 def _notes(root: Path, files: Sequence[PlannedFile]) -> tuple[str, ...]:
     """Return a note for every small file that names a folder of this machine, or pictures that are not sent."""
-    own = re.compile(rf"({_HOMES}|{re.escape(str(root.resolve()))})[^\s\"'`)\]]*")
     notes = []
     for file in files:
         if Path(file.name).suffix not in (".json", ".md", ".txt") or file.size > _MOST_SEARCHED:
             continue
         data = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
         text = data.decode("utf-8", "replace")
-        found = own.search(text)
-        place = found[0] if found else next((one for one in _PATH.findall(text) if os.path.lexists(one)), "")
-        if place:
+        if place := _place_in(file.name, text, root):
             remedy = "; write the hub id of the base model there, by which others can load the adapter"
-            remedy = remedy if file.name == "adapter_config.json" else ""
+            remedy = remedy if file.name == _ADAPTER else ""
             notes.append(f"{file.name} names a place of this machine, {place}, which all readers will see{remedy}")
         if file.name == CARD and "assets/" in text and (root / "assets").is_dir():
             notes.append(f"{CARD} shows pictures of your data in assets/, which are not sent; take these lines out")
     return tuple(notes)
+
+
+def _place_in(name: str, text: str, root: Path) -> str:
+    """Return a place of this machine that a file names: below a home or the model's folder, or any path that exists."""
+    own = re.compile(rf"({_HOMES}|{re.escape(str(root.resolve()))})[^\s\"'`)\]]*")
+    if found := own.search(text):
+        return found[0]
+    if Path(name).suffix != ".json":
+        return next((path for one in _PATH.findall(text) if os.path.lexists(path := one.rstrip("."))), "")
+    try:
+        content = json.loads(text)
+        values = [one for one in _texts_in(content) if Path(one).is_absolute()]
+    except (ValueError, RecursionError):
+        return ""
+    if name == _ADAPTER and isinstance(content, dict):  # a relative path, which others would take for a hub id
+        values.append(str(content.get("base_model_name_or_path") or ""))
+    return next(filter(_is_folder, values), "")
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts of a JSON value, but names."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(one)
+
+
+def _is_folder(path: str) -> bool:
+    return "\0" not in path and path not in ("", "/") and Path(path).is_dir()
 
 
 def _take_module(root: Path, name: str, files: list[PlannedFile], left_out: list[LeftOut]) -> None:

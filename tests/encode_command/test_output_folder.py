@@ -16,6 +16,7 @@ from gen2embed_mteb.data_files.shards import DataError
 from gen2embed_mteb.encode_command.parts_folder import INSIDE
 from gen2embed_mteb.encode_command.shard import ShardWorker
 from gen2embed_mteb.storage.atomic import ForeignFileError
+from gen2embed_mteb.storage.held_folder import remove_abandoned
 
 
 @pytest.mark.parametrize("kind", ["tables", "pictures", "saved", "a part"])
@@ -62,6 +63,34 @@ def test_files_of_others_with_the_names_of_parts_are_refused_before_anything_is_
         job_of(data, tmp_path / "o")
     assert [path.name for path in (tmp_path / "o").iterdir() if path.name != INSIDE] == ["part-000007.npy"]
     assert (tmp_path / "o" / "part-000007.npy").read_bytes() == b"of the user"
+
+
+@pytest.mark.parametrize("how", ["another run", "fewer rows"])
+def test_a_part_that_a_killed_run_left_without_its_marker_is_not_among_the_parts(tmp_path: Path, how: str) -> None:
+    """Whoever reads `part-*.parquet` must not find it."""
+    rows, output = texts(6), tmp_path / "o"
+    data = write_lines(tmp_path / "t.jsonl", rows)
+    encode(data, output, rows_per_shard=3)
+    stray = (output / "part-000001.parquet").read_bytes()
+    (output / INSIDE / "part-000001.json").unlink()
+    data = write_lines(tmp_path / "t.jsonl", rows[:3])
+    options = {"fingerprint": "another", "overwrite": True} if how == "another run" else {}
+    assert encode(data, output, rows_per_shard=3, **options).num_rows == 3
+    assert [path.name for path in output.glob("part-*.parquet")] == ["part-000000.parquet"]
+    assert [path.read_bytes() for path in output.glob("part-*.set-aside-*")] == [stray]
+
+
+def test_what_another_host_left_must_be_a_day_old(tmp_path: Path) -> None:
+    """Its lock may not be seen here."""
+    folder = tmp_path / ".images.0123456789ab.gen2embed-tmp"
+    folder.mkdir()
+    (folder / "held.lock").touch()
+    (folder / "host").write_text("another host")
+    remove_abandoned(tmp_path)
+    assert folder.exists()
+    os.utime(folder, (0, 0))
+    remove_abandoned(tmp_path)
+    assert not folder.exists()
 
 
 LEFT = """

@@ -36,6 +36,10 @@ LIBRARIES = {
 """What the two kinds of processes have loaded; those of the second kind know nothing of Gen2Embed."""
 
 
+_IDLE = 10.0
+"""Seconds after which a process ends to which nobody has connected."""
+
+
 class Preloaded:
     """A process with the libraries loaded, shared by all that name the same folder; the last to leave ends it.
 
@@ -49,13 +53,13 @@ class Preloaded:
         from filelock import FileLock
 
         self._note = folder / f"preloaded-{kind}"
-        with FileLock(f"{self._note}.lock"):
+        with FileLock(f"{self._note}.lock"):  # under which the process ends, too
             try:
                 self._stay = self._connected()
             except OSError:
                 place = tempfile.mkdtemp(prefix="preloaded-")  # the system limits the length of a socket's path
                 self._note.write_text(f"{place}/socket")
-                _start(place, kind)
+                _start(place, kind, f"{self._note}.lock")
                 self._stay = self._connected()
 
     def _connected(self) -> socket.socket:
@@ -136,7 +140,8 @@ class Program:
     def kill(self) -> None:
         """Kill it, if it runs, and wait for that."""
         if not self.ended():
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
     def wait(self) -> subprocess.CompletedProcess[str]:
@@ -151,12 +156,12 @@ class Program:
         return self._done
 
 
-def _start(place: str, kind: str) -> None:
+def _start(place: str, kind: str, lock: str) -> None:
     """Start the process that loads and forks, and return when it listens."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"PYTHONPATH": str(ROOT)} if kind == "ours" else {"PYTHONPATH": "", "GEN2EMBED_NO_HOOK": "1"}
     environment["PYTHONHASHSEED"] = another_hash_seed()
-    command = [sys.executable, "-P", __file__, place, kind]
+    command = [sys.executable, "-P", __file__, place, kind, lock]
     # It outlives this process where another one uses it, hence no pipe but for its first word.
     started = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None
@@ -170,8 +175,9 @@ def another_hash_seed() -> str:
     return "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
 
 
-def _serve(place: str, kind: str) -> list[str]:
+def _serve(place: str, kind: str, lock: str) -> list[str]:
     """Fork once per line that a connection sends; returns the command, in the forks only."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends when nobody is connected any more
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{place}/socket")
     listener.listen(64)
@@ -191,7 +197,7 @@ def _serve(place: str, kind: str) -> list[str]:
     ready.register(wake, selectors.EVENT_READ)
     stays: dict[socket.socket, int | None] = {}  # connections, and the programs that run for them
     while True:
-        for key, _ in ready.select():
+        for key, _ in ready.select(None if stays else _IDLE):
             asked = key.fileobj
             assert isinstance(asked, socket.socket)
             if asked is listener:
@@ -211,19 +217,32 @@ def _serve(place: str, kind: str) -> list[str]:
                 if child == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
+                    os.setsid()
                     ready.close()
                     for each in (listener, wake, waker, *stays):
                         each.close()
                     return _become(json.loads(line))
                 stays[asked] = child
-                asked.sendall(f"{child}\n".encode())
+                with contextlib.suppress(OSError):  # the client has left: the next round sees it
+                    asked.sendall(f"{child}\n".encode())
             else:
                 ready.unregister(asked)
                 asked.close()
                 if (child := stays.pop(asked)) is not None:  # nobody waits for it any longer
-                    os.kill(child, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(child, signal.SIGKILL)  # with its own children
                     os.waitpid(child, 0)
         if not stays:
+            _end_unless_joined(ready, place, lock)
+
+
+def _end_unless_joined(ready: selectors.BaseSelector, place: str, lock: str) -> None:
+    """End this process, unless somebody joins just now, who has the lock."""
+    from filelock import FileLock, Timeout
+
+    with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
+        if not ready.select(0):
             Path(place, "socket").unlink()
             Path(place).rmdir()
             os._exit(0)
@@ -233,7 +252,10 @@ def _line(connection: socket.socket) -> bytes:
     """The line that a connection sends, or nothing where it was closed."""
     found = b""
     while not found.endswith(b"\n"):
-        part = connection.recv(65536)
+        try:
+            part = connection.recv(65536)
+        except OSError:  # it was left with something unread
+            return b""
         if not part:
             return b""
         found += part

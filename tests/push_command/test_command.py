@@ -268,6 +268,19 @@ def test_a_base_model_in_a_folder_and_pictures_of_the_card_are_noted(model, tmp_
     ]
 
 
+@pytest.mark.parametrize("place", ["here/my bäse", "here"])
+def test_a_relative_base_model_would_be_taken_for_a_hub_id(model, tmp_path, monkeypatch, place):
+    (tmp_path / place).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (model / "adapter_config.json").write_text(json.dumps({"r": 4, "base_model_name_or_path": place}))
+    (note,) = model_plan(model, "me/it").notes
+    assert f"adapter_config.json names a place of this machine, {place}, which" in note
+    monkeypatch.chdir(model)  # it is none from here
+    assert model_plan(model, "me/it").notes == ()
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / place)}))
+    assert str(tmp_path / place) in model_plan(model, "me/it").notes[0]
+
+
 def test_a_damaged_sampling_file_is_not_sent(sampled):
     table = sampled / "Shapes.parquet"
     table.write_bytes(table.read_bytes()[:-4])

@@ -3,7 +3,7 @@
 A processor writes the image token once per token of the picture, often a thousand times, and the tokenizer then finds
 it again as often. A control token is cut out of the text before anything else is looked at, so what stands around a run
 becomes the same whether the token stands there once or often. That holds for added tokens that take neither spaces nor
-word boundaries into account, and with which no longer one begins; for others the tokenizer does all of it.
+word boundaries into account, and that no other one overlaps; for others the tokenizer does all of it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,21 @@ def repeat_image_tokens(processor: Any) -> None:
     """
     tokenizer, token = getattr(processor, "tokenizer", None), getattr(processor, "image_token", None)
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
-    if not token or sum(one.content.startswith(token) for one in added.values()) != 1:
+    if (
+        tokenizer is None or not isinstance(token, str) or token == tokenizer.unk_token
+    ):  # its number may be that of anything
+        return
+    others = [one.content for one in added.values() if one.content != token]
+    if any(token in other or _overlaps(other, token) for other in others):
         return
     for number, one in added.items():
         if one.content == token and not (one.normalized or one.lstrip or one.rstrip or one.single_word):
             vars(tokenizer)["encode"] = _Encode(tokenizer, token, number)
+
+
+def _overlaps(first: str, second: str) -> bool:
+    """Return whether a text can end with the beginning of another one."""
+    return any(first.endswith(second[:length]) for length in range(1, len(second)))
 
 
 class _Encode:

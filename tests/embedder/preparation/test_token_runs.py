@@ -82,8 +82,16 @@ def test_a_token_that_looks_at_what_is_around_it_is_left_to_the_tokenizer(tiny, 
     assert "encode" not in vars(processor.tokenizer)
 
 
-def test_a_token_with_which_a_longer_one_begins_is_left_to_the_tokenizer(tiny):
+@pytest.mark.parametrize("other", ["{0}{0}", "x{0}y", "x<|im"])
+def test_a_token_that_another_one_overlaps_is_left_to_the_tokenizer(tiny, other):
     processor = copy.deepcopy(tiny("qwen2_vl").processor)
-    processor.tokenizer.add_tokens([AddedToken(processor.image_token * 2, normalized=False)])
+    processor.tokenizer.add_tokens([AddedToken(other.format(processor.image_token), normalized=False)])
+    repeat_image_tokens(processor)
+    assert "encode" not in vars(processor.tokenizer)
+
+
+def test_the_token_for_what_is_unknown_is_left_to_the_tokenizer(tiny):
+    processor = copy.deepcopy(tiny("qwen2_vl").processor)
+    processor.tokenizer.unk_token = processor.image_token
     repeat_image_tokens(processor)
     assert "encode" not in vars(processor.tokenizer)
