@@ -108,7 +108,9 @@ def train(config: TrainConfig, args: SahaTrainingArguments) -> dict[str, Any]:
             logger.warning(
                 "matryoshka_dims begins with %d: whole vectors, of %d dimensions, get no loss of their own; name %d, "
                 "too, if they are to be used",
-                *(config.matryoshka_dims[0], width, width),
+                config.matryoshka_dims[0],
+                width,
+                width,
             )
     agreed(args, lambda: check_output(args.output_dir, _inputs(config)))
     samplings = read_samplings(config.processed_data_path, config.subsets, config.sampled_k)

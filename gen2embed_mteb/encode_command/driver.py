@@ -81,7 +81,7 @@ def run_job(encoder: Encoder, job: EncodeJob, share: Share | None = None) -> Run
         for key, found in Peers(patient).await_others(others, lambda key: waiting.find(others[key])):
             if found is None:
                 part = waiting.part(others[key])
-                encode_shard(part, worker, f"part {part.number + 1} of {count}")
+                encode_shard(part, worker, _label(part, count))
                 checked.add(part.number)
                 rows += part.num_rows
             bar.update(part.num_rows if found is None else found.num_rows)
@@ -105,14 +105,14 @@ def _read_ahead(parts: Iterator[Part], worker: ShardWorker, count: int) -> Gener
     """
     if worker.job.source.kind == STREAM:
         for part in parts:
-            label = f"part {part.number + 1} of {count}"
+            label = _label(part, count)
             yield read_part(part, worker, label), label
         return
     ahead: deque[tuple[Future[PartInputs], str]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         try:
             for part in parts:
-                label = f"part {part.number + 1} of {count}"
+                label = _label(part, count)
                 ahead.append((reader.submit(read_part, part, worker, label), label))
                 if len(ahead) > 1:
                     future, label = ahead.popleft()
@@ -123,6 +123,11 @@ def _read_ahead(parts: Iterator[Part], worker: ShardWorker, count: int) -> Gener
             worker.images.stop_reading.set()  # of slow images, too
             reader.shutdown(cancel_futures=True)
             worker.images.stop_reading.clear()
+
+
+def _label(part: Part, count: int) -> str:
+    """Return the name of a part in the progress bar."""
+    return f"part {part.number + 1} of {count}"
 
 
 class _Waiting:

@@ -20,9 +20,6 @@ from gen2embed_mteb.encode_command.sources import (
 from gen2embed_mteb.encode_command.streams import open_stream
 from gen2embed_mteb.encode_command.tables import open_table
 
-_SAVED = ("dataset_info.json", "dataset_dict.json")
-"""What `datasets.save_to_disk` writes, of which a folder has one."""
-
 
 def open_source(options: InputOptions) -> Source:
     """Find out what an input is; no row is read but for the columns of JSON lines.
@@ -68,8 +65,7 @@ def require_apart(options: EncodeOptions) -> None:
     if options.streaming:
         return
     read, written = (Path(name).expanduser().resolve() for name in (options.input, options.output_dir))
-    saved = any((read / name).is_file() for name in _SAVED)
-    if read == written or (saved and written.is_relative_to(read)):
+    if read == written or (_is_saved(read) and written.is_relative_to(read)):
         what = "is the folder of the input" if read == written else f"is in the input, {options.input}"
         raise DataError(
             f"{options.output_dir}: {what}, and what is written there would be mixed with it; pass another --output_dir"
@@ -80,6 +76,11 @@ def require_apart(options: EncodeOptions) -> None:
         )
 
 
+def _is_saved(path: Path) -> bool:
+    """Return whether a folder is of `datasets.save_to_disk`, which writes one of these."""
+    return any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+
+
 def _kind_of(path: Path) -> str:
     if not path.is_dir():
         if path.suffix.lower() in TABLE_ENDINGS:
@@ -88,7 +89,7 @@ def _kind_of(path: Path) -> str:
             f"{path}: neither a folder nor a file that ends in {', '.join(TABLE_ENDINGS)}; pass one of these, or name "
             "the file after what it is"
         )
-    if any((path / name).is_file() for name in _SAVED):
+    if _is_saved(path):
         return SAVED
     found = {TABLE_ENDINGS[file.suffix.lower()] for file in table_files(path)}
     if len(found) > 1:

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -141,7 +141,7 @@ class PartsFolder:
         remove_stale(self.path)
         remove_stale(self.inside)
 
-    def tidy(self, files: Collection[str]) -> None:
+    def tidy(self, files: Set[str]) -> None:
         """Rename files that would be taken for parts and are none, and delete what dead processes left.
 
         Such a file is left by a run that was killed before it had written the marker.

@@ -103,7 +103,7 @@ def write_reports(job: EncodeJob, num_parts: int, model: Mapping[str, Any], chec
         if len(widths) > 1:
             raise Gen2EmbedError(f"{folder.path}: vectors of unequal widths {sorted(widths)}; pass another folder")
         folder.owned.adopt(scratch)
-    folder.tidy([name for part in parts for name in part["files"]])
+    folder.tidy({name for part in parts for name in part["files"]})
     settings = {name: value for name, value in job.settings().items() if name not in ("fingerprint", "side")}
     manifest = {
         "made_by": MADE_BY,

@@ -32,6 +32,7 @@ DECISIVE = re.compile(rf"(.*/)?({_WEIGHTS}|{_SETTINGS})")
 _MODULE = re.compile(r"\d+_[A-Z]\w*/|\w+_\d+_[A-Z]\w*/|additional_chat_templates/")
 _TEMPLATE = re.compile(r"[\w.-]+\.jinja")
 _HOMES = r"/home/|/root/|/Users/|[A-Za-z]:\\+Users\\+"
+"""Where people's folders lie on Linux, macOS and Windows; a pattern to search for, no place of one machine."""
 _ADAPTER = "adapter_config.json"
 _PATH = re.compile(r"(?<![\w./:])(?:/[\w.+@-]+){2,}")
 _MOST_SEARCHED = 1 << 20
@@ -108,24 +109,24 @@ def model_plan(folder: str | Path, repo_id: str, results: Sequence[str] = ()) ->
 
 def _notes(root: Path, files: Sequence[PlannedFile]) -> tuple[str, ...]:
     """Return a note for every small file that names a folder of this machine, or pictures that are not sent."""
+    own = re.compile(rf"({_HOMES}|{re.escape(str(root.resolve()))})[^\s\"'`)\]]*")
     notes = []
     for file in files:
         if Path(file.name).suffix not in (".json", ".md", ".txt") or file.size > _MOST_SEARCHED:
             continue
         data = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
         text = data.decode("utf-8", "replace")
-        if place := _place_in(file.name, text, root):
-            remedy = "; write the hub id of the base model there, by which others can load the adapter"
-            remedy = remedy if file.name == _ADAPTER else ""
+        if place := _place_in(file.name, text, own):
+            hint = "; write the hub id of the base model there, by which others can load the adapter"
+            remedy = hint if file.name == _ADAPTER else ""
             notes.append(f"{file.name} names a place of this machine, {place}, which all readers will see{remedy}")
         if file.name == CARD and "assets/" in text and (root / "assets").is_dir():
             notes.append(f"{CARD} shows pictures of your data in assets/, which are not sent; take these lines out")
     return tuple(notes)
 
 
-def _place_in(name: str, text: str, root: Path) -> str:
-    """Return a place of this machine that a file names: below a home or the model's folder, or any path that exists."""
-    own = re.compile(rf"({_HOMES}|{re.escape(str(root.resolve()))})[^\s\"'`)\]]*")
+def _place_in(name: str, text: str, own: re.Pattern[str]) -> str:
+    """Return a place of this machine that a file names: what `own` matches, or any path that exists."""
     if found := own.search(text):
         return found[0]
     if Path(name).suffix != ".json":

@@ -125,7 +125,7 @@ def write_in_scratch(path: Path, data: bytes) -> None:
     Raises:
         ForeignFileError: The file is not in such a folder.
     """
-    if not any(_TEMPORARY.fullmatch(parent.name) for parent in path.absolute().parents):
+    if not any(is_temporary(parent.name) for parent in path.absolute().parents):
         raise ForeignFileError.of(path, "is in no temporary folder of gen2embed")
     put(path, data)
 
@@ -158,7 +158,7 @@ def remove_stale(folder: Path, older_than: float = STALE_SECONDS) -> None:
     oldest = time.time() - older_than
     for path in folder.glob(".*.gen2embed-tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process may clean up, too
-            if _TEMPORARY.fullmatch(path.name) and path.lstat().st_mtime <= oldest:
+            if is_temporary(path.name) and path.lstat().st_mtime <= oldest:
                 if path.is_dir() and not path.is_symlink():
                     if not (path / HELD).exists():
                         shutil.rmtree(path, ignore_errors=True)

@@ -38,20 +38,20 @@ def trained(base: Any, folder: Path, *, spread: float = 0.2, **settings: Any) ->
 def test_names_are_those_of_the_generation_model_and_vectors_those_of_the_adapter(
     tiny_dir: Any, tmp_path: Path
 ) -> None:
-    family = "qwen2_vl"
-    adapter = trained(tiny_dir(family), tmp_path / "adapter", loading={"prompt_mode": "e5-v"})
+    adapter = trained(tiny_dir("qwen2_vl"), tmp_path / "adapter", loading={"prompt_mode": "e5-v"})
     made = export_for_vllm(
-        tiny_dir(family), tmp_path / "base", tmp_path / "tuned", adapter=adapter, prompt_mode="e5-v", device="cpu"
+        tiny_dir("qwen2_vl"), tmp_path / "base", tmp_path / "tuned", adapter=adapter, prompt_mode="e5-v", device="cpu"
     )
     assert made.flags == f"--enable-lora --max-lora-rank 8 --lora-modules tuned={tmp_path / 'tuned'}"
-    inside = "language_model."
     written = load_file(made.adapter / "adapter_model.safetensors")
     own = load_file(adapter / "adapter_model.safetensors")
-    assert f"base_model.model.model.{inside}layers.0.self_attn.q_proj.lora_A.weight" in written
+    assert "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight" in written
     assert len(written) == len(own)
     for name, value in own.items():
         assert torch.equal(written[name.replace("base_model.model.", "base_model.model.model.", 1)], value)
-    base, merged = (Gen2Embed(tiny_dir(family), device="cpu", prompt_mode="e5-v", adapter=a) for a in (None, adapter))
+    base, merged = (
+        Gen2Embed(tiny_dir("qwen2_vl"), device="cpu", prompt_mode="e5-v", adapter=a) for a in (None, adapter)
+    )
     served = Gen2Embed(made.base, device="cpu")
     assert served.prompt == base.prompt
     assert np.array_equal(served.encode_query(TEXTS), base.encode_query(TEXTS))

@@ -18,23 +18,20 @@ def repeat_image_tokens(processor: Any) -> None:
     Args:
         processor: A processor of transformers; one without an image token is left as it is.
     """
-    tokenizer, token = getattr(processor, "tokenizer", None), getattr(processor, "image_token", None)
-    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
-    if (
-        tokenizer is None or not isinstance(token, str) or token == tokenizer.unk_token
-    ):  # its number may be that of anything
+    tokenizer: Any = getattr(processor, "tokenizer", None)
+    numbers = {one.content: number for number, one in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+    token: Any = getattr(processor, "image_token", None)
+    if token not in numbers or token == tokenizer.unk_token:  # the latter's number may be that of anything
         return
-    others = [one.content for one in added.values() if one.content != token]
-    if any(token in other or _overlaps(other, token) for other in others):
-        return
-    for number, one in added.items():
-        if one.content == token and not (one.normalized or one.lstrip or one.rstrip or one.single_word):
-            vars(tokenizer)["encode"] = _Encode(tokenizer, token, number)
+    own = tokenizer.added_tokens_decoder[numbers[token]]
+    looks_around = own.normalized or own.lstrip or own.rstrip or own.single_word
+    if not looks_around and not any(_overlaps(other, token) for other in numbers if other != token):
+        vars(tokenizer)["encode"] = _Encode(tokenizer, token, numbers[token])
 
 
 def _overlaps(first: str, second: str) -> bool:
-    """Return whether a text can end with the beginning of another one."""
-    return any(first.endswith(second[:length]) for length in range(1, len(second)))
+    """Return whether the first text holds the second, or ends with its beginning."""
+    return second in first or any(first.endswith(second[:length]) for length in range(1, len(second)))
 
 
 class _Encode:
